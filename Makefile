@@ -1,0 +1,53 @@
+# Two commands do it all: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help run test soak lint daemons lock clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: $(VENV)/run.stamp  ## start the cache on 127.0.0.1:5000, its content in ./cache
+	$(BIN)/registry-cache serve --cache-dir cache --log-format console
+
+test: $(VENV)/dev.stamp daemons lint  ## everything: lint, types, tests, the real daemons among them
+	$(BIN)/pytest -n 3 --dist loadfile
+
+lint: $(VENV)/dev.stamp  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5), then check every invariant
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
+
+daemons:  ## install what the tests run against (as root; else those tests are skipped)
+	@sh tests/install-daemons.sh
+
+lock:  ## pin the dependencies anew (needs pip-tools)
+	pip-compile -q --extra dev --generate-hashes --allow-unsafe --strip-extras --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-dev.lock pyproject.toml
+	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+
+clean:  ## remove what was made here; the cache's content stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/venv.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "registry-cache needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.11 run"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing. On Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/run.stamp: $(VENV)/venv.stamp requirements.lock pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/venv.stamp requirements-dev.lock pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@ $(VENV)/run.stamp

@@ -1,0 +1,175 @@
+"""The one place that builds concrete things and puts them together."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from proxy import __version__, events
+from proxy.flight import Flight, Flights
+from proxy.metrics import Metrics, PrometheusCollector
+from proxy.oci import DOCKER_HUB
+from proxy.pullthrough import Policy, PullThrough
+from proxy.settings import Settings
+from proxy.store.disk import DiskStore
+from proxy.store.index import SqliteIndex
+from proxy.store.lock import DirectoryLock
+from proxy.store.scrub import Scrubber
+from proxy.threads import Threads
+from proxy.upstream.auth import Authenticator, Credential, RealmTrust
+from proxy.upstream.client import Upstream, tls_context
+from proxy.upstream.resilience import backoff_seconds
+from proxy.web.app import Server
+from proxy.web.blob_response import BlobResponder
+from proxy.web.ops import Ops
+from proxy.web.v2 import V2
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A cache that is ready to serve."""
+
+    server: Server
+    pull_through: PullThrough
+    store: DiskStore
+    index: SqliteIndex
+    upstream: Upstream
+    flights: Flights
+    metrics: Metrics
+
+
+@contextlib.asynccontextmanager
+async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Proxy]:
+    """Build the cache, and take it down again in the opposite order.
+
+    Raises:
+        StoreError: the cache directory cannot be used.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        metrics = Metrics()
+        bus.subscribe(metrics)
+        lock = DirectoryLock(settings.cache_dir)
+        stack.callback(lock.release)
+        index = SqliteIndex(settings.cache_dir / "index.sqlite3", events=bus)
+        await index.start()
+        stack.push_async_callback(index.aclose)
+        store = DiskStore(
+            settings.cache_dir,
+            cap_bytes=settings.max_size,
+            min_free_bytes=settings.min_free,
+            index=index,
+            events=bus,
+        )
+        await store.start()
+        stack.push_async_callback(store.aclose)
+        scrubber = Scrubber(store, index, bytes_per_second=settings.scrub_rate, events=bus)
+        scrubber.start()
+        stack.push_async_callback(scrubber.aclose)
+        upstream = _upstream(settings, bus)
+        stack.push_async_callback(upstream.aclose)
+
+        def link(flight: Flight) -> None:
+            index.link(flight.repository, flight.digest)
+
+        flights = Flights(
+            upstream,
+            store,
+            limit=settings.max_flights,
+            retries=settings.retries,
+            published=link,
+            backoff=backoff_seconds,
+            events=bus,
+        )
+        stack.push_async_callback(flights.aclose)
+        pull_through = PullThrough(
+            upstream=upstream,
+            store=store,
+            index=index,
+            flights=flights,
+            policy=Policy(
+                tag_ttl_seconds=settings.tag_ttl,
+                stale_timeout_seconds=settings.stale_timeout,
+                request_timeout_seconds=settings.request_timeout,
+                rate_limit_wait_seconds=settings.rate_limit_wait,
+                keep_deleted_tags=settings.keep_deleted_tags,
+            ),
+            clock=lambda: index.clock,
+            events=bus,
+        )
+        stack.push_async_callback(pull_through.aclose)
+        reads = Threads("read", 4)
+        stack.callback(reads.close)
+
+        def stats() -> dict[str, Any]:
+            return _stats(settings, metrics, store, upstream, flights)
+
+        blobs = BlobResponder(pull_through, flights, client_timeout_seconds=settings.client_timeout, threads=reads)
+        v2 = V2(pull_through, index, blobs, registries=frozenset({DOCKER_HUB}), events=bus)
+        server = Server(
+            v2,
+            Ops(stats, PrometheusCollector(metrics, stats).registry()),
+            max_connections=settings.max_connections,
+            client_timeout_seconds=settings.client_timeout,
+        )
+        yield Proxy(server, pull_through, store, index, upstream, flights, metrics)
+
+
+def _upstream(settings: Settings, bus: events.Events) -> Upstream:
+    credential = None
+    if settings.username and settings.password_file:
+        credential = Credential(settings.username, settings.password_file)
+    trust = RealmTrust(settings.upstream, settings.trusted_realms)
+    return Upstream(
+        settings.upstream,
+        tls=tls_context(settings.ca_file),
+        authenticator=lambda fetch: Authenticator(
+            credential=credential,
+            trust=trust,
+            anonymous_fallback=settings.anonymous_fallback,
+            fetch=fetch,
+            events=bus,
+        ),
+        connect_timeout_seconds=settings.connect_timeout,
+        read_timeout_seconds=settings.read_timeout,
+        connections=2 * settings.max_flights,  # flights, and as many direct streams
+        user_agent=f"registry-cache/{__version__}",
+        events=bus,
+    )
+
+
+def _stats(
+    settings: Settings, metrics: Metrics, store: DiskStore, upstream: Upstream, flights: Flights
+) -> dict[str, Any]:
+    """``GET /_stats``; the form is fixed."""
+    totals, quota = store.totals(), upstream.limits.quota
+    down = [breaker.origin for breaker in upstream.breakers.values() if breaker.is_open]
+    return {
+        "version": __version__,
+        **metrics.snapshot(),
+        "store": {
+            "size_bytes": totals.size_bytes,
+            "max_size_bytes": int(settings.max_size),
+            "partial_bytes": totals.partial_bytes,
+            "blobs": totals.blobs,
+            "manifests": totals.manifests,
+            "tags": totals.tags,
+            "evicted_objects": metrics.evicted_objects,
+            "evicted_bytes": metrics.evicted_bytes,
+            "quarantined": totals.quarantined,
+        },
+        "upstream": {
+            "reachable": not down,
+            "down": down,
+            "answered_at": upstream.answered_at,
+            "credential_rejected": upstream.auth.credential_rejected,
+            "limited_for_seconds": round(
+                max(upstream.limits.pulls.closed_for_seconds, upstream.limits.requests.closed_for_seconds), 1
+            ),
+            "requests": {
+                kind: metrics.upstream[kind] for kind in ("manifest_get", "manifest_head", "blob_get", "token")
+            },
+            "failures": metrics.upstream_failures,
+            "rate_limit": quota._asdict() if quota else None,
+        },
+        "flights": len(flights),
+    }

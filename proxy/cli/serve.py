@@ -1,0 +1,129 @@
+"""``registry-cache serve``: run the cache."""
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+from aiohttp import web
+
+from proxy import __version__, events, logs
+from proxy.assembly import open_proxy
+from proxy.cli.common import config_option, settings_flags
+from proxy.errors import StoreError
+from proxy.settings import Settings, load_settings, unknown_environment
+
+
+@click.command(
+    "serve",
+    epilog="""\b
+Examples:
+  registry-cache serve
+  registry-cache serve --cache-dir /srv/cache --max-size 200GB
+  registry-cache serve --username ci --password-file /run/secrets/dockerhub
+  registry-cache serve --config /etc/registry-cache.toml
+""",
+)
+@config_option
+@settings_flags(Settings)
+def command(config: Path | None, **flags: Any) -> None:
+    """Run the cache until SIGTERM.
+
+    Exit codes: 0 after SIGTERM, 1 when the cache cannot run (its directory, its address), 2 for wrong settings.
+    """
+    settings = load_settings(config, flags)
+    bus = events.Events()
+    log = logs.Log(settings.log_format or logs.default_format(), settings.log_level)
+    bus.subscribe(log)
+    logs.bridge_libraries(bus)
+    for warning in unknown_environment(os.environ):
+        bus.emit(events.Warned(message=warning))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, bus))
+    except (StoreError, OSError) as error:
+        log.close()
+        click.echo(f"registry-cache: {error}", err=True)
+        sys.exit(1)
+    log.close()
+
+
+async def _serve(settings: Settings, bus: events.Events) -> None:
+    _allow_many_files()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop_or_die, stop)
+    async with open_proxy(settings, bus) as proxy:
+        # aiohttp waits this long twice, before and after it stops reading request bodies, and takes zero for ever.
+        runner = web.ServerRunner(proxy.server, shutdown_timeout=max(settings.shutdown_grace / 2, 0.001))
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, settings.listen_host or None, settings.listen_port, backlog=1024)
+            try:
+                await site.start()
+            except OSError as error:
+                raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno or 0)}") from error
+            address = _address(runner)
+            _warn(settings, bus)
+            bus.emit(
+                events.Ready(
+                    address=address,
+                    version=__version__,
+                    cache_dir=str(settings.cache_dir),
+                    max_size_bytes=int(settings.max_size),
+                    upstream=settings.upstream,
+                )
+            )
+            if (settings.log_format or logs.default_format()) == "console":
+                _print_how_to_use(address)
+            await stop.wait()
+            bus.emit(events.Stopping(grace_seconds=settings.shutdown_grace))
+        finally:
+            await runner.cleanup()
+
+
+def _stop_or_die(stop: asyncio.Event) -> None:
+    """The first signal asks politely, the second one means it."""
+    if stop.is_set():
+        os._exit(130)
+    stop.set()
+
+
+def _allow_many_files() -> None:
+    """A client takes up to three files: its socket, the dup that sendfile uses, the blob."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _address(runner: web.ServerRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _warn(settings: Settings, bus: events.Events) -> None:
+    if not settings.is_loopback and settings.username:
+        bus.emit(
+            events.Warned(
+                message=f"LISTEN is {settings.listen} and a credential is configured: whoever reaches this port can "
+                f"pull whatever {settings.username!r} can, private repositories too. Bind to 127.0.0.1, or firewall it."
+            )
+        )
+
+
+def _print_how_to_use(address: str) -> None:
+    click.echo(
+        f"""
+Point dockerd here: put this into /etc/docker/daemon.json
+
+    {{ "registry-mirrors": ["{address}"] }}
+
+and run: systemctl reload docker    (or: kill -HUP $(pidof dockerd))
+Figures: {address}/_stats
+"""
+    )

@@ -1,0 +1,150 @@
+"""``registry-cache verify``: re-hash everything that is stored, now."""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+import click
+import msgspec
+from aiohttp import web
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from proxy import events
+from proxy.assembly import open_proxy
+from proxy.cli.common import config_option
+from proxy.errors import StoreLocked
+from proxy.oci import Digest
+from proxy.settings import Settings, format_size, load_settings
+from proxy.store.scrub import find_rot, stored_files
+
+
+class Rot(NamedTuple):
+    """A stored file that is not what its name says."""
+
+    digest: Digest
+    path: Path
+    reason: str
+
+
+@click.command(
+    "verify",
+    epilog="""\b
+Examples:
+  registry-cache verify
+  registry-cache verify --repair
+  registry-cache verify --cache-dir /srv/cache --json
+""",
+)
+@config_option
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="The cache directory (default: as serve has it).")
+@click.option("--repair", is_flag=True, help="Take rotten blobs out of service and fetch them anew.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_json: bool) -> None:
+    """Re-hash every stored blob; may run beside a running cache.
+
+    Exit codes: 0 when everything is as it was stored, 1 when rot was found (repaired or not), 2 for wrong settings.
+    """
+    settings = load_settings(config, {"cache_dir": cache_dir})
+    if not (settings.cache_dir / "blobs").is_dir():
+        raise click.UsageError(f"there is no cache in {settings.cache_dir}: name it with --cache-dir")
+    count, size_bytes, rotten = _rehash_all(settings.cache_dir, show=not as_json)
+    repaired = asyncio.run(_repair(settings, rotten)) if repair and rotten else {}
+    if as_json:
+        found = [
+            {"digest": rot.digest, "reason": rot.reason, "repaired": repaired.get(rot.digest, False)} for rot in rotten
+        ]
+        click.echo(msgspec.json.encode({"blobs": count, "bytes": size_bytes, "rotten": found}, enc_hook=str))
+    else:
+        for rot in rotten:
+            state = "repaired" if repaired.get(rot.digest) else "not repaired" if repair else "found"
+            click.echo(f"rot {state}: {rot.digest}: {rot.reason}")
+        good = f"{count - len(rotten)} of {count} blobs ({format_size(size_bytes)}) are as they were stored"
+        click.echo(good + ("" if repair or not rotten else "; --repair fetches the others anew"))
+    sys.exit(1 if rotten else 0)
+
+
+def _rehash_all(root: Path, *, show: bool) -> tuple[int, int, list[Rot]]:
+    """How many blobs and bytes there are, and which are rotten."""
+    files = [(digest, path, _size(path)) for digest, path in stored_files(root)]
+    total = sum(size for _, _, size in files)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=Console(stderr=True), disable=not show) as progress,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        task = progress.add_task("verify", total=total)
+
+        def check(digest: Digest, path: Path) -> Rot | None:
+            with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+                reason = find_rot(path, digest, lambda count: progress.advance(task, count))
+                return Rot(digest, path, reason) if reason else None
+            return None
+
+        found = list(pool.map(lambda file: check(file[0], file[1]), files))
+    return len(files), total, [rot for rot in found if rot is not None]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+async def _repair(settings: Settings, rotten: list[Rot]) -> dict[Digest, bool]:
+    """Move the rotten files aside and pull them through the cache: the running one, or one that lives for this only."""
+    asked = {rot.digest: list(_paths(settings.cache_dir, rot.digest)) for rot in rotten}
+    (settings.cache_dir / "quarantine").mkdir(exist_ok=True)
+    for rot in rotten:
+        with contextlib.suppress(FileNotFoundError):
+            rot.path.replace(settings.cache_dir / "quarantine" / rot.digest.replace(":", "-"))
+    try:
+        async with open_proxy(settings, events.Events()) as proxy:
+            runner = web.ServerRunner(proxy.server)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            port = runner.addresses[0][1]
+            try:
+                return await _refetch(f"http://127.0.0.1:{port}", asked)
+            finally:
+                await runner.cleanup()
+    except StoreLocked:
+        host = settings.listen_host or "127.0.0.1"
+        return await _refetch(f"http://{'[' + host + ']' if ':' in host else host}:{settings.listen_port}", asked)
+
+
+async def _refetch(address: str, asked: dict[Digest, list[str]]) -> dict[Digest, bool]:
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        return {
+            digest: any([await _pull(session, address + path) for path in paths]) for digest, paths in asked.items()
+        }
+
+
+async def _pull(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url) as response:
+            async for _ in response.content.iter_any():
+                pass
+            return response.ok
+    except aiohttp.ClientError:
+        return False
+
+
+def _paths(root: Path, digest: Digest) -> Iterator[str]:
+    """Where upstream has *digest*, as far as the index knows."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(root / "index.sqlite3")) as db:
+        query = "SELECT repository, media_type FROM links JOIN blobs USING (digest) WHERE digest = ? LIMIT 10"
+        for repository, media_type in db.execute(query, (digest,)):
+            yield f"/v2/{repository}/{'blobs' if media_type is None else 'manifests'}/{digest}"
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)

@@ -1,0 +1,160 @@
+"""What can go wrong, in the words of the domain. ``web/errors.py`` gives each its HTTP status."""
+
+
+class RegistryCacheError(Exception):
+    """Base of every error this program raises on purpose; its text is fit for an operator."""
+
+
+class SettingsError(RegistryCacheError):
+    """The configuration is wrong. The text is one line: the setting, the value, what is allowed."""
+
+
+# --- the request ------------------------------------------------------------------------------------------------
+
+
+class NameInvalid(RegistryCacheError):
+    """A repository name outside the grammar of the OCI distribution spec."""
+
+
+class NameUnknown(RegistryCacheError):
+    """The repository, or the registry named by ``?ns=``, is not known here or upstream."""
+
+
+class TagInvalid(RegistryCacheError):
+    """A reference that is neither a tag nor a digest."""
+
+
+class DigestInvalid(RegistryCacheError):
+    """A digest outside the grammar, or of an algorithm that cannot be verified here."""
+
+
+class Unsupported(RegistryCacheError):
+    """The request would change the registry; a cache is read-only."""
+
+
+class RangeNotSatisfiable(RegistryCacheError):
+    """The range starts beyond the end of the blob.
+
+    Args:
+        size_bytes: length of the whole blob, for ``Content-Range: bytes */size``.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"the range starts beyond the end of the blob ({size_bytes} bytes)")
+        self.size_bytes = size_bytes
+
+
+# --- content ----------------------------------------------------------------------------------------------------
+
+
+class ManifestUnknown(RegistryCacheError):
+    """Upstream says that the manifest does not exist."""
+
+
+class BlobUnknown(RegistryCacheError):
+    """Upstream says that the blob does not exist."""
+
+
+class ContentError(RegistryCacheError):
+    """What upstream sent is not what was asked for; nothing of it is kept."""
+
+
+class DigestMismatch(ContentError):
+    """The bytes do not hash to the digest they were asked for by."""
+
+
+class SizeMismatch(ContentError):
+    """More or fewer bytes than announced."""
+
+
+# --- upstream ---------------------------------------------------------------------------------------------------
+
+
+class Unauthorized(RegistryCacheError):
+    """Upstream wants a login, or rejected the configured credential (401)."""
+
+
+class CredentialRefused(Unauthorized):
+    """The token service does not accept the configured account: our fault, not the content's."""
+
+
+class Denied(RegistryCacheError):
+    """Upstream refuses this account access (403)."""
+
+
+class UpstreamError(RegistryCacheError):
+    """Upstream did not give a usable answer: it is down, slow, broken or nonsensical. Worth another try later.
+
+    Args:
+        retry_in_seconds: nothing will be sent before; 0 when another try may be made at once.
+    """
+
+    def __init__(self, message: str, *, retry_in_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_in_seconds = retry_in_seconds
+
+
+class OriginDown(UpstreamError):
+    """The circuit breaker is open: nothing was sent."""
+
+
+class RateLimited(UpstreamError):
+    """Upstream said 429; ``retry_in_seconds`` is how long nothing should be asked of it."""
+
+
+class UpstreamBusy(UpstreamError):
+    """Too many transfers from upstream are under way already."""
+
+
+# --- the store --------------------------------------------------------------------------------------------------
+
+
+class StoreError(RegistryCacheError):
+    """The cache directory cannot be used as asked."""
+
+
+class StoreLocked(StoreError):
+    """Another process uses this cache directory."""
+
+
+class StoreTooNew(StoreError):
+    """The index was written by a newer version of this program."""
+
+
+class NoSpace(StoreError):
+    """The bytes cannot be stored: the cap, the free-space floor or the disk itself is in the way."""
+
+
+class ReadFailed(StoreError):
+    """A stored file cannot be read, or is shorter than it was.
+
+    Args:
+        offset: the first byte that could not be read; everything before it has been sent.
+    """
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+# --- the host's own engine --------------------------------------------------------------------------------------
+
+
+class EngineError(RegistryCacheError):
+    """The Docker Engine answered something that cannot be used."""
+
+
+class EngineUnreachable(EngineError):
+    """The Docker Engine does not answer, or is not on this machine."""
+
+
+class ImageInUse(EngineError):
+    """The Docker Engine refuses to remove the image because something uses it (409)."""
+
+
+class RunLockError(RegistryCacheError):
+    """The run lock's file cannot be opened or locked."""
+
+
+class RecordError(RegistryCacheError):
+    """The record of last use cannot be written."""

@@ -1,0 +1,270 @@
+"""What happens, as frozen values. The core emits them; logs and metrics subscribe and are never imported by it.
+
+Each event is one JSON line of the log: the class name in snake case is its ``event`` field.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import msgspec
+
+Level = Literal["debug", "info", "warning", "error"]
+CacheResult = Literal["hit", "miss", "collapsed", "revalidated", "stale", "bypass", "error"]
+Kind = Literal["manifest", "blob", "tags", "referrers", "catalog", "ping", "other"]
+
+
+def _tag(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=_tag, omit_defaults=False):
+    """Something worth knowing; ``time`` is Unix seconds."""
+
+    level: ClassVar[Level] = "info"
+
+    time: float = msgspec.field(default_factory=time.time)
+
+
+class Request(Event, frozen=True, kw_only=True):
+    """One /v2/ request was answered. ``bytes`` are body bytes handed to the kernel."""
+
+    cache: CacheResult
+    kind: Kind
+    registry: str
+    repository: str
+    reference: str
+    digest: str
+    method: str
+    status: int
+    bytes: int
+    duration_ms: float
+    upstream_ms: float
+    client: str
+    user_agent: str
+    error: str = ""
+
+
+class Ready(Event, frozen=True, kw_only=True):
+    """The cache answers on ``address``."""
+
+    address: str
+    version: str
+    cache_dir: str
+    max_size_bytes: int
+    upstream: str
+
+
+class Stopping(Event, frozen=True, kw_only=True):
+    """No new connections; running transfers have ``grace_seconds``."""
+
+    grace_seconds: float
+
+
+class Warned(Event, frozen=True, kw_only=True):
+    """Something the operator should know and change."""
+
+    level: ClassVar[Level] = "warning"
+
+    message: str
+
+
+class Crashed(Event, frozen=True, kw_only=True):
+    """An error in this program: worth a bug report."""
+
+    level: ClassVar[Level] = "error"
+
+    message: str
+    traceback: str = ""
+
+
+# --- store ------------------------------------------------------------------------------------------------------
+
+
+class BlobStored(Event, frozen=True, kw_only=True):
+    """A verified blob was published."""
+
+    level: ClassVar[Level] = "debug"
+
+    digest: str
+    size_bytes: int
+
+
+class Evicted(Event, frozen=True, kw_only=True):
+    """Room was made: ``objects`` least recently used blobs, or abandoned partials, are gone."""
+
+    objects: int
+    size_bytes: int
+    reason: Literal["cap", "min_free"]
+
+
+class NotStored(Event, frozen=True, kw_only=True):
+    """The bytes of ``digest`` went to the client but could not be kept."""
+
+    level: ClassVar[Level] = "warning"
+
+    digest: str
+    reason: str
+
+
+class Quarantined(Event, frozen=True, kw_only=True):
+    """Rot: a stored blob was not what its name says. It is fetched anew when it is next asked for."""
+
+    level: ClassVar[Level] = "error"
+
+    digest: str
+    reason: str
+
+
+class StorageFailed(Event, frozen=True, kw_only=True):
+    """The disk said no to something that is not a matter of space."""
+
+    level: ClassVar[Level] = "error"
+
+    operation: str
+    reason: str
+
+
+class IndexRebuilt(Event, frozen=True, kw_only=True):
+    """The index was reconciled with what is in blobs/."""
+
+    level: ClassVar[Level] = "warning"
+
+    reason: str
+    blobs: int
+    size_bytes: int
+    duration_ms: float
+
+
+# --- upstream ---------------------------------------------------------------------------------------------------
+
+UpstreamKind = Literal["manifest_get", "manifest_head", "blob_get", "blob_head", "token", "other"]
+
+
+class UpstreamRequest(Event, frozen=True, kw_only=True):
+    """One request was made upstream; ``status`` is 0 when no answer came."""
+
+    level: ClassVar[Level] = "debug"
+
+    kind: UpstreamKind
+    method: str
+    url: str
+    status: int
+    duration_ms: float
+
+
+class UpstreamReceived(Event, frozen=True, kw_only=True):
+    """Body bytes arrived from upstream; a counter, not a log line."""
+
+    level: ClassVar[Level] = "debug"
+
+    bytes: int
+
+
+class UpstreamFailed(Event, frozen=True, kw_only=True):
+    """An exchange with upstream broke; ``attempt`` counts from 1."""
+
+    level: ClassVar[Level] = "warning"
+
+    origin: str
+    reason: str
+    attempt: int = 1
+
+
+class UpstreamDown(Event, frozen=True, kw_only=True):
+    """The circuit breaker of ``origin`` opened: it is left alone for ``retry_in_seconds``."""
+
+    level: ClassVar[Level] = "error"
+
+    origin: str
+    reason: str
+    retry_in_seconds: float
+
+
+class UpstreamUp(Event, frozen=True, kw_only=True):
+    """``origin`` answers again."""
+
+    origin: str
+
+
+class UpstreamLimited(Event, frozen=True, kw_only=True):
+    """Upstream said 429; nothing is asked of it before ``retry_after_seconds`` have passed."""
+
+    level: ClassVar[Level] = "warning"
+
+    origin: str
+    retry_after_seconds: float
+    message: str
+
+
+class QuotaObserved(Event, frozen=True, kw_only=True):
+    """The ``ratelimit-*`` headers of a manifest answer."""
+
+    level: ClassVar[Level] = "debug"
+
+    limit: int
+    remaining: int
+    window_seconds: int
+    source: str
+
+
+class CredentialRejected(Event, frozen=True, kw_only=True):
+    """The token service refuses the configured account; it is not asked again with it for a while."""
+
+    level: ClassVar[Level] = "error"
+
+    realm: str
+    username: str
+    message: str
+    retry_in_seconds: float
+
+
+class CredentialWithheld(Event, frozen=True, kw_only=True):
+    """A challenge named a realm that is not trusted with the credential."""
+
+    level: ClassVar[Level] = "error"
+
+    realm: str
+
+
+# --- flights ----------------------------------------------------------------------------------------------------
+
+
+class FlightResumed(Event, frozen=True, kw_only=True):
+    """A broken transfer goes on at ``offset``."""
+
+    level: ClassVar[Level] = "warning"
+
+    digest: str
+    offset: int
+    attempt: int
+    reason: str
+
+
+class FlightFailed(Event, frozen=True, kw_only=True):
+    """A blob could not be fetched."""
+
+    level: ClassVar[Level] = "error"
+
+    digest: str
+    reason: str
+
+
+Subscriber = Callable[[Event], None]
+
+
+class Events:
+    """Hands each event to every subscriber, in the caller's thread. Emit on the event loop only."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Subscriber] = []
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call *subscriber* with every event from now on; it must neither block nor raise."""
+        self._subscribers.append(subscriber)
+
+    def emit(self, event: Event) -> None:
+        """Tell everybody."""
+        for subscriber in self._subscribers:
+            subscriber(event)

@@ -1,0 +1,1 @@
+"""The Docker Engine of this host, and which of its images may go."""

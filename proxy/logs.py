@@ -1,0 +1,159 @@
+"""Log lines, made of events: JSON for machines, columns for people.
+
+A thread writes them. A full pipe or a stuck journal must not stop the pulls, so what does not fit is counted and
+dropped.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from typing import Literal
+
+import click
+import msgspec
+
+from proxy import events
+from proxy.settings import format_size
+from proxy.threads import start_daemon
+
+LogFormat = Literal["json", "console"]
+
+_LEVELS: dict[events.Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_BACKLOG_LINES = 50_000
+_COLOURS = {"hit": "green", "revalidated": "green", "miss": "cyan", "collapsed": "cyan", "stale": "yellow"}
+_LEVEL_COLOURS: dict[events.Level, str] = {"warning": "yellow", "error": "red"}
+
+
+class Log:
+    """Subscribe it to the events; close it last.
+
+    Args:
+        fd: where the lines go.
+    """
+
+    def __init__(self, log_format: LogFormat, level: events.Level, fd: int = 1) -> None:
+        self._encode = _json if log_format == "json" else _Console(os.isatty(fd)).line
+        self._least = _LEVELS[level]
+        self._fd = fd
+        self._lines: deque[bytes] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self.dropped = 0
+        self._thread = start_daemon("log", self._write_lines)
+
+    def __call__(self, event: events.Event) -> None:
+        """Log *event* if it is severe enough."""
+        if _LEVELS[event.level] < self._least:
+            return
+        if len(self._lines) >= _BACKLOG_LINES:
+            self.dropped += 1
+            return
+        self._lines.append(self._encode(event))
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _write_lines(self) -> None:
+        """Runs in the thread: many lines a write, so that a busy cache does not pay a system call for each."""
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if not self._closing:
+                time.sleep(0.005)  # gather what comes at the same time
+            while self._lines:
+                batch = b"".join(self._lines.popleft() for _ in range(min(len(self._lines), 1000)))
+                try:
+                    _write_all(self._fd, batch)
+                except OSError:
+                    return  # nobody reads the log any more
+            if self._closing:
+                return
+
+    def close(self) -> None:
+        """Write what is left, for no longer than a few seconds."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout=3.0)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=str)  # a Digest is a str, but not exactly
+
+
+def _json(event: events.Event) -> bytes:
+    return b'{"level":"%s",%s\n' % (event.level.encode(), _ENCODER.encode(event)[1:])
+
+
+class _Console:
+    """Columns for people; colours on a terminal."""
+
+    def __init__(self, colours: bool) -> None:
+        self._colours = colours
+
+    def line(self, event: events.Event) -> bytes:
+        clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+        text = self._request(event) if isinstance(event, events.Request) else self._other(event)
+        return f"{clock} {text}\n".encode(errors="replace")
+
+    def _style(self, text: str, colour: str | None) -> str:
+        return click.style(text, fg=colour) if self._colours and colour else text
+
+    def _request(self, event: events.Request) -> str:
+        name = event.repository
+        if event.reference:
+            name += ("@" if ":" in event.reference else ":") + event.reference[:24]
+        result = self._style(f"{event.cache:<11}", _COLOURS.get(event.cache, "red" if event.cache == "error" else None))
+        error = f"  {event.error}" if event.error else ""
+        return (
+            f"{result} {event.method:<4} {event.status} {event.kind:<9} {_printable(name)}  "
+            f"{format_size(event.bytes)}  {event.duration_ms:.1f} ms{_printable(error)}"
+        )
+
+    def _other(self, event: events.Event) -> str:
+        fields = msgspec.structs.asdict(event)
+        del fields["time"]
+        message = fields.pop("message", "")
+        rest = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
+        tag = self._style(f"{event.__struct_config__.tag:<11}", _LEVEL_COLOURS.get(event.level))
+        return _printable(f"{tag} {message} {rest}".rstrip())
+
+
+def _printable(text: str) -> str:
+    """Names come from the network: no control characters reach a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+class _Bridge(logging.Handler):
+    """What the libraries log, as events."""
+
+    def __init__(self, bus: events.Events) -> None:
+        super().__init__(logging.WARNING)
+        self._bus = bus
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = f"{record.name}: {record.getMessage()}"
+        if record.exc_info and record.exc_info[0]:
+            text = "".join(traceback.format_exception(*record.exc_info))
+            self._bus.emit(events.Crashed(message=message, traceback=text))
+        else:
+            self._bus.emit(events.Warned(message=message))
+
+
+def bridge_libraries(bus: events.Events) -> None:
+    """Send the libraries' warnings to *bus*, and nothing to stderr."""
+    root = logging.getLogger()
+    root.handlers[:] = [_Bridge(bus)]
+    logging.captureWarnings(capture=True)
+
+
+def default_format() -> LogFormat:
+    """Console for people, JSON for everything else."""
+    return "console" if sys.stdout.isatty() else "json"

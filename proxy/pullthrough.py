@@ -1,0 +1,482 @@
+"""The decision for each request: hit, revalidate, miss, stale or error.
+
+A manifest or blob by digest is immutable: here or not. A tag is local while it is younger than its time to live; after
+that one HEAD, which costs no quota, says whether it is still what it was. Upstream's failure serves the stale one,
+upstream's "no" is passed on: a broken pull stays broken.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from typing import NamedTuple, Protocol, TypeVar
+
+from proxy import events
+from proxy.clock import Clock
+from proxy.errors import (
+    CredentialRefused,
+    Denied,
+    DigestMismatch,
+    ManifestUnknown,
+    NameUnknown,
+    NoSpace,
+    RateLimited,
+    RegistryCacheError,
+    Unauthorized,
+    UpstreamError,
+)
+from proxy.events import CacheResult
+from proxy.flight import BlobSource, FlightReader, Flights
+from proxy.oci import Digest, Reference, Repository
+from proxy.singleflight import SingleFlight
+from proxy.storage import Answer, BlobStore, Index, OpenBlob, Sink, TagEntry
+
+T = TypeVar("T")
+
+# After an upstream that was too slow, stale tags are served at once for this long while it is asked in the background.
+_SUSPECT_SECONDS = 10.0
+
+
+class ManifestHead(Protocol):
+    """See :class:`proxy.upstream.client.ManifestHead`."""
+
+    @property
+    def digest(self) -> Digest | None: ...
+    @property
+    def media_type(self) -> str: ...
+    @property
+    def size_bytes(self) -> int | None: ...
+
+
+class FetchedManifest(Protocol):
+    """See :class:`proxy.upstream.client.FetchedManifest`."""
+
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def media_type(self) -> str: ...
+    @property
+    def digest(self) -> str | None: ...
+
+
+class FetchedList(Protocol):
+    """See :class:`proxy.upstream.client.FetchedList`."""
+
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def link(self) -> str | None: ...
+    @property
+    def filters_applied(self) -> str | None: ...
+
+
+class Upstream(BlobSource, Protocol):
+    """The registry that misses are fetched from."""
+
+    async def manifest_head(self, reference: Reference, *, attempts: int = ...) -> ManifestHead:
+        """What a reference is now."""
+
+    async def manifest(self, reference: Reference) -> FetchedManifest:
+        """The manifest itself; costs quota."""
+
+    async def blob_head(self, repository: Repository, digest: Digest) -> int:
+        """The size of a blob."""
+
+    async def listing(self, repository: Repository, path: str) -> FetchedList:
+        """The answer to a tags/list or referrers question."""
+
+
+class Served(NamedTuple):
+    """How an answer came about, for the log and the ``Cache-Status`` header.
+
+    ``age_seconds`` is set for tags served from here, ``detail`` says why a stale one was.
+    """
+
+    result: CacheResult
+    upstream_seconds: float = 0.0
+    age_seconds: float | None = None
+    detail: str = ""
+
+
+class ManifestAnswer(NamedTuple):
+    """A manifest; ``body`` is None where only its head was asked for."""
+
+    digest: Digest
+    media_type: str
+    size_bytes: int
+    body: bytes | None
+    served: Served
+
+
+class BlobAnswer(NamedTuple):
+    """A blob that can be sent; ``content`` is None where only its head was asked for. Closed by whoever asked."""
+
+    size_bytes: int
+    content: "OpenBlob | FlightReader | Direct | None"
+    served: Served
+
+
+class ListAnswer(NamedTuple):
+    """A tags list or a referrers index."""
+
+    answer: Answer
+    served: Served
+
+
+class Direct:
+    """A blob that goes from upstream to one client without being stored."""
+
+    def __init__(self, flights: Flights, repository: Repository, digest: Digest, size_bytes: int) -> None:
+        self._flights = flights
+        self._repository = repository
+        self._digest = digest
+        self._size_bytes = size_bytes
+
+    async def send(self, sink: Sink, start: int, stop: int) -> None:
+        """Send the bytes [start, stop) to *sink*."""
+        whole = (start, stop) == (0, self._size_bytes)
+        known = hashlib.new(self._digest.algorithm) if whole else None
+        await self._flights.send_direct(self._repository, self._digest, sink, start, stop, known)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Policy(NamedTuple):
+    """The times and choices of the settings; seconds."""
+
+    tag_ttl_seconds: float
+    stale_timeout_seconds: float
+    request_timeout_seconds: float
+    rate_limit_wait_seconds: float
+    keep_deleted_tags: bool
+
+
+class _Timer:
+    """Adds up the time a request waits for upstream."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began
+
+
+class PullThrough:
+    """See the module. Owns the shared upstream questions that are under way; flights and store belong to others."""
+
+    def __init__(
+        self,
+        *,
+        upstream: Upstream,
+        store: BlobStore,
+        index: Index,
+        flights: Flights,
+        policy: Policy,
+        clock: Callable[[], Clock],
+        events: events.Events,
+    ) -> None:
+        self._upstream = upstream
+        self._store = store
+        self._index = index
+        self._flights = flights
+        self._policy = policy
+        self._clock = clock
+        self._events = events
+        self._manifests: SingleFlight[ManifestAnswer] = SingleFlight()
+        self._heads: SingleFlight[TagEntry | None] = SingleFlight()
+        self._lists: SingleFlight[Answer] = SingleFlight()
+        self._storing: set[asyncio.Task[None]] = set()
+        self._suspect_until = 0.0  # monotonic seconds
+
+    async def aclose(self) -> None:
+        """Stop asking; what has been fetched is stored first."""
+        for shared in (self._manifests, self._heads, self._lists):
+            await shared.aclose()
+        await asyncio.gather(*self._storing, return_exceptions=True)
+
+    # --- manifests ----------------------------------------------------------------------------------------------
+
+    async def manifest(self, reference: Reference, *, head: bool) -> ManifestAnswer:
+        """The manifest that *reference* names; its body only if *head* is false.
+
+        Raises:
+            RegistryCacheError: what upstream said, or that it could not be asked.
+        """
+        timer = _Timer()
+        if reference.digest is not None:
+            return await self._by_digest(reference, reference.digest, timer, head=head)
+        entry = await self._index.tag(reference.repository, reference.target)
+        if entry is None:
+            return await self._cold_tag(reference, timer, head=head)
+        if self._is_fresh(entry):
+            age = self._clock().now() - entry.fetched_at
+            return await self._from_entry(reference, entry, Served("hit", age_seconds=age), timer, head=head)
+        return await self._revalidated(reference, entry, timer, head=head)
+
+    async def _by_digest(self, reference: Reference, digest: Digest, timer: _Timer, *, head: bool) -> ManifestAnswer:
+        stored = await self._stored_manifest(reference.repository, digest)
+        if stored is not None:
+            return stored
+        if head:
+            found = await self._ask(timer, lambda: self._upstream.manifest_head(reference))
+            return ManifestAnswer(digest, found.media_type, found.size_bytes or 0, None, Served("miss", timer.seconds))
+        return await self._fetch(reference, timer)
+
+    async def _stored_manifest(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+        blob = await self._store.open(digest)
+        if blob is None:
+            return None
+        try:
+            if blob.media_type is None or blob.body is None:
+                return None  # stored as a blob, and nobody has said that it is a manifest
+            self._index.link(repository, digest)
+            return ManifestAnswer(digest, blob.media_type, blob.size_bytes, blob.body, Served("hit"))
+        finally:
+            blob.close()
+
+    async def _cold_tag(self, reference: Reference, timer: _Timer, *, head: bool) -> ManifestAnswer:
+        if head:
+            entry = (await self._ask(timer, lambda: self._heads.do(reference, lambda: self._head(reference)))).value
+            if entry is not None:
+                served = Served("miss", timer.seconds)
+                return ManifestAnswer(entry.digest, entry.media_type, entry.size_bytes, None, served)
+        return await self._fetch(reference, timer)
+
+    async def _revalidated(self, reference: Reference, entry: TagEntry, timer: _Timer, *, head: bool) -> ManifestAnswer:
+        """Ask upstream whether an expired tag is still what it was."""
+        try:
+            with timer.running():
+                fresh = await self._ask_head(reference)
+        except (ManifestUnknown, NameUnknown, Unauthorized, Denied) as error:
+            if isinstance(error, CredentialRefused) or self._policy.keep_deleted_tags:
+                return await self._stale(reference, entry, error, timer, head=head)
+            await self._index.forget_tag(reference.repository, reference.target)
+            raise
+        except UpstreamError as error:
+            return await self._stale(reference, entry, error, timer, head=head)
+        if fresh is None:  # upstream does not name digests in answers to HEAD
+            return await self._fetch(reference, timer)
+        result: CacheResult = "revalidated" if fresh.digest == entry.digest else "miss"
+        served = Served(result, timer.seconds, age_seconds=0.0 if result == "revalidated" else None)
+        return await self._from_entry(reference, fresh, served, timer, head=head)
+
+    async def _ask_head(self, reference: Reference) -> TagEntry | None:
+        """HEAD under the short deadline; the question goes on when nobody waits for it any more."""
+        patience = self._policy.stale_timeout_seconds if time.monotonic() >= self._suspect_until else 0.0
+        try:
+            async with asyncio.timeout(patience):
+                fresh = (await self._heads.do(reference, lambda: self._head(reference, attempts=1))).value
+        except TimeoutError as error:
+            self._suspect_until = time.monotonic() + _SUSPECT_SECONDS
+            raise UpstreamError("upstream is slow to confirm the tag") from error
+        self._suspect_until = 0.0
+        return fresh
+
+    async def _head(self, reference: Reference, *, attempts: int = 3) -> TagEntry | None:
+        found = await self._upstream.manifest_head(reference, attempts=attempts)
+        if found.digest is None or found.size_bytes is None:
+            return None
+        entry = TagEntry(found.digest, found.media_type, found.size_bytes, self._clock().now())
+        await self._index.put_tag(reference.repository, reference.target, entry)
+        return entry
+
+    async def _stale(
+        self, reference: Reference, entry: TagEntry, error: RegistryCacheError, timer: _Timer, *, head: bool
+    ) -> ManifestAnswer:
+        age = max(0.0, self._clock().now() - entry.fetched_at)
+        served = Served("stale", timer.seconds, age_seconds=age, detail=_token(error))
+        return await self._from_entry(reference, entry, served, timer, head=head)
+
+    async def _from_entry(
+        self, reference: Reference, entry: TagEntry, served: Served, timer: _Timer, *, head: bool
+    ) -> ManifestAnswer:
+        """Answer with what the tag is known to be; its manifest is fetched if it is not here."""
+        if head:
+            return ManifestAnswer(entry.digest, entry.media_type, entry.size_bytes, None, served)
+        by_digest = Reference(reference.repository, entry.digest)
+        answer = await self._by_digest(by_digest, entry.digest, timer, head=False)
+        if answer.served.result != "hit":
+            return answer
+        return answer._replace(served=served)
+
+    async def _fetch(self, reference: Reference, timer: _Timer) -> ManifestAnswer:
+        """Get a manifest from upstream, once for all who ask."""
+        answer, joined = await self._ask(
+            timer, lambda: self._manifests.do(reference, lambda: self._fetch_once(reference))
+        )
+        return answer._replace(served=Served("collapsed" if joined else "miss", timer.seconds))
+
+    async def _fetch_once(self, reference: Reference) -> ManifestAnswer:
+        known = await self._known_by_now(reference)
+        if known is not None:
+            return known
+        fetched = await self._patiently(lambda: self._upstream.manifest(reference))
+        wanted = reference.digest
+        if wanted is None:
+            wanted = Digest.of(fetched.body)
+            if fetched.digest is not None and fetched.digest.startswith("sha256:") and fetched.digest != wanted:
+                raise DigestMismatch(f"{reference}: upstream announced {fetched.digest} and sent {wanted}")
+        wanted.verify(fetched.body)
+        answer = ManifestAnswer(wanted, fetched.media_type, len(fetched.body), fetched.body, Served("miss"))
+        self._store.remember(wanted, fetched.body, fetched.media_type)
+        task = asyncio.create_task(self._keep(reference.repository, answer))
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+        if reference.digest is None:
+            entry = TagEntry(wanted, fetched.media_type, len(fetched.body), self._clock().now())
+            await self._index.put_tag(reference.repository, reference.target, entry)
+        return answer
+
+    async def _known_by_now(self, reference: Reference) -> ManifestAnswer | None:
+        """The manifest, if somebody else has fetched it while we looked: a second GET would cost quota."""
+        digest = reference.digest
+        if digest is None:
+            entry = await self._index.tag(reference.repository, reference.target)
+            if entry is None or not self._is_fresh(entry):
+                return None
+            digest = entry.digest
+        return await self._stored_manifest(reference.repository, digest)
+
+    def _is_fresh(self, entry: TagEntry) -> bool:
+        return 0 <= self._clock().now() - entry.fetched_at < self._policy.tag_ttl_seconds
+
+    async def _keep(self, repository: Repository, answer: ManifestAnswer) -> None:
+        """Store a verified manifest, beside the answer: the client does not wait for the disk."""
+        body = answer.body or b""
+        try:
+            async with self._store.ingest(answer.digest) as partial:
+                try:
+                    await partial.expect(len(body))
+                    partial.restart()
+                    await partial.append(body)
+                    partial.verify()
+                    await partial.publish(answer.media_type)
+                except DigestMismatch:
+                    await partial.discard()
+                    raise
+                finally:
+                    partial.close()
+            self._index.link(repository, answer.digest)
+        except (NoSpace, DigestMismatch) as error:
+            self._events.emit(events.NotStored(digest=answer.digest, reason=str(error)))
+        except Exception:  # noqa: BLE001 -- the pull has succeeded; this must not be lost, nor break anything
+            self._events.emit(events.Crashed(message=f"storing {answer.digest}", traceback=traceback.format_exc()))
+
+    # --- blobs --------------------------------------------------------------------------------------------------
+
+    async def blob(self, repository: Repository, digest: Digest, *, head: bool) -> BlobAnswer:
+        """The blob *digest*; nothing is fetched if *head*.
+
+        Raises:
+            RegistryCacheError: what upstream said, or that it could not be asked.
+        """
+        blob = await self._stored(digest)
+        if blob is not None:
+            self._index.link(repository, digest)
+            return BlobAnswer(blob.size_bytes, blob, Served("hit"))
+        timer = _Timer()
+        if head:
+            flight = self._flights.get(digest)
+            size = flight.size_bytes if flight is not None else None
+            if flight is not None and flight.complete and size is not None:  # as for GET, below
+                return BlobAnswer(size, None, Served("hit"))
+            if size is None:
+                size = await self._ask(timer, lambda: self._upstream.blob_head(repository, digest))
+            return BlobAnswer(size, None, Served("miss", timer.seconds))
+        reader = self._flights.join(repository, digest)
+        if reader.flight.complete and reader.flight.size_bytes is not None:  # verified, and on its way to the disk
+            return BlobAnswer(reader.flight.size_bytes, reader, Served("hit"))
+        try:
+            size = await self._ask(timer, reader.size)
+            if reader.flight.unstored:
+                if size is None:
+                    size = await self._ask(timer, lambda: self._upstream.blob_head(repository, digest))
+                reader.close()
+                return BlobAnswer(
+                    size, Direct(self._flights, repository, digest, size), Served("bypass", timer.seconds)
+                )
+        except BaseException:
+            reader.close()
+            raise
+        if size is None:
+            reader.close()
+            raise UpstreamError("upstream did not say how long the blob is")
+        return BlobAnswer(size, reader, Served("collapsed" if reader.joined else "miss", timer.seconds))
+
+    async def _stored(self, digest: Digest) -> OpenBlob | None:
+        """The blob, if it is here; None only if no flight has brought it while we looked.
+
+        From that answer to ``flights.join()`` nothing is awaited, so that no blob is ever fetched twice.
+        """
+        while self._flights.get(digest) is None:
+            landings = self._flights.landings
+            blob = await self._store.open(digest)
+            if blob is not None or landings == self._flights.landings:
+                return blob
+        return None
+
+    # --- lists --------------------------------------------------------------------------------------------------
+
+    async def listing(self, repository: Repository, path: str) -> ListAnswer:
+        """The answer to a tags/list or referrers question; the last good one while upstream is away.
+
+        Args:
+            path: path and query, as upstream understands them.
+        """
+        timer = _Timer()
+        key = f"{repository.registry}{path}"
+        try:
+            answer, joined = await self._ask(
+                timer, lambda: self._lists.do(key, lambda: self._list_once(repository, path, key))
+            )
+        except (UpstreamError, CredentialRefused) as error:
+            kept = await self._index.answer(key)
+            if kept is None:
+                raise
+            age = max(0.0, self._clock().now() - kept.fetched_at)
+            return ListAnswer(kept, Served("stale", timer.seconds, age_seconds=age, detail=_token(error)))
+        return ListAnswer(answer, Served("collapsed" if joined else "miss", timer.seconds))
+
+    async def _list_once(self, repository: Repository, path: str, key: str) -> Answer:
+        found = await self._upstream.listing(repository, path)
+        answer = Answer(found.body, found.content_type, found.link, found.filters_applied, self._clock().now())
+        await self._index.put_answer(key, answer)
+        return answer
+
+    # --- asking upstream ----------------------------------------------------------------------------------------
+
+    async def _ask(self, timer: _Timer, question: Callable[[], Awaitable[T]]) -> T:
+        """Wait for upstream no longer than a client waits for its first byte."""
+        seconds = self._policy.request_timeout_seconds
+        try:
+            with timer.running():
+                async with asyncio.timeout(seconds):
+                    return await question()
+        except TimeoutError as error:
+            raise UpstreamError(f"upstream did not answer within {seconds:g} s") from error
+
+    async def _patiently(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask again when a rate limit passes soon: an error would send dockerd to Hub with the host's own address."""
+        until = time.monotonic() + self._policy.rate_limit_wait_seconds
+        while True:
+            try:
+                return await question()
+            except RateLimited as error:
+                if time.monotonic() + error.retry_in_seconds > until:
+                    raise
+                await asyncio.sleep(error.retry_in_seconds)
+
+
+def _token(error: RegistryCacheError) -> str:
+    """A word for the ``detail`` of ``Cache-Status``: the kind of failure."""
+    return type(error).__name__

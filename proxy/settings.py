@@ -1,0 +1,378 @@
+"""Every setting: its name, its type, its default and what it is for.
+
+Flags over environment (``REGISTRY_CACHE_…``) over a TOML file over the defaults below.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import model_validator as model_check
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from proxy.errors import SettingsError
+
+ENV_PREFIX = "REGISTRY_CACHE_"
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_SIZE = re.compile(r"\d+(?:\.\d+)?\s*([kmgtpe]i?)?b?", re.IGNORECASE)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from ``90``, ``"90s"``, ``"15m"``, ``"1h30m"`` or ``"7d"``."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if value >= 0:
+            return float(value)
+    elif isinstance(value, str):
+        text = value.strip()
+        parts = _DURATION.findall(text)
+        if parts and _DURATION.sub("", text).strip() == "":
+            return sum(float(number) * _SECONDS[(unit or "s").lower()] for number, unit in parts)
+    raise ValueError("allowed is a duration such as 500ms, 30s, 15m, 12h or 7d")
+
+
+def _size_text(value: object) -> object:
+    if isinstance(value, str) and not _SIZE.fullmatch(value.strip()):
+        raise ValueError("allowed is a size such as 500MB, 20GB or 1.5TiB")
+    if isinstance(value, int | float) and value < 0:
+        raise ValueError("allowed is a size of zero or more, such as 20GB")
+    return value.strip() if isinstance(value, str) else value
+
+
+def format_size(size_bytes: float) -> str:
+    """``1.5 GB``: decimal units, as Docker prints them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size_bytes) < 1000:  # noqa: PLR2004 -- the base of the decimal units
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def format_duration(seconds: float) -> str:
+    """``15m``, ``2.5s``, ``7d``: the largest unit that needs no more digits."""
+    for unit in ("w", "d", "h", "m"):
+        if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:g}{unit}"
+    return f"{seconds:g}s"
+
+
+class Threshold(BaseModel):
+    """A part of a filesystem: percent of it, or bytes. Exactly one of the two is set."""
+
+    model_config = ConfigDict(frozen=True)
+
+    percent: float | None = None
+    size_bytes: int | None = None
+
+    def bytes_of(self, total_bytes: int) -> int:
+        """The threshold in bytes on a filesystem of *total_bytes*."""
+        if self.percent is not None:
+            return int(total_bytes * self.percent / 100)
+        return self.size_bytes or 0
+
+    def __str__(self) -> str:
+        return f"{self.percent:g}%" if self.percent is not None else format_size(self.size_bytes or 0)
+
+
+_ByteSizeModel = type("_ByteSizeModel", (BaseModel,), {"__annotations__": {"value": ByteSize}})
+
+
+def parse_threshold(value: object) -> object:
+    """A :class:`Threshold` from ``"15%"`` or ``"10GB"``."""
+    if isinstance(value, Threshold | Mapping):
+        return value
+    allowed = "allowed is a percentage such as 15% or a size such as 10GB"
+    text = str(value).strip()
+    if text.endswith("%"):
+        try:
+            percent = float(text[:-1])
+        except ValueError as error:
+            raise ValueError(allowed) from error
+        if not 0 <= percent <= 100:  # noqa: PLR2004 -- percent
+            raise ValueError(allowed)
+        return Threshold(percent=percent)
+    if not _SIZE.fullmatch(text):
+        raise ValueError(allowed)
+    return Threshold(size_bytes=int(_ByteSizeModel(value=text).value))
+
+
+def _listen(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    host = host.strip("[]")
+    if not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 -- ports
+        raise ValueError("allowed is HOST:PORT such as 127.0.0.1:5000 or [::1]:5000")
+    if host and host != "localhost":
+        try:
+            ipaddress.ip_address(host)
+        except ValueError as error:
+            raise ValueError("allowed is an IP address or localhost before the port, such as 127.0.0.1:5000") from error
+    return value
+
+
+def _upstream(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("allowed is a URL such as https://registry-1.docker.io")
+    if parts.username or parts.password:
+        raise ValueError("allowed is a URL without a credential in it: use USERNAME and PASSWORD_FILE")
+    return value.rstrip("/")
+
+
+def _words(value: object) -> object:
+    """A list from ``a,b c``: environment variables and flags carry lists as text."""
+    return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
+
+
+def _readable_file(value: Path) -> Path:
+    if not value.is_file() or not os.access(value, os.R_OK):
+        raise ValueError("allowed is an existing, readable file")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Size = Annotated[ByteSize, BeforeValidator(_size_text)]
+DiskThreshold = Annotated[Threshold, BeforeValidator(parse_threshold)]
+Words = Annotated[list[str], BeforeValidator(_words)]
+ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
+
+
+def _default_cache_dir() -> Path:
+    """systemd's CacheDirectory= if there is one, else the conventional place for root or for a user."""
+    if directory := os.environ.get("CACHE_DIRECTORY"):
+        return Path(directory.split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/cache/registry-cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "registry-cache"
+
+
+def _default_password_file() -> Path | None:
+    """The credential ``password`` of systemd's LoadCredential=, if the unit was given one."""
+    if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
+        path = Path(directory) / "password"
+        return path if path.is_file() else None
+    return None
+
+
+def _default_state_file() -> Path:
+    """systemd's StateDirectory= if there is one, else the conventional place for root or for a user."""
+    if directory := os.environ.get("STATE_DIRECTORY"):
+        return Path(directory.split(":")[0]) / "images.json"
+    if os.geteuid() == 0:
+        return Path("/var/lib/registry-cache/images.json")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "registry-cache/images.json"
+
+
+class PruneSettings(BaseModel):
+    """``registry-cache prune``: when the host's own images are pruned, and which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    free_below: DiskThreshold = Field(
+        Threshold(percent=15), description="Prune only when less than this is free where Docker keeps its data."
+    )
+    free_target: DiskThreshold | None = Field(
+        None, description="Stop pruning as soon as this much is free (default: free_below plus 5 % of the filesystem)."
+    )
+    min_age: Duration = Field(7 * 86400.0, description="A dangling image younger than this on this host stays.")
+    keep: Words = Field([], description="Images never pruned: name patterns such as postgres:*, or digests.")
+    include_tagged: bool = Field(False, description="Also prune tagged images that nothing uses.")
+    tagged_min_age: Duration = Field(30 * 86400.0, description="A tagged image used within this time stays.")
+    include_build_cache: bool = Field(False, description="Also prune build cache that is not in use.")
+    build_cache_min_age: Duration = Field(30 * 86400.0, description="Build cache used within this time stays.")
+    min_container_age: Duration = Field(
+        300.0, description="A container younger than this counts as a run under way; 0 turns this off."
+    )
+    lock_file: Path = Field(
+        Path("/run/lock/registry-cache-run.lock"), description="The run lock: shared by runs, exclusive for the prune."
+    )
+    state_file: Path = Field(
+        default_factory=_default_state_file,
+        description="The record of when images were last seen in use (default: images.json in "
+        "/var/lib/registry-cache, or in ~/.local/state/registry-cache without root).",
+    )
+    docker_host: str | None = Field(
+        None, description="The Docker Engine to talk to (default: DOCKER_HOST, else the usual sockets)."
+    )
+    data_root: Path | None = Field(
+        None, description="Watch the free space of this directory's filesystem (default: what the engine says)."
+    )
+
+
+class Settings(BaseSettings):
+    """The settings of one process, validated as a whole."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, enable_decoding=False
+    )
+
+    listen: Annotated[str, AfterValidator(_listen)] = Field(
+        "127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at."
+    )
+    cache_dir: Path = Field(
+        default_factory=_default_cache_dir, description="Where cached content lives; blobs/ in it is the truth."
+    )
+    max_size: Size = Field(
+        ByteSize(20_000_000_000), description="The cap: blobs and partials together never take more bytes."
+    )
+    min_free: Size | None = Field(
+        None, description="Free disk space never used up (default: the smaller of 1 GB and 5 % of the filesystem)."
+    )
+    upstream: Annotated[str, AfterValidator(_upstream)] = Field(
+        "https://registry-1.docker.io", description="The registry that misses are fetched from."
+    )
+    username: str | None = Field(None, description="Account for upstream; anonymous without it.")
+    password_file: ReadableFile | None = Field(
+        default_factory=_default_password_file,
+        description="File that holds the account's access token (PAT); read again when a token is needed.",
+    )
+    ca_file: ReadableFile | None = Field(
+        None, description="PEM file of certificate authorities to trust beside the system's."
+    )
+    trusted_realms: Words = Field(
+        [], description="Hosts that may be sent the credential beside upstream's own host and domain."
+    )
+    anonymous_fallback: bool = Field(
+        False, description="Go on without the account when upstream rejects the credential."
+    )
+    tag_ttl: Duration = Field(900.0, description="How long a tag is served without asking upstream again.")
+    keep_deleted_tags: bool = Field(
+        False, description="Keep serving a cached tag that upstream has deleted or made private."
+    )
+    connect_timeout: Duration = Field(5.0, description="For the connection to upstream, TLS included.")
+    read_timeout: Duration = Field(15.0, description="A read from upstream that stalls this long counts as broken.")
+    request_timeout: Duration = Field(
+        25.0, description="The longest a client waits for the first byte of uncached content, retries included."
+    )
+    stale_timeout: Duration = Field(
+        2.5, description="How long upstream may take to confirm an expired tag before the stale one is served."
+    )
+    rate_limit_wait: Duration = Field(
+        15.0, description="The longest an uncached pull waits for upstream's rate limit to pass, instead of a 429."
+    )
+    retries: int = Field(5, ge=0, le=100, description="How often a broken transfer from upstream is taken up again.")
+    max_flights: int = Field(32, ge=1, le=1024, description="Blobs fetched from upstream at the same time.")
+    max_connections: int = Field(2048, ge=8, le=65536, description="Client connections served at the same time.")
+    client_timeout: Duration = Field(
+        60.0, description="A client that neither sends its request nor takes a byte for this long is dropped."
+    )
+    scrub_rate: Size = Field(
+        ByteSize(10_000_000), description="Bytes per second that the background scrub re-hashes; 0 turns it off."
+    )
+    shutdown_grace: Duration = Field(30.0, description="How long running transfers may go on after SIGTERM.")
+    log_format: Literal["json", "console"] | None = Field(
+        None, description="json, or console for people (default: console on a terminal, else json)."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least severe event logged."
+    )
+    prune: PruneSettings = Field(PruneSettings(), description="The host's image prune policy.")
+
+    @model_check(mode="after")
+    def _credential_is_whole(self) -> Self:
+        if self.username and not self.password_file:
+            raise ValueError("USERNAME is set but PASSWORD_FILE is not: allowed is both or neither")
+        if self.password_file and not self.username and "password_file" in self.model_fields_set:
+            raise ValueError("PASSWORD_FILE is set but USERNAME is not: allowed is both or neither")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- the signature is the library's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags (given to the constructor) over environment over the TOML file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def listen_host(self) -> str:
+        """The address without brackets; an empty host means every interface."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def listen_port(self) -> int:
+        """0 lets the kernel choose."""
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the cache."""
+        host = self.listen_host
+        return host == "localhost" or (bool(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from *flags*, the environment, the TOML file *config* and the defaults.
+
+    Args:
+        flags: by setting name; nested ones as a mapping (``{"prune": {"min_age": "7d"}}``); ``None`` is not set.
+
+    Raises:
+        SettingsError: something is wrong; the text is one line for the operator.
+    """
+
+    class Configured(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    if config is not None and not config.is_file():
+        raise SettingsError(f"--config: {str(config)!r} is not a file")
+    try:
+        # The subclass exists only to name the TOML file; callers get the plain class.
+        return Settings.model_construct(**dict(Configured(**_without_none(flags or {}))))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"--config: {str(config)!r} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from error
+
+
+def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, Mapping) else value
+        for name, value in flags.items()
+        if value is not None
+    }
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first error in one line: the setting, the value, what is allowed."""
+    first, *more = error.errors(include_url=False)
+    names = [str(part) for part in first["loc"]]
+    name = "__".join(names).upper()
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        model: type[BaseModel] = PruneSettings if names[0] == "prune" else Settings
+        message = f"no such setting{_suggestion(names[-1], model.model_fields)}"
+    elif name:
+        message = f"{first['input']!r}: {message}"
+    also = f" (and {len(more)} more)" if more else ""
+    return f"{name}: {message}{also}" if name else f"{message}{also}"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name.lower(), list(known), n=1)
+    return f": did you mean {matches[0].upper()}?" if matches else ""
+
+
+def unknown_environment(environ: Mapping[str, str]) -> list[str]:
+    """One warning for each ``REGISTRY_CACHE_…`` variable that is no setting.
+
+    A warning and not an error: Kubernetes sets ``REGISTRY_CACHE_PORT`` and the like for a Service of that name.
+    """
+    known = {name.upper() for name in Settings.model_fields}
+    nested = {f"PRUNE__{name.upper()}" for name in PruneSettings.model_fields}
+    return [
+        f"{variable} is not a setting{_suggestion(name, [k.lower() for k in known | nested])}"
+        for variable in sorted(environ)
+        if variable.startswith(ENV_PREFIX) and (name := variable.removeprefix(ENV_PREFIX)) not in known | nested
+    ]

@@ -1,0 +1,175 @@
+"""What the rest of the program asks of a store and of an index; it knows no files.
+
+``store/`` implements these on a disk. Another implementation (an object store, a shared index) has to pass
+``tests/contract/``.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
+
+from proxy.oci import Digest, Repository
+
+
+class Hash(Protocol):
+    """A running hash, as :mod:`hashlib` has it."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Go on with *data*."""
+
+    def hexdigest(self) -> str:
+        """Of everything so far."""
+
+    def copy(self) -> "Hash":
+        """Another one, in the same state."""
+
+
+class Sink(Protocol):
+    """Where a body goes: the connection of one client. Both calls return when the kernel has taken the bytes.
+
+    Raises:
+        ConnectionError: the client is gone, or has taken nothing for too long.
+    """
+
+    async def write(self, data: bytes) -> None:
+        """Send *data*."""
+
+    async def send_file(self, fd: int, start: int, stop: int) -> None:
+        """Send the bytes [start, stop) of an open file without copying them.
+
+        Raises:
+            ReadFailed: the file has fewer bytes, or cannot be read; what was sent until then is counted in *offset*.
+        """
+
+
+class OpenBlob(Protocol):
+    """A stored blob that will not go away until it is closed."""
+
+    digest: Digest
+    size_bytes: int
+    media_type: str | None
+    body: bytes | None  # the whole verified content, when it is small
+
+    async def send(self, sink: Sink, start: int, stop: int) -> None:
+        """Send the bytes [start, stop) to *sink*."""
+
+    def close(self) -> None:
+        """Let go of it; may be called twice."""
+
+
+class Partial(Protocol):
+    """A blob on its way in: appended to, read while it grows, published once it verifies."""
+
+    offset: int  # bytes that are in, and readable by send()
+
+    async def expect(self, size_bytes: int) -> None:
+        """Reserve room for the whole blob.
+
+        Raises:
+            NoSpace: there is none, even after eviction.
+        """
+
+    async def append(self, data: bytes) -> None:
+        """Add *data* behind what is there.
+
+        Raises:
+            NoSpace: the disk is full or refuses to take it.
+            DigestMismatch: after :meth:`restart`, the beginning is not what it was before.
+        """
+
+    def restart(self) -> None:
+        """Expect the content from its beginning again, without taking back what readers have seen."""
+
+    def verify(self) -> None:
+        """Raise DigestMismatch unless everything appended is the blob."""
+
+    def hashed(self) -> Hash:
+        """The hash of the bytes [0, offset), to go on with elsewhere."""
+
+    async def publish(self, media_type: str | None = None) -> None:
+        """Make it a stored blob. Only after :meth:`verify`.
+
+        Raises:
+            NoSpace: the disk refuses; the partial is gone.
+        """
+
+    async def discard(self) -> None:
+        """Throw it away and give its room back."""
+
+    async def send(self, sink: Sink, start: int, stop: int) -> None:
+        """Send the bytes [start, stop) to *sink*; they must be there already."""
+
+    def close(self) -> None:
+        """Close the file; after the last reader. Published or kept, the content stays."""
+
+
+class StoreTotals(NamedTuple):
+    """What is in a store; all sizes in bytes."""
+
+    size_bytes: int
+    partial_bytes: int
+    blobs: int
+    manifests: int
+    tags: int
+    quarantined: int
+
+
+class BlobStore(Protocol):
+    """Verified content by digest, within a cap."""
+
+    async def open(self, digest: Digest) -> OpenBlob | None:
+        """The blob, marked as just used; None when it is not here."""
+
+    def ingest(self, digest: Digest) -> AbstractAsyncContextManager[Partial]:
+        """Begin to write a blob, or go on where an earlier ingest stopped.
+
+        Leaving the context without publish() or discard() keeps what is there for the next one.
+        One ingest of a digest at a time.
+        """
+
+    def remember(self, digest: Digest, body: bytes, media_type: str) -> None:
+        """Serve this verified small content from memory, from now on and until it is forgotten."""
+
+
+class TagEntry(NamedTuple):
+    """What upstream last said of a tag. ``fetched_at``: when it said so, Unix seconds."""
+
+    digest: Digest
+    media_type: str
+    size_bytes: int
+    fetched_at: float
+
+
+class Answer(NamedTuple):
+    """A body that upstream gave to a question that has no digest: a tags list, a referrers index."""
+
+    body: bytes
+    content_type: str
+    link: str | None  # the pagination link as path and query, already ours
+    filters_applied: str | None
+    fetched_at: float
+
+
+class Index(Protocol):
+    """What is known of names: which digest a tag was, which repository holds what, what upstream last answered."""
+
+    async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
+        """What the tag was when upstream was last asked."""
+
+    async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
+        """Remember it."""
+
+    async def forget_tag(self, repository: Repository, tag: str) -> None:
+        """Upstream says that it is gone."""
+
+    def link(self, repository: Repository, digest: Digest) -> None:
+        """*digest* was pulled through *repository*."""
+
+    async def repositories(self, after: str, limit: int) -> Sequence[str]:
+        """Names of repositories with something cached, in order, behind *after*."""
+
+    async def answer(self, key: str) -> Answer | None:
+        """The last good answer to the question *key*."""
+
+    async def put_answer(self, key: str, answer: Answer) -> None:
+        """Remember it; the oldest ones are forgotten."""

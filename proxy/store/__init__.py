@@ -1,0 +1,1 @@
+"""Verified bytes on a disk, and what is known about them."""

@@ -1,0 +1,53 @@
+"""What the store does to files. Everything here blocks, and runs in a thread."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from proxy.errors import ContentError
+from proxy.oci import MANIFEST_MAX_BYTES, Manifest
+
+
+def sizes(folder: Path) -> list[tuple[str, int]]:
+    """Name and size (bytes) of each file, the oldest first; nothing for a folder that cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            files = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if entry.is_file()]
+    except OSError:
+        return []
+    return [(name, stat.st_size) for name, stat in sorted(files, key=lambda file: file[1].st_mtime)]
+
+
+def inspect(path: Path) -> tuple[int, str | None]:
+    """Size, and the media type if the content is a manifest."""
+    size_bytes = path.stat().st_size
+    if not 0 < size_bytes <= MANIFEST_MAX_BYTES:
+        return size_bytes, None
+    with path.open("rb") as file:
+        if file.read(1) != b"{":
+            return size_bytes, None
+        file.seek(0)
+        body = file.read()
+    try:
+        manifest = Manifest.parse(body)
+    except ContentError:
+        return size_bytes, None
+    return size_bytes, manifest.media_type
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename so that it survives a crash of the machine; the file itself has been synced before."""
+    source.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def unlink_all(paths: Iterable[Path]) -> None:
+    """Remove files, those that are there."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()

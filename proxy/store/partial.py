@@ -1,0 +1,157 @@
+"""One blob on its way in: a file that grows, is hashed as it grows, and becomes a blob by one rename.
+
+What is on the disk if the process dies here: a partial is only ever a prefix of what upstream sent. It is hashed again
+from its beginning when it is taken up, and nothing but :meth:`DiskPartial.verify` lets it be published.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from proxy.errors import DigestMismatch, NoSpace
+from proxy.oci import Digest
+from proxy.storage import Hash, Sink
+from proxy.threads import Threads
+
+_READ_BYTES = 1024 * 1024
+
+# What a disk says when it is not the content's fault: full, over quota, read-only, no permission, broken.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOENT}
+
+
+def refused(error: OSError) -> NoSpace:
+    """The disk's refusal in the words of the domain."""
+    return NoSpace(f"{errno.errorcode.get(error.errno or 0, '?')}: {os.strerror(error.errno or 0)}")
+
+
+class DiskPartial:
+    """See :class:`proxy.storage.Partial`.
+
+    Args:
+        fd: the partial's file, open for reading and writing; closed by :meth:`close`.
+        reserve: makes room for so many bytes in all, or raises NoSpace.
+        publish: makes the verified file a blob.
+        discard: removes the file and gives its room back.
+    """
+
+    def __init__(
+        self,
+        digest: Digest,
+        path: Path,
+        fd: int,
+        *,
+        threads: Threads,
+        reserve: Callable[["DiskPartial", int], Awaitable[None]],
+        publish: Callable[["DiskPartial", str | None], Awaitable[None]],
+        discard: Callable[["DiskPartial"], Awaitable[None]],
+    ) -> None:
+        self.digest = digest
+        self.path = path
+        self.offset = 0
+        self.ended = False  # published or discarded: nothing is left to keep
+        self._fd = fd
+        self._threads = threads
+        self._reserve = reserve
+        self._publish = publish
+        self._discard = discard
+        self._hash: Hash = hashlib.new(digest.algorithm)
+        self._replayed = 0
+        self._seen: Hash | None = None  # of [0, offset) as it was before restart(); None when not replaying
+        self._expected: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<DiskPartial {self.digest} {self.offset}/{self._expected}>"
+
+    def rehash(self) -> None:
+        """Take up what an earlier ingest left in the file. Blocks: runs in a thread."""
+        buffer = bytearray(_READ_BYTES)
+        while count := os.preadv(self._fd, [buffer], self.offset):
+            self._hash.update(memoryview(buffer)[:count])
+            self.offset += count
+
+    async def expect(self, size_bytes: int) -> None:
+        """See :class:`proxy.storage.Partial`."""
+        await self._reserve(self, size_bytes)
+        self._expected = size_bytes
+
+    async def append(self, data: bytes) -> None:
+        """See :class:`proxy.storage.Partial`."""
+        if self._seen is not None:
+            data = self._replay(data)
+        if not data:
+            return
+        if self._expected is None:
+            await self._reserve(self, self.offset + len(data))
+        try:
+            await self._threads.run(self._write, data)
+        except OSError as error:
+            if error.errno in _REFUSALS:
+                raise refused(error) from error
+            raise
+
+    def _write(self, data: bytes) -> None:
+        view, offset = memoryview(data), self.offset
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view, offset = view[written:], offset + written
+        # After the write, so that a disk that refuses leaves hash and offset in step; here, so that a cancelled caller
+        # does too.
+        self._hash.update(data)
+        self.offset = offset
+
+    def restart(self) -> None:
+        """See :class:`proxy.storage.Partial`.
+
+        The file keeps its bytes, and readers theirs; the new transfer is hashed up to the same offset and has to agree.
+        """
+        if self.offset and self._seen is None:
+            self._seen = self._hash
+        self._hash = hashlib.new(self.digest.algorithm)
+        self._replayed = 0
+
+    def _replay(self, data: bytes) -> bytes:
+        """Hash the part of *data* that is in the file already; the rest is returned."""
+        known = data[: self.offset - self._replayed]
+        self._hash.update(known)
+        self._replayed += len(known)
+        if self._replayed == self.offset:
+            if self._seen is not None and self._hash.hexdigest() != self._seen.hexdigest():
+                raise DigestMismatch(f"{self.digest}: upstream sent two different beginnings")
+            self._seen = None
+        return data[len(known) :]
+
+    def verify(self) -> None:
+        """See :class:`proxy.storage.Partial`."""
+        if self._seen is not None or self._hash.hexdigest() != self.digest.encoded:
+            raise DigestMismatch(f"asked for {self.digest}, got {self.digest.algorithm}:{self._hash.hexdigest()}")
+
+    def hashed(self) -> Hash:
+        """See :class:`proxy.storage.Partial`."""
+        return (self._seen or self._hash).copy()
+
+    def fsync(self) -> None:
+        """Blocks: runs in a thread."""
+        os.fsync(self._fd)
+
+    async def publish(self, media_type: str | None = None) -> None:
+        """See :class:`proxy.storage.Partial`."""
+        await self._publish(self, media_type)
+
+    async def discard(self) -> None:
+        """See :class:`proxy.storage.Partial`."""
+        if not self.ended:
+            await self._discard(self)
+
+    async def send(self, sink: Sink, start: int, stop: int) -> None:
+        """See :class:`proxy.storage.Partial`."""
+        await sink.send_file(self._fd, start, stop)
+
+    def close(self) -> None:
+        """Close the file; after its last reader."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,582 @@
+"""Requests to the upstream registry: one exchange is token, request, redirects, and what the answer means.
+
+Small answers (manifests, tags, tokens, HEADs) come through httpx; blob bodies through :mod:`proxy.upstream.bulk`, under
+the same rules. No foreign exception leaves this package.
+"""
+
+import asyncio
+import contextlib
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+from urllib.parse import quote, urljoin, urlsplit
+
+import certifi
+import httpx
+
+from proxy import events
+from proxy.errors import (
+    BlobUnknown,
+    ContentError,
+    Denied,
+    ManifestUnknown,
+    NameUnknown,
+    RateLimited,
+    RegistryCacheError,
+    Unauthorized,
+    UpstreamError,
+)
+from proxy.oci import MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Repository
+from proxy.ranges import ContentRange
+from proxy.upstream.auth import Authenticator, TokenReply
+from proxy.upstream.bulk import BulkClient, BulkReply
+from proxy.upstream.ratelimit import RateLimit, refusal_message
+from proxy.upstream.resilience import Breaker, backoff_seconds
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 5
+_TOKEN_MAX_BYTES = 64 * 1024
+_ERROR_MAX_BYTES = 64 * 1024
+_LIST_MAX_BYTES = 8 * 1024 * 1024
+_SMALL_ATTEMPTS = 3
+# An origin that will be tried again this soon is waited for; else the client hears at once that it is down.
+_PATIENCE_SECONDS = 5.0
+
+
+class Reply(Protocol):
+    """What the two HTTP clients have in common; header names are looked up in lower case."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By name, whatever its case."""
+
+    async def read_small(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            UpstreamError: it is longer than *limit*, or broke off.
+        """
+
+    async def aclose(self) -> None:
+        """Done with it."""
+
+
+class _SmallReply:
+    """An httpx response whose body has not been read."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read_small(self, limit: int) -> bytes:
+        body = bytearray()
+        with _translated():
+            async for piece in self._response.aiter_raw():
+                body += piece
+                if len(body) > limit:
+                    raise UpstreamError(f"upstream sent more than {limit} bytes where a small answer was due")
+        return bytes(body)
+
+    async def aclose(self) -> None:
+        with contextlib.suppress(httpx.HTTPError, httpx.StreamError, OSError, UpstreamError):
+            is_head = self._response.request.method == "HEAD"
+            if not self._response.is_stream_consumed and (is_head or _is_short(self.headers)):
+                await self.read_small(_ERROR_MAX_BYTES)  # so that the connection can be used again
+        with contextlib.suppress(httpx.HTTPError, OSError):
+            await self._response.aclose()
+
+
+class _BulkAsReply:
+    """A bulk reply: its body is small only when it is an error."""
+
+    def __init__(self, bulk: BulkReply) -> None:
+        self.bulk = bulk
+        self.status = bulk.status
+        self.headers = bulk.headers
+
+    async def read_small(self, limit: int) -> bytes:
+        body = bytearray()
+        while len(body) < limit and (piece := await self.bulk.read()):
+            body += piece
+        return bytes(body)
+
+    async def aclose(self) -> None:
+        done = False
+        with contextlib.suppress(UpstreamError):
+            if _is_short(self.headers):
+                await self.read_small(_ERROR_MAX_BYTES)  # so that the connection can be used again
+                done = True
+        self.bulk.close(reuse=done)
+
+
+class ManifestHead(NamedTuple):
+    """What upstream says of a manifest without sending it. ``digest`` is None where it does not say."""
+
+    digest: Digest | None
+    media_type: str
+    size_bytes: int | None
+
+
+class FetchedManifest(NamedTuple):
+    """A manifest as upstream sent it; not yet verified."""
+
+    body: bytes
+    media_type: str
+    digest: str | None  # the Docker-Content-Digest header, if there was one
+
+
+class FetchedList(NamedTuple):
+    """The answer to tags/list or referrers."""
+
+    body: bytes
+    content_type: str
+    link: str | None
+    filters_applied: str | None
+
+
+class BlobBody:
+    """The body of one blob GET: the bytes [start, stop) of *total*, where upstream said so."""
+
+    def __init__(
+        self, reply: BulkReply, start: int, stop: int | None, total: int | None, received: Callable[[int], None]
+    ) -> None:
+        self.start = start
+        self.total_bytes = total
+        self._left = None if stop is None else stop - start
+        self._reply = reply
+        self._received = received
+
+    async def read(self) -> bytes:
+        """The next piece, empty at the end.
+
+        Raises:
+            UpstreamError: the transfer broke or stalled.
+        """
+        data = await self._reply.read()
+        self._received(len(data))
+        if self._left is not None:
+            self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        """Keep the connection if everything was read."""
+        self._reply.close(reuse=self._left == 0)
+
+
+class Upstream:
+    """One registry, as seen by one account.
+
+    Args:
+        base_url: without a trailing slash.
+        tls: for every connection, the token service's and the CDN's too.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        tls: ssl.SSLContext,
+        authenticator: Callable[[Callable[[str, str | None], Awaitable[TokenReply]]], Authenticator],
+        connect_timeout_seconds: float,
+        read_timeout_seconds: float,
+        connections: int,
+        user_agent: str,
+        events: events.Events,
+    ) -> None:
+        self._base = base_url
+        self._events = events
+        self.origin = _origin(base_url)
+        self.limits = RateLimit(self.origin, events)
+        self.breakers: dict[str, Breaker] = {}
+        self.answered_at: float | None = None  # Unix seconds
+        self._http = httpx.AsyncClient(
+            verify=tls,
+            timeout=httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds),
+            limits=httpx.Limits(max_connections=connections + 32, max_keepalive_connections=32, keepalive_expiry=30),
+            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+            follow_redirects=False,
+        )
+        self._bulk = BulkClient(
+            tls=tls,
+            connect_timeout_seconds=connect_timeout_seconds,
+            read_timeout_seconds=read_timeout_seconds,
+            connections=connections,
+            user_agent=user_agent,
+        )
+        # The slowest whole small exchange: a body that trickles in is as bad as one that stalls.
+        self._small_timeout_seconds = connect_timeout_seconds + 2 * read_timeout_seconds
+        self.auth = authenticator(self._fetch_token)
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.origin}>"
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self.auth.aclose()
+        await self._http.aclose()
+        self._bulk.close()
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    async def manifest_head(self, reference: Reference, *, attempts: int = _SMALL_ATTEMPTS) -> ManifestHead:
+        """What *reference* is now. Hub does not count this as a pull.
+
+        Raises:
+            ManifestUnknown, NameUnknown, Unauthorized, Denied, RateLimited, UpstreamError.
+        """
+        path = f"/v2/{reference.repository.name}/manifests/{reference.target}"
+        async with self._small("manifest_head", "HEAD", path, reference.repository, attempts=attempts) as reply:
+            digest = reply.headers.get("docker-content-digest")
+            return ManifestHead(_digest_or_none(digest), _media_type(reply.headers), _length(reply.headers))
+
+    async def manifest(self, reference: Reference) -> FetchedManifest:
+        """The manifest itself. Hub counts this as a pull.
+
+        Raises:
+            ManifestUnknown, NameUnknown, Unauthorized, Denied, RateLimited, UpstreamError.
+        """
+        path = f"/v2/{reference.repository.name}/manifests/{reference.target}"
+        async with self._small("manifest_get", "GET", path, reference.repository) as reply:
+            body = await reply.read_small(MANIFEST_MAX_BYTES)
+            length = _length(reply.headers)
+            if length is not None and length != len(body):
+                raise UpstreamError(f"upstream announced {length} bytes of manifest and sent {len(body)}")
+            self._received(len(body))
+            return FetchedManifest(body, _media_type(reply.headers), reply.headers.get("docker-content-digest"))
+
+    async def blob_head(self, repository: Repository, digest: Digest) -> int:
+        """The size of a blob, in bytes.
+
+        Raises:
+            BlobUnknown, NameUnknown, Unauthorized, Denied, RateLimited, UpstreamError.
+        """
+        async with self._small("blob_head", "HEAD", f"/v2/{repository.name}/blobs/{digest}", repository) as reply:
+            length = _length(reply.headers)
+            if length is None:
+                raise UpstreamError("upstream does not say how long the blob is")
+            return length
+
+    async def listing(self, repository: Repository, path: str) -> FetchedList:
+        """The answer to a tags/list or referrers question.
+
+        Args:
+            path: path and query, on upstream.
+
+        Raises:
+            NameUnknown, ManifestUnknown, Unauthorized, Denied, RateLimited, UpstreamError.
+        """
+        async with self._small("other", "GET", path, repository) as reply:
+            body = await reply.read_small(_LIST_MAX_BYTES)
+            self._received(len(body))
+            content_type = reply.headers.get("content-type", "application/json")
+            link, filters = reply.headers.get("link"), reply.headers.get("oci-filters-applied")
+            return FetchedList(body, content_type, link, filters)
+
+    @contextlib.asynccontextmanager
+    async def blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[BlobBody]:
+        """One GET of a blob from *start*; a single try.
+
+        The body may begin elsewhere than asked: upstream may ignore the range. Look at ``body.start``.
+
+        Raises:
+            BlobUnknown, NameUnknown, Unauthorized, Denied, RateLimited, UpstreamError.
+        """
+        headers = {}
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+
+        async def send(_method: str, url: str, extra: Mapping[str, str]) -> Reply:
+            return _BulkAsReply(await self._bulk.get(url, {**headers, **extra}))
+
+        reply = await self._exchange("blob_get", "GET", f"/v2/{repository.name}/blobs/{digest}", repository, send)
+        if not isinstance(reply, _BulkAsReply):
+            raise TypeError(reply)
+        try:
+            body = _blob_body(reply, self._received)
+            yield body
+        except BaseException:
+            reply.bulk.close()
+            raise
+        body.close()
+
+    # --- one exchange -------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _small(
+        self,
+        kind: events.UpstreamKind,
+        method: str,
+        path: str,
+        repository: Repository,
+        *,
+        attempts: int = _SMALL_ATTEMPTS,
+    ) -> AsyncIterator[Reply]:
+        """A small exchange, tried again while upstream seems to be worth it."""
+        headers = {"Accept": MANIFEST_ACCEPT} if kind.startswith("manifest") else {}
+
+        async def send(method: str, url: str, extra: Mapping[str, str]) -> Reply:
+            return await self._send_small(method, url, {**headers, **extra})
+
+        for attempt in range(1, attempts + 1):
+            try:
+                async with self._bounded():
+                    reply = await self._exchange(kind, method, path, repository, send)
+                break
+            except UpstreamError as error:
+                wait = max(backoff_seconds(attempt), error.retry_in_seconds)
+                if isinstance(error, RateLimited) or attempt == attempts or wait > _PATIENCE_SECONDS:
+                    raise
+                self._events.emit(events.UpstreamFailed(origin=self.origin, reason=str(error), attempt=attempt))
+                await asyncio.sleep(wait)
+        try:
+            async with self._bounded():
+                yield reply
+        finally:
+            await reply.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._small_timeout_seconds):
+                yield
+        except TimeoutError as error:
+            raise UpstreamError("upstream took too long to answer") from error
+
+    async def _exchange(
+        self,
+        kind: events.UpstreamKind,
+        method: str,
+        path: str,
+        repository: Repository,
+        send: Callable[[str, str, Mapping[str, str]], Awaitable[Reply]],
+    ) -> Reply:
+        """Send one request, answer a challenge, follow redirects; a reply that is a success, or an error raised."""
+        is_pull = kind in ("manifest_get", "manifest_head")
+        self.limits.check(is_pull=is_pull)
+        url = self._base + quote(path, safe="/:?&=%@+,;~-._")
+        began, status = time.monotonic(), 0
+        try:
+            reply = await self._authorized(method, url, repository, send)
+            try:
+                status = reply.status
+                reply = await self._redirected(method, url, reply, send)
+                status = reply.status
+                await self._judge(kind, reply, is_pull=is_pull)
+            except BaseException:
+                await reply.aclose()
+                raise
+        finally:
+            duration_ms = (time.monotonic() - began) * 1000
+            self._events.emit(
+                events.UpstreamRequest(kind=kind, method=method, url=url, status=status, duration_ms=duration_ms)
+            )
+        self.answered_at = time.time()
+        return reply
+
+    async def _authorized(
+        self,
+        method: str,
+        url: str,
+        repository: Repository,
+        send: Callable[[str, str, Mapping[str, str]], Awaitable[Reply]],
+    ) -> Reply:
+        authorization = await self.auth.header(repository.name)
+        reply = await self._watched(send, method, url, authorization)
+        if reply.status != 401:  # noqa: PLR2004 -- HTTP
+            return reply
+        challenge = reply.headers.get("www-authenticate", "")
+        answer = await self.auth.answer(challenge, repository.name, refused=authorization)
+        if answer is None:
+            return reply  # there is nothing better to offer
+        await reply.aclose()
+        return await self._watched(send, method, url, answer)
+
+    async def _redirected(
+        self,
+        method: str,
+        url: str,
+        reply: Reply,
+        send: Callable[[str, str, Mapping[str, str]], Awaitable[Reply]],
+    ) -> Reply:
+        """Follow redirects, without the ``Authorization`` header: a CDN refuses requests that carry one."""
+        for _ in range(_MAX_REDIRECTS):
+            if reply.status not in _REDIRECTS:
+                return reply
+            location = reply.headers.get("location", "")
+            await reply.aclose()
+            url = urljoin(url, location)
+            scheme = urlsplit(url).scheme
+            if not location or scheme not in ("http", "https") or (scheme == "http" and self._base.startswith("https")):
+                raise UpstreamError(f"upstream redirects to {_shown(url)!r}, which is not followed")
+            reply = await self._watched(send, method, url, None)
+            if 400 <= reply.status < 500 and reply.status != 404:  # noqa: PLR2004 -- HTTP
+                # Signed URLs expire and CDNs refuse for reasons of their own: a new redirect may work.
+                status = reply.status
+                await reply.aclose()
+                raise UpstreamError(f"{_origin(url)} refuses a redirected request with status {status}")
+        await reply.aclose()
+        raise UpstreamError(f"upstream redirects more than {_MAX_REDIRECTS} times")
+
+    async def _watched(
+        self,
+        send: Callable[[str, str, Mapping[str, str]], Awaitable[Reply]],
+        method: str,
+        url: str,
+        authorization: str | None,
+    ) -> Reply:
+        """One HTTP request under the breaker of its origin."""
+        breaker = self._breaker(url)
+        breaker.check()
+        headers = {"Authorization": authorization} if authorization else {}
+        try:
+            reply = await send(method, url, headers)
+        except UpstreamError as error:
+            breaker.failed(str(error))
+            raise
+        if reply.status >= 500:  # noqa: PLR2004 -- HTTP
+            breaker.failed(f"status {reply.status}")
+        else:
+            breaker.succeeded()
+        return reply
+
+    async def _judge(self, kind: events.UpstreamKind, reply: Reply, *, is_pull: bool) -> None:
+        """Raise what an answer that is no success means."""
+        if reply.status in (200, 206):
+            self.limits.observe(reply.headers, is_pull=is_pull)
+            return
+        body = b""
+        with contextlib.suppress(UpstreamError):
+            body = await reply.read_small(_ERROR_MAX_BYTES)
+        if reply.status == 429:  # noqa: PLR2004 -- HTTP
+            raise self.limits.refused(reply.headers, body, is_pull=is_pull)
+        raise _meaning(kind, reply.status, body)
+
+    async def _send_small(self, method: str, url: str, headers: Mapping[str, str]) -> Reply:
+        with _translated():
+            request = self._http.build_request(method, url, headers=dict(headers))
+            return _SmallReply(await self._http.send(request, stream=True))
+
+    async def _fetch_token(self, url: str, authorization: str | None) -> TokenReply:
+        began, status = time.monotonic(), 0
+        try:
+            async with self._bounded():
+                reply = await self._watched(self._send_small, "GET", url, authorization)
+                try:
+                    status = reply.status
+                    return TokenReply(reply.status, await reply.read_small(_TOKEN_MAX_BYTES))
+                finally:
+                    await reply.aclose()
+        finally:
+            duration_ms = (time.monotonic() - began) * 1000
+            self._events.emit(
+                events.UpstreamRequest(
+                    kind="token", method="GET", url=url.partition("?")[0], status=status, duration_ms=duration_ms
+                )
+            )
+
+    def _breaker(self, url: str) -> Breaker:
+        origin = _origin(url)
+        breaker = self.breakers.get(origin)
+        if breaker is None:
+            if len(self.breakers) >= 1000:  # noqa: PLR2004 -- CDN hosts come and go; the healthy ones are forgotten
+                self.breakers = {name: kept for name, kept in self.breakers.items() if kept.is_open}
+            breaker = self.breakers[origin] = Breaker(origin, self._events)
+        return breaker
+
+    def _received(self, count: int) -> None:
+        if count:
+            self._events.emit(events.UpstreamReceived(bytes=count))
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Trust of the system, or certifi's where the system has none, and of *ca_file* beside it."""
+    context = ssl.create_default_context()
+    paths = ssl.get_default_verify_paths()
+    has_folder = os.path.isdir(paths.openssl_capath) and bool(os.listdir(paths.openssl_capath))  # noqa: PTH112, PTH208
+    if not (os.path.isfile(paths.openssl_cafile) or has_folder or os.environ.get("SSL_CERT_FILE")):  # noqa: PTH113
+        context.load_verify_locations(certifi.where())
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    return context
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what httpx raises into :class:`UpstreamError`, with a reason that an operator can use."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        what = "connect" if isinstance(error, httpx.ConnectTimeout) else "answer"
+        raise UpstreamError(f"upstream took too long to {what}") from error
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+        raise UpstreamError(f"{type(error).__name__}: {error}"[:300]) from error
+
+
+def _meaning(kind: events.UpstreamKind, status: int, body: bytes) -> RegistryCacheError:
+    message = refusal_message(body) if body else ""
+    if status == 404:  # noqa: PLR2004 -- HTTP
+        if b'"NAME_UNKNOWN"' in body:
+            return NameUnknown(message or "upstream does not know the repository")
+        unknown = BlobUnknown if kind.startswith("blob") else ManifestUnknown
+        return unknown(message or "upstream does not know it")
+    if status == 401:  # noqa: PLR2004 -- HTTP
+        return Unauthorized(message or "upstream wants an account that may read this")
+    if status == 416:  # noqa: PLR2004 -- HTTP
+        return ContentError("upstream has fewer bytes of this blob than there are here")
+    if status == 403:  # noqa: PLR2004 -- HTTP
+        return Denied(message or "upstream refuses access")
+    return UpstreamError(f"upstream answered {status}" + (f": {message}" if message else ""))
+
+
+def _blob_body(reply: _BulkAsReply, received: Callable[[int], None]) -> BlobBody:
+    length = _length(reply.headers)
+    if reply.headers.get("content-encoding", "identity") != "identity":
+        raise UpstreamError("upstream sent an encoded body although none was asked for")
+    if reply.status == 200:  # noqa: PLR2004 -- HTTP
+        return BlobBody(reply.bulk, 0, length, length, received)
+    span = ContentRange.parse(reply.headers.get("content-range", ""))
+    if span is None or span.total is None or (length is not None and length != span.stop - span.start):
+        raise UpstreamError("upstream sent a part of the blob without saying which")
+    return BlobBody(reply.bulk, span.start, span.stop, span.total, received)
+
+
+def _length(headers: Mapping[str, str]) -> int | None:
+    value = headers.get("content-length", "")
+    return int(value) if value.isdecimal() and len(value) <= 18 else None  # noqa: PLR2004 -- an exabyte
+
+
+def _media_type(headers: Mapping[str, str]) -> str:
+    """The media type without parameters: clients compare it as a whole."""
+    return headers.get("content-type", "").partition(";")[0].strip() or "application/octet-stream"
+
+
+def _is_short(headers: Mapping[str, str]) -> bool:
+    """Whether the body is worth reading to its end: that of a challenge or a redirect is."""
+    length = _length(headers)
+    return length is not None and length <= _ERROR_MAX_BYTES
+
+
+def _digest_or_none(value: str | None) -> Digest | None:
+    with contextlib.suppress(RegistryCacheError):
+        return Digest.parse(value or "")
+    return None
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _shown(url: str) -> str:
+    """A URL fit for a log: a signed one is a credential."""
+    return url.partition("?")[0][:200]

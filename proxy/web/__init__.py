@@ -1,0 +1,1 @@
+"""The HTTP face: /v2/ for clients, /_stats, /_health and /metrics for operators."""

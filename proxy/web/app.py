@@ -1,0 +1,63 @@
+"""The HTTP server: which handler a request goes to, and how many connections there may be.
+
+aiohttp's low-level server, without its router and middlewares: paths of the distribution API are parsed once, by us,
+and the plain application took twice the time for a hit.
+"""
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from proxy.web.errors import error_body
+from proxy.web.ops import Ops
+from proxy.web.v2 import V2
+
+_BUSY_BODY = error_body("TOOMANYREQUESTS", "too many connections")
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BUSY_BODY), _BUSY_BODY)
+)
+
+
+class _Refusal(asyncio.Protocol):
+    """One connection too many: told so, and closed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.write(_BUSY)
+        transport.close()
+
+
+class Server(web.Server):
+    """See the module.
+
+    Args:
+        client_timeout_seconds: how long a connection may go without a whole request.
+    """
+
+    def __init__(self, v2: V2, ops: Ops, *, max_connections: int, client_timeout_seconds: float) -> None:
+        # keepalive_timeout also bounds the wait for the first request of a connection, and for the rest of a slow one.
+        super().__init__(
+            self._dispatch, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
+        )
+        self._v2 = v2
+        self._ops = ops
+        self._max_connections = max_connections
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.rel_url.raw_path
+        if path.startswith("/v2/") or path == "/v2":
+            try:
+                return await self._v2.handle(request)
+            except ConnectionError as error:
+                # The body cannot be finished, or nobody takes it: aiohttp's way to end a connection without a word.
+                request.protocol.force_close()
+                raise asyncio.CancelledError(str(error)) from error
+        return await self._ops.handle(request)
+
+    def __call__(self) -> Any:
+        """The protocol of a new connection."""
+        if len(self.connections) >= self._max_connections:
+            return _Refusal()
+        return super().__call__()

@@ -1,0 +1,115 @@
+"""Responses that carry a blob: ranges, conditional requests, and what happens when it breaks half-way."""
+
+from aiohttp import web
+
+from proxy.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError
+from proxy.flight import FlightReader, Flights
+from proxy.oci import Digest, Repository
+from proxy.pullthrough import BlobAnswer, Direct, PullThrough, Served
+from proxy.ranges import ContentRange, Range
+from proxy.storage import OpenBlob
+from proxy.threads import Threads
+from proxy.web.exchange import Exchange, answer_headers, matches_etag
+from proxy.web.sending import SocketSink
+
+
+class BlobResponder:
+    """Answers requests for blobs.
+
+    Args:
+        client_timeout_seconds: how long a client may go without taking a byte.
+        threads: for reads of files that are not in the page cache.
+    """
+
+    def __init__(
+        self, pull_through: PullThrough, flights: Flights, *, client_timeout_seconds: float, threads: Threads
+    ) -> None:
+        self._pull_through = pull_through
+        self._flights = flights
+        self._client_timeout_seconds = client_timeout_seconds
+        self._threads = threads
+
+    async def respond(self, exchange: Exchange, repository: Repository, digest: Digest) -> web.StreamResponse:
+        """The response to a blob request, sent to its end.
+
+        Raises:
+            RegistryCacheError: nothing has been sent.
+            ConnectionError: the client has to see that the body is not whole.
+        """
+        exchange.reference = exchange.digest = digest
+        answer = await self._pull_through.blob(repository, digest, head=exchange.request.method == "HEAD")
+        exchange.served = answer.served
+        try:
+            return await self._respond(exchange, repository, digest, answer)
+        finally:
+            if answer.content is not None:
+                answer.content.close()
+
+    async def _respond(
+        self, exchange: Exchange, repository: Repository, digest: Digest, answer: BlobAnswer
+    ) -> web.StreamResponse:
+        request, content = exchange.request, answer.content
+        headers = answer_headers(answer.served, digest, head=request.method == "HEAD")
+        headers["Accept-Ranges"] = "bytes"
+        if matches_etag(request, digest):
+            return web.Response(status=304, headers=headers)
+        try:
+            span = _asked_span(request, digest, answer.size_bytes)
+        except RangeNotSatisfiable:
+            if isinstance(content, FlightReader):
+                await content.landed()  # the size is upstream's word until the digest has been verified
+            raise
+        status, start, stop = 200, 0, answer.size_bytes
+        if span is not None:
+            status, start, stop = 206, span.start, span.stop
+            headers["Content-Range"] = str(span)
+        headers["Content-Type"] = "application/octet-stream"
+        headers["Content-Length"] = str(stop - start)
+        if request.method == "HEAD" or content is None:
+            return web.Response(status=status, headers=headers)
+        if not isinstance(content, FlightReader | Direct) and content.body is not None:
+            exchange.body_bytes = stop - start
+            return web.Response(status=status, body=content.body[start:stop], headers=headers)
+        response = web.StreamResponse(status=status, headers=headers)
+        await self._stream(exchange, response, repository, digest, content, start, stop)
+        return response
+
+    async def _stream(
+        self,
+        exchange: Exchange,
+        response: web.StreamResponse,
+        repository: Repository,
+        digest: Digest,
+        content: OpenBlob | FlightReader | Direct,
+        start: int,
+        stop: int,
+    ) -> None:
+        await response.prepare(exchange.request)
+        sink = SocketSink(
+            exchange.request, response, timeout_seconds=self._client_timeout_seconds, threads=self._threads
+        )
+        try:
+            try:
+                await content.send(sink, start, stop)
+            except ReadFailed as error:
+                # The disk let us down: the rest comes from upstream, unseen by the client.
+                exchange.error = str(error)
+                await self._flights.send_direct(repository, digest, sink, error.offset, stop)
+            await response.write_eof()
+        except RegistryCacheError as error:
+            exchange.error = str(error)
+            exchange.served = Served("error", exchange.served.upstream_seconds)
+            # Never end the body as if it were whole: a truncated 200 breaks a pull for good (containerd#9552).
+            raise ConnectionAbortedError(str(error)) from error
+        finally:
+            exchange.body_bytes = sink.sent_bytes
+            sink.close()
+
+
+def _asked_span(request: web.BaseRequest, digest: Digest, size_bytes: int) -> ContentRange | None:
+    """The range to answer with 206, or None for the whole blob."""
+    asked = Range.parse(request.headers.get("Range")) if request.method == "GET" else None
+    condition = request.headers.get("If-Range")
+    if asked is None or (condition is not None and condition.strip('"') != digest):
+        return None
+    return asked.resolve(size_bytes)

@@ -1,0 +1,84 @@
+"""One request while it is answered: what the log line and the headers of the answer are made of."""
+
+import time
+
+from aiohttp import web
+
+from proxy import events
+from proxy.events import CacheResult, Kind
+from proxy.oci import DOCKER_HUB, Digest, Repository
+from proxy.pullthrough import Served
+
+API_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
+
+_STATUS: dict[CacheResult, str] = {
+    "hit": "registry-cache; hit",
+    "miss": "registry-cache; fwd=miss; stored",
+    "collapsed": "registry-cache; fwd=miss; collapsed",
+    "revalidated": "registry-cache; hit; detail=revalidated",
+    "stale": "registry-cache; hit; fwd=stale; detail=",
+    "bypass": "registry-cache; fwd=bypass",
+    "error": "registry-cache; fwd=miss; detail=error",
+}
+
+
+class Exchange:
+    """What becomes known of one request while it is answered; its log line in the end."""
+
+    __slots__ = ("began", "body_bytes", "digest", "error", "kind", "reference", "repository", "request", "served")
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self.request = request
+        self.began = time.perf_counter()
+        self.kind: Kind = "other"
+        self.repository: Repository | None = None
+        self.reference = ""
+        self.digest = ""
+        self.served = Served("error")
+        self.body_bytes = 0
+        self.error = ""
+
+    def event(self, status: int) -> events.Request:
+        """The log line."""
+        request, repository = self.request, self.repository
+        return events.Request(
+            cache=self.served.result,
+            kind=self.kind,
+            registry=repository.registry if repository else DOCKER_HUB,
+            repository=repository.name if repository else "",
+            reference=self.reference,
+            digest=self.digest,
+            method=request.method,
+            status=status,
+            bytes=self.body_bytes,
+            duration_ms=round((time.perf_counter() - self.began) * 1000, 3),
+            upstream_ms=round(self.served.upstream_seconds * 1000, 3),
+            client=request.remote or "",
+            user_agent=request.headers.get("User-Agent", "")[:200],
+            error=self.error,
+        )
+
+
+def answer_headers(served: Served, digest: Digest | None = None, *, head: bool = False) -> dict[str, str]:
+    """The headers that every answer carries. Source: RFC 9211 (``Cache-Status``), RFC 9111 (``Age``)."""
+    headers = dict([API_VERSION])
+    headers["Cache-Status"] = _STATUS[served.result] + (served.detail if served.result == "stale" else "")
+    if head and served.result == "miss":
+        headers["Cache-Status"] = "registry-cache; fwd=miss"  # only a head was fetched: nothing is stored
+    if served.age_seconds is not None:
+        headers["Age"] = str(int(served.age_seconds))
+    if served.result == "stale":
+        headers["Warning"] = '110 registry-cache "Response is Stale"'
+    if digest is not None:
+        headers["Docker-Content-Digest"] = digest
+        headers["ETag"] = f'"{digest}"'
+    return headers
+
+
+def matches_etag(request: web.BaseRequest, digest: Digest) -> bool:
+    """Whether ``If-None-Match`` names the content that would be sent."""
+    header = request.headers.get("If-None-Match")
+    if header is None:
+        return False
+    tags = [tag.strip().removeprefix("W/").strip('"') for tag in header[:4096].split(",")]
+    return "*" in tags or digest in tags

@@ -1,0 +1,205 @@
+"""The /v2/ routes: parse once, call, respond, log.
+
+Source: OCI distribution spec 1.1, "Pull" and "Content discovery".
+"""
+
+import functools
+import traceback
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import msgspec
+from aiohttp import web
+
+from proxy import events
+from proxy.errors import NameUnknown, RegistryCacheError, Unsupported
+from proxy.events import Kind
+from proxy.oci import DOCKER_HUB, Digest, Reference, Repository
+from proxy.pullthrough import ListAnswer, ManifestAnswer, PullThrough, Served
+from proxy.storage import Index
+from proxy.web.blob_response import BlobResponder
+from proxy.web.errors import rendered
+from proxy.web.exchange import Exchange, answer_headers, matches_etag
+
+_CATALOG_MAX = 1000
+_QUERY_MAX = 2048
+
+
+class Route(NamedTuple):
+    """A /v2/ path, parsed: what is asked for, and of which repository."""
+
+    kind: Kind
+    repository: Repository | None = None
+    reference: Reference | None = None
+    digest: Digest | None = None
+
+
+@functools.lru_cache(maxsize=8192)
+def parse_path(raw_path: str, registry: str) -> Route:
+    """The route of a raw (percent-encoded) path.
+
+    Raises:
+        NameInvalid, TagInvalid, DigestInvalid, NameUnknown: there is none.
+    """
+    path = unquote(raw_path) if "%" in raw_path else raw_path
+    if path in ("/v2/", "/v2"):
+        return Route("ping")
+    if path == "/v2/_catalog":
+        return Route("catalog")
+    head, _, last = path.rpartition("/")
+    name, _, kind = head.removeprefix("/v2/").rpartition("/")
+    if kind == "manifests":
+        repository = Repository.parse(name, registry)
+        return Route("manifest", repository, Reference.parse(repository, last))
+    if kind == "blobs":
+        return Route("blob", Repository.parse(name, registry), digest=Digest.parse(last))
+    if kind == "tags" and last == "list":
+        return Route("tags", Repository.parse(name, registry))
+    if kind == "referrers":
+        return Route("referrers", Repository.parse(name, registry), digest=Digest.parse(last))
+    raise NameUnknown("no such path in the distribution API")
+
+
+class V2:
+    """Answers /v2/ requests.
+
+    Args:
+        registries: the values of ``?ns=`` that are served, each the name of a configured upstream.
+    """
+
+    def __init__(
+        self,
+        pull_through: PullThrough,
+        index: Index,
+        blobs: BlobResponder,
+        *,
+        registries: frozenset[str],
+        events: events.Events,
+    ) -> None:
+        self._pull_through = pull_through
+        self._index = index
+        self._blobs = blobs
+        self._registries = registries
+        self._events = events
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer *request* and log it, whatever happens."""
+        exchange = Exchange(request)
+        status = 499  # the client left before there was an answer
+        try:
+            try:
+                response = await self._answer(exchange)
+            except RegistryCacheError as error:
+                response = _error_response(exchange, error)
+            except ConnectionError as error:
+                exchange.error = str(error)
+                raise
+            except Exception as error:  # noqa: BLE001 -- a bug is a 500 in the spec's form and a line in the log
+                self._events.emit(events.Crashed(message=repr(error), traceback=traceback.format_exc()))
+                response = _error_response(exchange, RegistryCacheError("internal error; the log has the details"))
+            status = response.status
+            return response
+        finally:
+            self._events.emit(exchange.event(status))
+
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        request = exchange.request
+        registry = DOCKER_HUB
+        query = request.rel_url.raw_query_string
+        if query:
+            registry = dict(parse_qsl(query[:_QUERY_MAX])).get("ns", DOCKER_HUB)
+            if registry not in self._registries:
+                raise NameUnknown(f"the registry {registry[:100]!r} is not served here")
+        if request.method not in ("GET", "HEAD"):
+            raise Unsupported("this is a read-only cache: push to the registry itself")
+        route = parse_path(request.rel_url.raw_path, registry)
+        exchange.kind, exchange.repository = route.kind, route.repository
+        if route.reference is not None:
+            return await self._manifest(exchange, route.reference)
+        if route.repository is None:
+            return await self._catalog(exchange) if route.kind == "catalog" else _ping(exchange)
+        if route.kind == "blob" and route.digest is not None:
+            return await self._blobs.respond(exchange, route.repository, route.digest)
+        return await self._list(exchange, route.repository, route.digest, query)
+
+    async def _manifest(self, exchange: Exchange, reference: Reference) -> web.StreamResponse:
+        request = exchange.request
+        exchange.reference = reference.target
+        answer: ManifestAnswer = await self._pull_through.manifest(reference, head=request.method == "HEAD")
+        exchange.served, exchange.digest = answer.served, answer.digest
+        headers = answer_headers(answer.served, answer.digest, head=request.method == "HEAD")
+        if matches_etag(request, answer.digest):
+            return web.Response(status=304, headers=headers)
+        headers["Content-Type"] = answer.media_type
+        if answer.body is None or request.method == "HEAD":
+            headers["Content-Length"] = str(answer.size_bytes)
+            return web.Response(headers=headers)
+        exchange.body_bytes = len(answer.body)
+        return web.Response(body=answer.body, headers=headers)
+
+    async def _list(
+        self, exchange: Exchange, repository: Repository, digest: Digest | None, query: str
+    ) -> web.StreamResponse:
+        path = f"/v2/{repository.name}/" + ("tags/list" if digest is None else f"referrers/{digest}")
+        exchange.reference = exchange.digest = digest or ""
+        asked = [(key, value) for key, value in parse_qsl(query[:_QUERY_MAX]) if key != "ns"]
+        answer: ListAnswer = await self._pull_through.listing(
+            repository, path + ("?" + urlencode(asked) if asked else "")
+        )
+        exchange.served = answer.served
+        headers = answer_headers(answer.served)
+        found = answer.answer
+        headers["Content-Type"] = found.content_type
+        if link := _own_link(found.link):
+            headers["Link"] = link
+        if found.filters_applied:
+            headers["OCI-Filters-Applied"] = found.filters_applied
+        exchange.body_bytes = len(found.body)
+        return web.Response(body=found.body, headers=headers)
+
+    async def _catalog(self, exchange: Exchange) -> web.StreamResponse:
+        """What is cached, not what upstream has: Hub has no catalog either."""
+        query = exchange.request.query
+        limit = min(int(query.get("n", "")[:6]) if query.get("n", "").isdecimal() else 100, _CATALOG_MAX)
+        names = await self._index.repositories(query.get("last", "")[:256], limit + 1)
+        exchange.served = Served("bypass")
+        headers = answer_headers(exchange.served)
+        if len(names) > limit:
+            names = names[:limit]
+            if names:
+                headers["Link"] = f'</v2/_catalog?{urlencode({"n": limit, "last": names[-1]})}>; rel="next"'
+        return _json(exchange, {"repositories": list(names)}, headers)
+
+
+def _ping(exchange: Exchange) -> web.Response:
+    exchange.served = Served("bypass")  # neither cached nor cacheable: it would blur the hit ratio
+    return _json(exchange, {}, answer_headers(exchange.served))
+
+
+def _json(exchange: Exchange, value: object, headers: dict[str, str]) -> web.Response:
+    body = msgspec.json.encode(value)
+    exchange.body_bytes = len(body)
+    return web.Response(body=body, headers={**headers, "Content-Type": "application/json"})
+
+
+def _error_response(exchange: Exchange, error: RegistryCacheError) -> web.Response:
+    exchange.served = Served("error", exchange.served.upstream_seconds)
+    exchange.error = str(error)
+    status, body, headers = rendered(error, exchange.kind)
+    exchange.body_bytes = 0 if exchange.request.method == "HEAD" else len(body)
+    return web.Response(
+        status=status,
+        body=body,
+        headers={**answer_headers(exchange.served), "Content-Type": "application/json", **headers},
+    )
+
+
+def _own_link(link: str | None) -> str | None:
+    """A pagination link that leads here: path and query of upstream's, whatever host it names."""
+    if link is None or not link.startswith("<") or ">" not in link:
+        return None
+    url, _, parameters = link[1:].partition(">")
+    parts = urlsplit(url)
+    if not parts.path.startswith("/v2/") or "\n" in link or "\r" in link:
+        return None
+    return f"<{parts.path}{'?' + parts.query if parts.query else ''}>{parameters}"

@@ -1,0 +1,114 @@
+"""The cache itself, running in the test's event loop, and a client that speaks to it as dockerd does."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from proxy import events
+from proxy.assembly import Proxy, open_proxy
+from proxy.settings import load_settings
+from tests.hub.hub import Hub
+
+
+@dataclass
+class Reply:
+    """An answer, read to its end."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def cache_status(self) -> str:
+        return self.headers.get("Cache-Status", "")
+
+    @property
+    def error_code(self) -> str:
+        return msgspec.json.decode(self.body)["errors"][0]["code"]
+
+
+@dataclass
+class Cache:
+    """A running cache: its parts, its address, and every event so far."""
+
+    proxy: Proxy
+    url: str
+    root: Path
+    session: aiohttp.ClientSession
+    bus: events.Events
+    emitted: list[events.Event] = field(default_factory=list)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Reply:
+        async with self.session.request(method, self.url + path, headers=headers) as response:
+            return Reply(response.status, dict(response.headers), await response.read())
+
+    async def manifest(self, repository: str, reference: str, method: str = "GET", **headers: str) -> Reply:
+        return await self.get(f"/v2/{repository}/manifests/{reference}", method, **headers)
+
+    async def blob(self, repository: str, digest: str, method: str = "GET", **headers: str) -> Reply:
+        return await self.get(f"/v2/{repository}/blobs/{digest}", method, **headers)
+
+    async def stats(self) -> dict[str, Any]:
+        async with self.session.get(self.url + "/_stats") as response:
+            return await response.json()
+
+    async def settled(self) -> None:
+        """Wait until nothing is on its way to the disk any more: clients get their last byte before it is."""
+        await asyncio.gather(*self.proxy.flights._tasks.values(), *self.proxy.pull_through._storing)
+
+    def seen(self, kind: type[events.Event]) -> list[Any]:
+        return [event for event in self.emitted if isinstance(event, kind)]
+
+    def requests(self) -> list[str]:
+        return [event.cache for event in self.seen(events.Request)]
+
+
+@contextlib.asynccontextmanager
+async def run_cache(root: Path, hub: Hub, **flags: Any) -> AsyncIterator[Cache]:
+    """Run a cache in front of *hub* with the look-alike's account; *flags* are settings by name."""
+    secret = root.parent / f"{root.name}.pat"
+    secret.write_text(hub.account.pat + "\n")
+    settings = load_settings(
+        None,
+        {
+            "cache_dir": root,
+            "upstream": hub.url,
+            "ca_file": hub.ca_file,
+            "username": hub.account.username,
+            "password_file": secret,
+            "min_free": "0",
+            "listen": "127.0.0.1:0",
+            "shutdown_grace": "2s",
+            **flags,
+        },
+    )
+    bus = events.Events()
+    seen: list[events.Event] = []
+    bus.subscribe(seen.append)
+    async with open_proxy(settings, bus) as proxy:
+        runner = web.ServerRunner(proxy.server, shutdown_timeout=settings.shutdown_grace)
+        await runner.setup()
+        site = web.TCPSite(runner, settings.listen_host, 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        connector = aiohttp.TCPConnector(limit=0)
+        # As a registry client does: no body is decoded, nothing is retried behind the test's back.
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+            session._retry_connection = False
+            try:
+                yield Cache(proxy, f"http://{host}:{port}", root, session, bus, seen)
+            finally:
+                await session.close()
+                await runner.cleanup()

@@ -1,0 +1,28 @@
+"""Fixtures for every test: the look-alike of Docker Hub, and a cache in front of it."""
+
+import contextlib
+from typing import Any
+
+import pytest
+
+from tests.cache import Cache, run_cache
+from tests.hub.fixtures import hub, origin, plain_hub
+
+__all__ = ["cache", "hub", "origin", "plain_hub", "start_cache"]
+
+
+@pytest.fixture
+async def start_cache(tmp_path, hub):
+    """Start a cache with the given settings; several in one test share nothing but what *root* says."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(root: str = "cache", **flags: Any) -> Cache:
+            return await stack.enter_async_context(run_cache(tmp_path / root, hub, **flags))
+
+        yield start
+
+
+@pytest.fixture
+async def cache(start_cache) -> Cache:
+    """A cache with the default settings."""
+    return await start_cache()

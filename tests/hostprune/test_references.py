@@ -1,0 +1,47 @@
+import pytest
+
+from proxy.hostprune.references import ImageName, matching_pattern
+
+DIGEST = "sha256:" + "d" * 64
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("postgres", ImageName("postgres", "latest")),
+        ("postgres:16", ImageName("postgres", "16")),
+        ("docker.io/library/postgres:16", ImageName("postgres", "16")),
+        ("index.docker.io/library/postgres", ImageName("postgres", "latest")),
+        ("library/postgres:16", ImageName("postgres", "16")),
+        ("localhost:5000/app", ImageName("localhost:5000/app", "latest")),
+        ("localhost:5000/app:1", ImageName("localhost:5000/app", "1")),
+        (f"postgres@{DIGEST}", ImageName("postgres", "", DIGEST)),
+        (f"docker.io/library/postgres:16@{DIGEST}", ImageName("postgres", "16", DIGEST)),
+        (DIGEST, ImageName(digest=DIGEST)),
+        ("0123456789ab", ImageName("0123456789ab", "latest", "sha256:0123456789ab")),
+        ("", ImageName("", "latest")),
+    ],
+)
+def test_a_reference_is_read_as_docker_reads_it(text, name):
+    assert ImageName.parse(text) == name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "keeps"),
+    [
+        ("app", True),
+        ("app:*", True),
+        ("app:1", True),
+        ("docker.io/library/app:1", True),
+        ("dddddddddddd", True),
+        ("sha256:dddd*", True),
+        ("*", True),
+        ("ap", False),
+        ("app:2", False),
+        ("APP", False),
+        ("ddddd", False),
+        ("", False),
+    ],
+)
+def test_what_a_pattern_keeps(pattern, keeps):
+    assert (matching_pattern([pattern], DIGEST, ["app:1"], []) == pattern) is keeps

@@ -1,0 +1,30 @@
+#!/bin/sh
+# The real programs that tests run against, from Debian's packages. Without root, or elsewhere: says what is missing;
+# the tests that need it skip themselves.
+set -eu
+missing=""
+need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
+need docker-registry docker-registry
+need dockerd docker.io
+need docker docker.io
+need skopeo skopeo
+need containerd containerd
+need ctr containerd
+need iptables iptables
+need ip iproute2
+[ -x /bin/busybox ] || missing="$missing busybox-static"
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+  echo "not installed:$missing (as root on Debian, make test installs them; the tests that need them are skipped)"
+  exit 0
+fi
+echo "installing for the tests:$missing"
+# A package must not start a daemon of its own beside the ones that the tests start.
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+  chmod +x /usr/sbin/policy-rc.d
+  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+fi
+apt-get update -qq
+# shellcheck disable=SC2086 # a list of words
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null

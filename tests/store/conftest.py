@@ -1,0 +1,85 @@
+"""A store on a real disk, and ways to fill it."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from proxy import events
+from proxy.oci import Digest
+from proxy.store.disk import DiskStore
+from proxy.store.index import SqliteIndex
+
+CAP = 1_000_000
+
+
+@dataclass
+class Shelf:
+    """An open store, its index and what it has told."""
+
+    store: DiskStore
+    index: SqliteIndex
+    emitted: list
+
+    async def put(self, content: bytes, media_type: str | None = None) -> Digest:
+        """Ingest *content* as a blob; returns its digest."""
+        digest = Digest.of(content)
+        async with self.store.ingest(digest) as partial:
+            try:
+                await partial.expect(len(content))
+                await partial.append(content)
+                partial.verify()
+                await partial.publish(media_type)
+            finally:
+                partial.close()
+        return digest
+
+    async def has(self, digest: Digest) -> bool:
+        """Whether it can be opened; this is a use of it."""
+        blob = await self.store.open(digest)
+        if blob is None:
+            return False
+        blob.close()
+        return True
+
+    def on_disk(self) -> dict[str, int]:
+        """What is really in blobs/, by digest; sizes in bytes."""
+        folder = self.store.root / "blobs" / "sha256"
+        return {f"sha256:{path.name}": path.stat().st_size for path in folder.glob("??/*")}
+
+    def used_bytes(self) -> int:
+        """What the cap is about, as the disk has it."""
+        folders = ("blobs", "partials", "quarantine")
+        return sum(p.stat().st_size for name in folders for p in (self.store.root / name).rglob("*") if p.is_file())
+
+    def check(self) -> None:
+        """The invariants of the store, whenever nothing is under way."""
+        assert self.store._blob_bytes == sum(self.on_disk().values())
+        assert self.store.total_bytes == self.used_bytes()
+        assert self.store.total_bytes <= self.store.cap_bytes
+
+
+@contextlib.asynccontextmanager
+async def open_shelf(root: Path, cap_bytes: int = CAP, min_free_bytes: int | None = 0):
+    """Open the store in *root* as the assembly does."""
+    root.mkdir(exist_ok=True)
+    bus, emitted = events.Events(), []
+    bus.subscribe(emitted.append)
+    index = SqliteIndex(root / "index.sqlite3", events=bus)
+    await index.start()
+    store = DiskStore(root, cap_bytes=cap_bytes, min_free_bytes=min_free_bytes, index=index, events=bus)
+    await store.start()
+    await store._known.wait()
+    try:
+        yield Shelf(store, index, emitted)
+    finally:
+        await store.aclose()
+        await index.aclose()
+
+
+@pytest.fixture
+async def shelf(tmp_path):
+    """A store with a cap of one megabyte."""
+    async with open_shelf(tmp_path / "store") as opened:
+        yield opened

@@ -1,0 +1,296 @@
+"""The store: what is in blobs/ is verified, within the cap, and goes least recently used first."""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from proxy import events
+from proxy.errors import DigestMismatch, NoSpace, StoreLocked, StoreTooNew
+from proxy.oci import OCI_MANIFEST, Digest
+from proxy.store.disk import SMALL_BYTES
+from proxy.store.lock import DirectoryLock
+
+from .conftest import CAP, open_shelf
+
+
+def content(seed: int, size: int = 100_000) -> bytes:
+    return seed.to_bytes(4, "big") * (size // 4)
+
+
+async def test_blob_is_served_as_it_was_stored(shelf):
+    for size in (4, SMALL_BYTES + 4):
+        digest = await shelf.put(content(1, size))
+        blob = await shelf.store.open(digest)
+        assert blob.size_bytes == size
+        assert (blob.body is not None) == (size <= SMALL_BYTES)
+        blob.close()
+        blob.close()
+    shelf.check()
+
+
+async def test_wrong_content_is_never_published(shelf):
+    digest = Digest.of(b"right")
+    async with shelf.store.ingest(digest) as partial:
+        await partial.append(b"wrong")
+        with pytest.raises(DigestMismatch):
+            partial.verify()
+        await partial.discard()
+        partial.close()
+    assert not await shelf.has(digest)
+    assert shelf.used_bytes() == 0
+    shelf.check()
+
+
+async def test_least_recently_used_goes_first(shelf):
+    digests = [await shelf.put(content(n)) for n in range(10)]
+    assert await shelf.has(digests[0])
+    await shelf.put(content(10))
+    assert set(digests) - set(shelf.on_disk()) == {digests[1]}
+    evicted = [event for event in shelf.emitted if isinstance(event, events.Evicted)]
+    assert [(event.objects, event.size_bytes, event.reason) for event in evicted] == [(1, 100_000, "cap")]
+    shelf.check()
+
+
+async def test_order_of_use_survives_a_restart(tmp_path):
+    async with open_shelf(tmp_path / "s") as shelf:
+        digests = [await shelf.put(content(n)) for n in range(10)]
+        assert await shelf.has(digests[0])
+    async with open_shelf(tmp_path / "s") as shelf:
+        await shelf.put(content(10))
+        assert set(digests) - set(shelf.on_disk()) == {digests[1]}
+
+
+async def test_open_and_pinned_blobs_stay(shelf):
+    digests = [await shelf.put(content(n)) for n in range(10)]
+    reader = await shelf.store.open(digests[0])
+    await shelf.index.set_pinned([digests[1]], pinned=True)
+    await shelf.put(content(10))
+    assert set(digests) - set(shelf.on_disk()) == {digests[2]}
+    reader.close()
+    await shelf.put(content(11))
+    # Opening was a use: the reader's blob is not the oldest any more.
+    assert set(digests) - set(shelf.on_disk()) == {digests[2], digests[3]}
+    shelf.check()
+
+
+async def test_room_is_reserved_before_it_is_written(shelf):
+    async with contextlib.AsyncExitStack() as stack:
+        partials = [await stack.enter_async_context(shelf.store.ingest(Digest.of(content(n)))) for n in range(3)]
+        for partial in partials[:2]:
+            stack.callback(partial.close)
+            await partial.expect(450_000)
+        stack.callback(partials[2].close)
+        with pytest.raises(NoSpace):
+            await partials[2].expect(200_000)
+        assert shelf.store.totals().partial_bytes == 900_000
+    assert shelf.store.totals().partial_bytes == 0
+
+
+async def test_blob_larger_than_the_cap_is_refused_without_evicting(shelf):
+    kept = await shelf.put(content(1))
+    with pytest.raises(NoSpace):
+        await shelf.put(content(2, CAP + 4))
+    assert await shelf.has(kept)
+    shelf.check()
+
+
+async def test_interrupted_ingest_is_taken_up_again(tmp_path):
+    whole = content(1)
+    digest = Digest.of(whole)
+    async with open_shelf(tmp_path / "s") as shelf:
+        async with shelf.store.ingest(digest) as partial:
+            await partial.expect(len(whole))
+            await partial.append(whole[:60_000])
+            partial.close()
+        assert shelf.store.totals().partial_bytes == 60_000
+    async with open_shelf(tmp_path / "s") as shelf:
+        assert shelf.store.totals().partial_bytes == 60_000
+        async with shelf.store.ingest(digest) as partial:
+            assert partial.offset == 60_000
+            await partial.expect(len(whole))
+            await partial.append(whole[60_000:])
+            partial.verify()
+            await partial.publish()
+            partial.close()
+        assert await shelf.has(digest)
+        shelf.check()
+
+
+async def test_restart_goes_on_only_if_the_beginning_is_the_same(shelf):
+    whole = content(1)
+    async with shelf.store.ingest(Digest.of(whole)) as partial:
+        await partial.append(whole[:60_000])
+        partial.restart()
+        await partial.append(whole[:10_000])
+        assert partial.offset == 60_000  # readers keep what they have seen
+        await partial.append(whole[10_000:])
+        partial.verify()
+        partial.restart()
+        with pytest.raises(DigestMismatch):
+            await partial.append(b"x" + whole[1:])
+        await partial.discard()
+        partial.close()
+    shelf.check()
+
+
+async def test_abandoned_partials_make_room_before_blobs(shelf):
+    kept = await shelf.put(content(1, 500_000))
+    async with shelf.store.ingest(Digest.of(content(2))) as partial:
+        await partial.append(content(2)[:90_000])
+        partial.close()
+    await shelf.put(content(3, 480_000))
+    assert await shelf.has(kept)
+    assert shelf.store.totals().partial_bytes == 0
+    shelf.check()
+
+
+async def test_second_ingest_of_a_digest_is_refused(shelf):
+    digest = Digest.of(content(1))
+    async with shelf.store.ingest(digest) as partial:
+        with pytest.raises(NoSpace):
+            async with shelf.store.ingest(digest):
+                pytest.fail("two writers of one file")
+        partial.close()
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+@pytest.mark.parametrize("damage", ["truncated", "removed", "flipped"])
+async def test_rot_is_found_when_it_is_opened(tmp_path, size, damage):
+    async with open_shelf(tmp_path / "s") as shelf:
+        digest = await shelf.put(content(1, size))
+    path = tmp_path / "s" / "blobs" / "sha256" / digest.encoded[:2] / digest.encoded
+    if damage == "truncated":
+        os.truncate(path, size - 1)
+    elif damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(content(2, size))
+    async with open_shelf(tmp_path / "s") as shelf:
+        if (damage, size) == ("flipped", 200_000):
+            return  # right in size: the scrubber's case
+        assert not await shelf.has(digest)
+        assert shelf.store.totals().quarantined == int(damage != "removed")
+        shelf.check()
+        await shelf.put(content(1, size))
+        assert await shelf.has(digest)
+        shelf.check()
+
+
+@pytest.mark.parametrize("loss", ["deleted", "garbage", "emptied"])
+async def test_index_is_rebuilt_from_the_blobs(tmp_path, loss):
+    body = b'{"schemaVersion":2,"layers":[]}'
+    async with open_shelf(tmp_path / "s") as shelf:
+        digests = [await shelf.put(content(n)) for n in range(5)]
+        manifest = await shelf.put(body, OCI_MANIFEST)
+    path = tmp_path / "s" / "index.sqlite3"
+    if loss == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(b"garbage" * 1000 if loss == "garbage" else b"")
+    async with open_shelf(tmp_path / "s") as shelf:
+        shelf.check()
+        assert all([await shelf.has(digest) for digest in digests])
+        blob = await shelf.store.open(manifest)
+        assert (blob.media_type, blob.body) == (OCI_MANIFEST, body)
+        assert (shelf.store.totals().blobs, shelf.store.totals().manifests) == (5, 1)
+        assert [event.blobs for event in shelf.emitted if isinstance(event, events.IndexRebuilt)] == [6]
+
+
+async def test_index_that_breaks_while_running_costs_nothing_but_order(tmp_path):
+    async with open_shelf(tmp_path / "s") as shelf:
+        digest = await shelf.put(content(1))
+        await shelf.index._thread.run(shelf.index._close)
+        shelf.index._blobs.clear()
+        (tmp_path / "s" / "index.sqlite3").write_bytes(b"garbage" * 1000)
+        (tmp_path / "s" / "index.sqlite3-wal").unlink(missing_ok=True)
+        await shelf.index._thread.run(lambda: setattr(shelf.index, "_db", sqlite3.connect(shelf.index._path)))
+        assert await shelf.has(digest)  # found in blobs/ although no row is left
+        assert any(isinstance(event, events.StorageFailed) for event in shelf.emitted)
+        await shelf.store._reconcile()
+        shelf.check()
+
+
+async def test_newer_index_is_refused_and_kept(tmp_path):
+    async with open_shelf(tmp_path / "s") as shelf:
+        await shelf.put(content(1))
+    db = sqlite3.connect(tmp_path / "s" / "index.sqlite3")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreTooNew, match="newer version"):
+        async with open_shelf(tmp_path / "s"):
+            pytest.fail("opened")
+
+
+def test_directory_has_one_owner(tmp_path):
+    lock = DirectoryLock(tmp_path / "s")
+    with pytest.raises(StoreLocked, match=f"pid {os.getpid()}"):
+        DirectoryLock(tmp_path / "s")
+    lock.release()
+    DirectoryLock(tmp_path / "s").release()
+
+
+async def test_min_free_evicts_then_stops_storing(shelf, monkeypatch):
+    digests = [await shelf.put(content(n)) for n in range(5)]
+    free = 150_000
+
+    def statvfs(_path):
+        used = sum(shelf.on_disk().values())
+        return os.statvfs_result((1, 1, 10_000_000, 0, free - used + 500_000, 0, 0, 0, 0, 255))
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    shelf.store._min_free_bytes = 100_000
+    new = await shelf.put(content(9))  # 150 kB free, 100 kB to stay free: half of it has to come from old blobs
+    assert set(shelf.on_disk()) == {*digests[1:], new}
+    free = -1_000_000
+    with pytest.raises(NoSpace, match="MIN_FREE"):
+        await shelf.put(content(10))
+    assert shelf.on_disk()  # nothing is evicted for what would not fit all the same
+    await shelf.store._make_room(0)
+    assert shelf.on_disk() == {}  # others used up the disk: everything is given back
+    shelf.check()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("moment", ["begun", "done"])
+@pytest.mark.parametrize("step", range(1, 30))
+async def test_cancellation_leaves_accounts_and_files_in_step(shelf, monkeypatch, step, moment):
+    """Cancel an ingest at each of its steps off the loop: no room, file descriptor or file is lost."""
+    await shelf.put(content(8, 300_000))
+    before = open_files()
+    steps = 0
+
+    async def work() -> None:
+        for seed in range(3):
+            await shelf.put(content(seed, 400_000))
+
+    def run(loop, pool, call, *args):
+        nonlocal steps
+        steps += 1
+        if steps == step and moment == "begun":
+            task.cancel()
+        future = asyncio.BaseEventLoop.run_in_executor(loop, pool, call, *args)
+        if steps == step and moment == "done":
+            future.add_done_callback(lambda _: task.cancel())
+        return future
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "run_in_executor", lambda *args: run(loop, *args))
+    task = asyncio.create_task(work())
+    await asyncio.gather(task, return_exceptions=True)
+    monkeypatch.undo()
+    await shelf.store._threads.run(lambda: None)
+    async with shelf.store._changing:
+        pass
+    assert task.cancelled() or steps < step
+    assert shelf.store._ingesting == set()
+    shelf.check()
+    await shelf.put(content(7, 900_000))
+    shelf.check()
+    assert open_files() == before

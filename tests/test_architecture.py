@@ -1,0 +1,66 @@
+"""Imports point downwards, and foreign libraries stay where they belong."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "proxy"
+
+# The floor of each module or package; a module may import from lower floors, and from its own package.
+FLOORS = {
+    "cli": 4, "__main__": 5,
+    "assembly": 3, "web": 3,
+    "pullthrough": 2, "flight": 1.5,
+    "store": 1, "upstream": 1, "hostprune": 1, "metrics": 1, "logs": 1,
+    "storage": 0.5,
+    "oci": 0.4, "ranges": 0.4, "settings": 0.4, "events": 0.4, "singleflight": 0.4, "threads": 0.4, "clock": 0.4,
+    "errors": 0,
+}  # fmt: skip
+FOREIGN = {
+    "httpx": ("upstream",),
+    "urllib3": ("upstream",),
+    "sqlite3": ("store.index", "cli.verify"),
+    "aiodocker": ("hostprune",),
+}
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts), ast.parse(path.read_text())
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_point_downwards():
+    for module, tree in modules():
+        here = module.partition(".")[0]
+        if here == "__init__":
+            continue
+        for name in imported(tree):
+            if not name.startswith("proxy."):
+                continue
+            there = name.split(".")[1]
+            if there in ("__version__", here):
+                continue
+            assert FLOORS[there] < FLOORS[here] or (here, there) == ("assembly", "web"), f"{module} imports {name}"
+
+
+def test_siblings_of_the_first_floor_do_not_know_each_other():
+    ground = {name for name, floor in FLOORS.items() if floor == 1}
+    for module, tree in modules():
+        here = module.partition(".")[0]
+        for name in imported(tree):
+            there = name.split(".")[1] if name.startswith("proxy.") else ""
+            assert not (here in ground and there in ground and here != there), f"{module} imports {name}"
+
+
+def test_foreign_libraries_stay_where_they_belong():
+    for module, tree in modules():
+        for name in imported(tree):
+            homes = FOREIGN.get(name.partition(".")[0])
+            assert homes is None or module.startswith(homes), f"{module} imports {name}"

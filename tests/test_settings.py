@@ -1,0 +1,122 @@
+"""Settings: flags over environment over file over defaults; a wrong value is one line that helps."""
+
+import contextlib
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.cli import cli, main
+from proxy.cli.common import COMMANDS
+from proxy.errors import SettingsError
+from proxy.settings import Settings, Threshold, load_settings, parse_duration, parse_threshold, unknown_environment
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ("CACHE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path, monkeypatch):
+    file = tmp_path / "c.toml"
+    file.write_text('tag_ttl = "1m"\nmax_size = "1GB"\nretries = 1\n[prune]\nmin_age = "1d"\n')
+    monkeypatch.setenv("REGISTRY_CACHE_MAX_SIZE", "2GB")
+    monkeypatch.setenv("REGISTRY_CACHE_RETRIES", "2")
+    monkeypatch.setenv("REGISTRY_CACHE_PRUNE__KEEP", "postgres:*,redis:*")
+    settings = load_settings(file, {"retries": "3", "listen": None})
+    assert (settings.tag_ttl, settings.max_size, settings.retries) == (60.0, 2_000_000_000, 3)
+    assert settings.listen == "127.0.0.1:5000"
+    assert (settings.prune.min_age, settings.prune.keep) == (86400.0, ["postgres:*", "redis:*"])
+    assert type(settings) is Settings
+
+
+WRONG = {
+    "max_size": ("20XB", "20GB"),
+    "tag_ttl": ("soon", "15m"),
+    "listen": ("nowhere", "127.0.0.1:5000"),
+    "upstream": ("ftp://x", "https://registry-1.docker.io"),
+    "password_file": ("/does/not/exist", "readable file"),
+    "log_format": ("xml", "json"),
+    "retries": ("-1", "greater than or equal to 0"),
+    "min_free": ("-5", "500MB"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_value_is_one_line_that_names_setting_value_and_what_is_allowed(name):
+    value, allowed = WRONG[name]
+    with pytest.raises(SettingsError) as caught:
+        load_settings(None, {name: value, "username": "x"} if name == "password_file" else {name: value})
+    text = str(caught.value)
+    assert text.startswith(f"{name.upper()}: {value!r}")
+    assert allowed in text
+    assert "\n" not in text
+
+
+def test_mistyped_setting_suggests_the_right_one(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('max_sise = "1GB"\n')
+    with pytest.raises(SettingsError, match="MAX_SISE: no such setting: did you mean MAX_SIZE"):
+        load_settings(file)
+    assert unknown_environment({"REGISTRY_CACHE_TAGTTL": "1", "REGISTRY_CACHE_TAG_TTL": "1", "PATH": ""}) == [
+        "REGISTRY_CACHE_TAGTTL is not a setting: did you mean TAG_TTL?"
+    ]
+
+
+def test_credential_is_whole(tmp_path):
+    secret = tmp_path / "pat"
+    secret.write_text("x")
+    with pytest.raises(SettingsError, match="PASSWORD_FILE is not"):
+        load_settings(None, {"username": "a"})
+    with pytest.raises(SettingsError, match="USERNAME is not"):
+        load_settings(None, {"password_file": str(secret)})
+    with pytest.raises(SettingsError, match="without a credential in it"):
+        load_settings(None, {"upstream": "https://a:b@example.com"})
+
+
+def test_systemd_directories_are_defaults(tmp_path, monkeypatch):
+    (tmp_path / "password").write_text("x")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("CACHE_DIRECTORY", f"{tmp_path}/cache:/other")
+    settings = load_settings(None, {"username": "a"})
+    assert (settings.password_file, settings.cache_dir) == (tmp_path / "password", tmp_path / "cache")
+
+
+def test_wrong_settings_end_the_command_with_code_2_and_create_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["registry-cache", "serve", "--cache-dir", f"{tmp_path}/c", "--max-size", "x"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["registry-cache: MAX_SIZE: 'x': allowed is a size such as 500MB, 20GB or 1.5TiB"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_ends_with_examples():
+    for name in COMMANDS:
+        result = CliRunner().invoke(cli, [name, "--help"])
+        assert result.exit_code == 0
+        assert "Examples:" in result.stdout.rpartition("Options:")[2]
+
+
+@given(st.text(max_size=12))
+def test_any_duration_and_threshold_is_parsed_or_refused(text):
+    for parse in (parse_duration, parse_threshold):
+        with contextlib.suppress(ValueError):
+            parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1h30m", 5400), ("7d", 604800), ("500ms", 0.5), ("1.5h", 5400), (15, 15)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(("text", "size"), [("15%", 150), ("1kB", 1000), ("0%", 0), ("100", 100)])
+def test_thresholds(text, size):
+    threshold = parse_threshold(text)
+    assert isinstance(threshold, Threshold)
+    assert threshold.bytes_of(1000) == size

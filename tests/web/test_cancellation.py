@@ -1,0 +1,71 @@
+"""A cancelled reader, flight or shutdown leaves everything as it was: rooms, threads, locks and files."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from proxy.oci import Digest, Repository
+from tests.hub import Fault
+
+SIZE = 3_000_000
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+async def flight(cache, hub, request):
+    """A flight that stands still in the middle, nobody reading."""
+    name = f"library/{request.node.name.lower()}"
+    image = await hub.images.image(name, "1", [SIZE, 1000])
+    await cache.blob(name, image.layers[1].digest)  # opens the connections upstream that are kept
+    await cache.settled()
+    cache.open_files = open_files()
+    hub.faults.add(Fault(service="cdn", stall_after_bytes=1_500_000, times=1))
+    reader = cache.proxy.flights.join(Repository.parse(name), Digest(image.layers[0].digest))
+    await reader.size()
+    await reader.flight.beyond(1_000_000)
+    yield reader
+    reader.close()
+
+
+async def test_cancelled_flight_keeps_what_it_has_and_gives_back_the_rest(cache, hub, flight):
+    flights, store = cache.proxy.flights, cache.proxy.store
+    slots = flights._slots._value
+    await flights.aclose()
+    flight.close()
+    assert len(flights) == 0
+    assert flights._slots._value == slots + 1
+    assert store._ingesting == set()
+    partial = cache.root / "partials" / flight.flight.digest.replace(":", "-")
+    assert store.totals().partial_bytes == partial.stat().st_size > 0
+    assert flight.flight.error is not None
+    async with asyncio.timeout(10):
+        while open_files() > cache.open_files:  # the look-alike's end of the connection
+            await asyncio.sleep(0.02)
+    hub.faults.clear()
+    reply = await cache.blob(flight.flight.repository.name, flight.flight.digest)
+    assert reply.body == hub.images.read(flight.flight.digest)
+
+
+async def test_cancelled_readers_leave_the_flight_and_nothing_else(cache, hub, flight):
+    path = f"/v2/{flight.flight.repository.name}/blobs/{flight.flight.digest}"
+    asked = [asyncio.create_task(cache.get(path)) for _ in range(5)]
+    async with asyncio.timeout(10):
+        while flight.flight.readers < 6:
+            await asyncio.sleep(0.02)
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    async with asyncio.timeout(10):
+        while flight.flight.readers > 1:
+            await asyncio.sleep(0.02)
+    assert not flight.flight.over
+    hub.faults.release()
+    await flight.landed()
+    flight.close()
+    await cache.settled()
+    assert hub.counters.blob_gets(flight.flight.digest) == 1
+    assert flight.flight.partial is None  # the last reader closed the file
