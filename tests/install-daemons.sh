@@ -8,6 +8,7 @@ need docker-registry docker-registry
 need dockerd docker.io
 need docker docker.io
 need skopeo skopeo
+need umoci umoci
 need containerd containerd
 need ctr containerd
 need iptables iptables
