@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy import __version__, events
+from proxy.curator import Curator
 from proxy.flight import Flight, Flights
 from proxy.metrics import Metrics, PrometheusCollector
 from proxy.oci import DOCKER_HUB
@@ -19,6 +20,7 @@ from proxy.threads import Threads
 from proxy.upstream.auth import Authenticator, Credential, RealmTrust
 from proxy.upstream.client import Upstream, tls_context
 from proxy.upstream.resilience import backoff_seconds
+from proxy.web.admin import Admin, listening
 from proxy.web.app import Server
 from proxy.web.blob_response import BlobResponder
 from proxy.web.ops import Ops
@@ -62,6 +64,9 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         )
         await store.start()
         stack.push_async_callback(store.aclose)
+        curator = Curator(store, index, cap_bytes=int(settings.max_size), events=bus)
+        await curator.start()
+        stack.push_async_callback(curator.aclose)
         scrubber = Scrubber(store, index, bytes_per_second=settings.scrub_rate, events=bus)
         scrubber.start()
         stack.push_async_callback(scrubber.aclose)
@@ -103,6 +108,9 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         def stats() -> dict[str, Any]:
             return _stats(settings, metrics, store, upstream, flights)
 
+        async def full_stats() -> dict[str, Any]:
+            return {**stats(), "next_evictions": await _next_evictions(store, index)}
+
         blobs = BlobResponder(pull_through, flights, client_timeout_seconds=settings.client_timeout, threads=reads)
         v2 = V2(pull_through, index, blobs, registries=frozenset({DOCKER_HUB}), events=bus)
         server = Server(
@@ -111,6 +119,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )
+        await stack.enter_async_context(listening(Admin(curator, full_stats), settings.cache_dir, bus))
         yield Proxy(server, pull_through, store, index, upstream, flights, metrics)
 
 
@@ -135,6 +144,12 @@ def _upstream(settings: Settings, bus: events.Events) -> Upstream:
         user_agent=f"registry-cache/{__version__}",
         events=bus,
     )
+
+
+async def _next_evictions(store: DiskStore, index: SqliteIndex) -> list[dict[str, Any]]:
+    victims = await store.next_victims(10)
+    names = await index.repositories_of([victim.digest for victim in victims])
+    return [{**victim._asdict(), "repositories": names.get(victim.digest, [])} for victim in victims]
 
 
 def _stats(

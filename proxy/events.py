@@ -137,6 +137,23 @@ class IndexRebuilt(Event, frozen=True, kw_only=True):
     duration_ms: float
 
 
+class Purged(Event, frozen=True, kw_only=True):
+    """The operator removed what ``pattern`` names."""
+
+    pattern: str
+    tags: int
+    objects: int
+    size_bytes: int
+
+
+class Pinned(Event, frozen=True, kw_only=True):
+    """The operator pinned ``names``, or unpinned them."""
+
+    pattern: str
+    names: list[str]
+    pinned: bool
+
+
 # --- upstream ---------------------------------------------------------------------------------------------------
 
 UpstreamKind = Literal["manifest_get", "manifest_head", "blob_get", "blob_head", "token", "other"]

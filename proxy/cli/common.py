@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from proxy.settings import PruneSettings, format_duration, format_size
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.
-COMMANDS = ("serve", "prune", "guard", "verify")
+COMMANDS = ("serve", "stats", "list", "pin", "unpin", "purge", "verify", "prune", "guard")
 
 
 class Program(click.Group):
@@ -34,6 +34,14 @@ config_option = click.option(
     envvar="REGISTRY_CACHE_CONFIG",
     help="TOML file with settings; flags and environment variables win over it.",
 )
+
+
+def format_ago(seconds: float) -> str:
+    """``3 h``, ``5 d``: how long ago, for people."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def settings_flags(

@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,7 @@ from cachetools import LRUCache
 
 from proxy import events
 from proxy.errors import ContentError, DigestInvalid, NoSpace, ReadFailed, StoreError
-from proxy.oci import Digest
+from proxy.oci import Digest, Manifest
 from proxy.storage import Sink, StoreTotals
 from proxy.store.eviction import Entry, choose_victims
 from proxy.store.files import inspect, rename, sizes, unlink_all
@@ -411,6 +411,29 @@ class DiskStore:
         self._blob_bytes -= size_bytes
         self._blobs -= count
         return count, size_bytes
+
+    async def purge(self, digests: Sequence[Digest]) -> tuple[int, int]:
+        """Remove blobs, as the operator wishes; who reads one goes on reading. How many there were, and their bytes."""
+        async with self._changing:
+            removed = await finish(self._delete(list(digests)))
+            await self._count_again()
+            return removed
+
+    async def needs(self, digests: Collection[Digest]) -> dict[Digest, tuple[Digest, ...]]:
+        """What each stored manifest among *digests* names: children, config, layers. If readable."""
+        return await self._threads.run(self._read_needs, digests)
+
+    def _read_needs(self, digests: Collection[Digest]) -> dict[Digest, tuple[Digest, ...]]:
+        found = {}
+        for digest in digests:
+            with contextlib.suppress(OSError, ContentError):
+                manifest = Manifest.parse(self.path(digest).read_bytes())
+                found[digest] = tuple(part.digest for part in (*manifest.children, *manifest.blobs))
+        return found
+
+    async def next_victims(self, limit: int) -> list[Entry]:
+        """What would be evicted first if room were needed now."""
+        return choose_victims(await self._index.oldest(limit), 1 << 62, self._readers.__contains__)
 
     async def missing(self, digest: Digest) -> None:
         """There is no file for *digest* (any more): forget its row."""

@@ -5,9 +5,10 @@ are buffered and written every few seconds. An index that breaks is emptied and 
 never fails because of it.
 """
 
+import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +16,7 @@ from cachetools import LRUCache
 
 from proxy import events
 from proxy.clock import Clock
+from proxy.contents import Inventory, Pin, Stored, Tag
 from proxy.errors import StoreTooNew
 from proxy.oci import Digest, Repository
 from proxy.storage import Answer, TagEntry
@@ -25,8 +27,7 @@ T = TypeVar("T")
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
+_SCHEMA_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE blobs (
     digest TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, media_type TEXT,
@@ -50,6 +51,20 @@ CREATE TABLE answers (
 ) WITHOUT ROWID;
 CREATE INDEX answers_by_age ON answers (fetched_at);
 """
+_SCHEMA_2 = """
+CREATE TABLE pins (
+    registry TEXT NOT NULL, repository TEXT NOT NULL, target TEXT NOT NULL, pinned_at REAL NOT NULL,
+    PRIMARY KEY (registry, repository, target)
+) WITHOUT ROWID;
+CREATE TABLE history (
+    step_seconds INTEGER NOT NULL, began_at INTEGER NOT NULL,
+    hits INTEGER NOT NULL, misses INTEGER NOT NULL, errors INTEGER NOT NULL,
+    cached_bytes INTEGER NOT NULL, served_bytes INTEGER NOT NULL, received_bytes INTEGER NOT NULL,
+    PRIMARY KEY (step_seconds, began_at)
+) WITHOUT ROWID;
+"""
+_SCHEMAS = (_SCHEMA_1, _SCHEMA_2)  # each brings an older index one version further
+SCHEMA_VERSION = len(_SCHEMAS)
 
 # Bounds of what is kept in memory: about 300 bytes an entry, so a few MB each.
 _MEMORY_ENTRIES = 16_384
@@ -98,6 +113,10 @@ class SqliteIndex:
         # Bytes that were never synced to the disk may be zeros now.
         self.machine_crashed = False
         self.tag_count = 0
+        # What pins need, whether it is here yet or not; and that it may have to be worked out again.
+        self.wanted: frozenset[Digest] = frozenset()
+        self.pinned_tags: frozenset[tuple[Repository, str]] = frozenset()
+        self.pins_changed = asyncio.Event()
 
     # --- lifecycle ----------------------------------------------------------------------------------------------
 
@@ -137,7 +156,7 @@ class SqliteIndex:
                 "run the newer version, or delete the file to have it rebuilt from blobs/"
             )
         if version < SCHEMA_VERSION:
-            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            db.executescript(f"BEGIN; {' '.join(_SCHEMAS[version:])} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
         ended = _get_meta(db, "ended")
         if version == 0:
@@ -165,7 +184,7 @@ class SqliteIndex:
             self._open_file()
         except (sqlite3.Error, OSError):
             self._db = sqlite3.connect(":memory:", isolation_level=None)
-            self._db.executescript(_SCHEMA)
+            self._db.executescript(" ".join(_SCHEMAS))
         self.doubt = f"the index was broken: {reason}"
 
     def _close(self) -> None:
@@ -211,6 +230,10 @@ class SqliteIndex:
 
     async def add_blob(self, entry: BlobEntry) -> int:
         """Write a row; the bytes by which the total grew (0 for a row that was there)."""
+        if entry.digest in self.wanted:
+            entry = entry._replace(pinned=True)
+            if entry.media_type is not None:
+                self.pins_changed.set()  # what it needs is known from now on
         grown = await self._run(_insert_blob, entry.size_bytes, entry)
         self._blobs[entry.digest] = entry
         return grown
@@ -244,11 +267,34 @@ class SqliteIndex:
         """Rows whose digest is in [first, last), for the reconciliation with the disk."""
         return await self._run(_select_between, {}, first, last)
 
-    async def set_pinned(self, digests: Sequence[Digest], *, pinned: bool) -> None:
-        """Pinned blobs are never evicted."""
-        for digest in digests:
-            self._blobs.pop(digest, None)
-        await self._run(_update_pinned, None, digests, pinned)
+    async def keep(self, wanted: Iterable[Digest]) -> None:
+        """From now on these blobs, and no others, are never evicted; those of them that are yet to come, too."""
+        self.wanted = frozenset(wanted)
+        self._blobs.clear()
+        await self._run(_update_pinned, None, self.wanted)
+
+    async def inventory(self) -> Inventory:
+        """Everything that is known now."""
+        await self.flush()
+        inventory = await self._run(_select_inventory, Inventory({}, (), {}, ()))
+        self.pinned_tags = frozenset((pin.repository, pin.target) for pin in inventory.pins)
+        return inventory
+
+    async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
+        """Remember or forget pins."""
+        await self._run(_update_pins, None, add, remove, self.clock.now())
+
+    async def add_history(self, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> None:
+        """Add *counts* (the columns of ``history``) to the step at *at* of each length; forget what is too old.
+
+        Args:
+            kept: by length of a step in seconds, how many steps are kept.
+        """
+        await self._run(_add_history, None, at, counts, kept)
+
+    async def history(self, step_seconds: int, since: float) -> list[tuple[int, ...]]:
+        """The steps of this length since *since* (Unix seconds): when each began, then its counts."""
+        return await self._run(_select_history, [], step_seconds, since)
 
     async def totals(self) -> IndexTotals:
         """Counted afresh."""
@@ -267,6 +313,9 @@ class SqliteIndex:
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
         """See :class:`proxy.storage.Index`."""
+        known = self._tags.get((repository, tag))
+        if (repository, tag) in self.pinned_tags and (known is None or known.digest != entry.digest):
+            self.pins_changed.set()
         self._tags[repository, tag] = entry
         added = await self._run(_upsert_tag, 0, repository, tag, entry)
         self.tag_count += added
@@ -290,6 +339,11 @@ class SqliteIndex:
         """See :class:`proxy.storage.Index`."""
         await self.flush()
         return await self._run(_select_repositories, [], after, limit)
+
+    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
+        """Through which repositories these were pulled."""
+        await self.flush()
+        return await self._run(_select_repositories_of, {}, digests)
 
     async def answer(self, key: str) -> Answer | None:
         """See :class:`proxy.storage.Index`."""
@@ -352,7 +406,7 @@ def _insert_blob(db: sqlite3.Connection, entry: BlobEntry) -> int:
         db.execute(
             f"INSERT INTO blobs ({_BLOB}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608
             "size_bytes = excluded.size_bytes, media_type = COALESCE(excluded.media_type, media_type), "
-            "last_use = excluded.last_use, verified_at = excluded.verified_at",
+            "last_use = excluded.last_use, verified_at = excluded.verified_at, pinned = MAX(pinned, excluded.pinned)",
             tuple(entry),
         )
     return entry.size_bytes - (old[0] if old else 0)
@@ -394,9 +448,59 @@ def _select_between(db: sqlite3.Connection, first: str, last: str) -> dict[Diges
     return {entry.digest: entry for entry in map(_blob_entry, rows)}
 
 
-def _update_pinned(db: sqlite3.Connection, digests: Sequence[Digest], pinned: bool) -> None:
+def _update_pinned(db: sqlite3.Connection, wanted: Iterable[Digest]) -> None:
     with _transaction(db):
-        db.executemany("UPDATE blobs SET pinned = ? WHERE digest = ?", [(int(pinned), digest) for digest in digests])
+        db.execute("UPDATE blobs SET pinned = 0 WHERE pinned = 1")
+        db.executemany("UPDATE blobs SET pinned = 1 WHERE digest = ?", [(digest,) for digest in wanted])
+
+
+def _update_pins(db: sqlite3.Connection, add: Sequence[Pin], remove: Sequence[Pin], now: float) -> None:
+    with _transaction(db):
+        db.executemany(
+            "INSERT OR IGNORE INTO pins VALUES (?, ?, ?, ?)", [(*pin.repository, pin.target, now) for pin in add]
+        )
+        db.executemany(
+            "DELETE FROM pins WHERE registry = ? AND repository = ? AND target = ?",
+            [(*pin.repository, pin.target) for pin in remove],
+        )
+
+
+def _select_inventory(db: sqlite3.Connection) -> Inventory:
+    links: dict[Digest, list[Repository]] = {}
+    for registry, name, digest in db.execute("SELECT registry, repository, digest FROM links"):
+        links.setdefault(Digest(digest), []).append(Repository(registry, name))
+    blobs = db.execute("SELECT digest, size_bytes, media_type, last_use FROM blobs")
+    tags = db.execute("SELECT registry, repository, tag, digest, fetched_at FROM tags")
+    pins = db.execute("SELECT registry, repository, target FROM pins")
+    return Inventory(
+        {Digest(digest): Stored(size, media_type, used) for digest, size, media_type, used in blobs},
+        [Tag(Repository(registry, name), tag, Digest(digest), at) for registry, name, tag, digest, at in tags],
+        links,
+        [Pin(Repository(registry, name), target) for registry, name, target in pins],
+    )
+
+
+def _add_history(db: sqlite3.Connection, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> None:
+    with _transaction(db):
+        for step, number in kept.items():
+            began = int(at // step * step)
+            db.execute(
+                "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "hits = hits + excluded.hits, misses = misses + excluded.misses, errors = errors + excluded.errors, "
+                "cached_bytes = cached_bytes + excluded.cached_bytes, "
+                "served_bytes = served_bytes + excluded.served_bytes, "
+                "received_bytes = received_bytes + excluded.received_bytes",
+                (step, began, *counts),
+            )
+            db.execute("DELETE FROM history WHERE step_seconds = ? AND began_at <= ?", (step, began - number * step))
+
+
+def _select_history(db: sqlite3.Connection, step_seconds: int, since: float) -> list[tuple[int, ...]]:
+    return db.execute(
+        "SELECT began_at, hits, misses, errors, cached_bytes, served_bytes, received_bytes FROM history "
+        "WHERE step_seconds = ? AND began_at >= ? ORDER BY began_at",
+        (step_seconds, since),
+    ).fetchall()
 
 
 def _select_totals(db: sqlite3.Connection) -> IndexTotals:
@@ -430,6 +534,11 @@ def _select_repositories(db: sqlite3.Connection, after: str, limit: int) -> list
         "SELECT DISTINCT repository FROM links WHERE repository > ? ORDER BY repository LIMIT ?", (after, limit)
     )
     return [row[0] for row in rows]
+
+
+def _select_repositories_of(db: sqlite3.Connection, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
+    query = "SELECT repository FROM links WHERE digest = ? LIMIT 10"
+    return {digest: [row[0] for row in db.execute(query, (digest,))] for digest in digests}
 
 
 def _select_answer(db: sqlite3.Connection, key: str) -> Answer | None:

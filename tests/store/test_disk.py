@@ -67,7 +67,7 @@ async def test_order_of_use_survives_a_restart(tmp_path):
 async def test_open_and_pinned_blobs_stay(shelf):
     digests = [await shelf.put(content(n)) for n in range(10)]
     reader = await shelf.store.open(digests[0])
-    await shelf.index.set_pinned([digests[1]], pinned=True)
+    await shelf.index.keep([digests[1]])
     await shelf.put(content(10))
     assert set(digests) - set(shelf.on_disk()) == {digests[2]}
     reader.close()

@@ -88,8 +88,8 @@ class StoreMachine(RuleBasedStateMachine):
     def pin(self, data):
         seed = data.draw(st.sampled_from(self.order))
         pinned = seed not in self.pinned
-        self.run(self.shelf.index.set_pinned([self.digests[seed]], pinned=pinned))
         (self.pinned.add if pinned else self.pinned.discard)(seed)
+        self.run(self.shelf.index.keep([self.digests[n] for n in self.pinned]))
 
     @rule()
     def restart(self):

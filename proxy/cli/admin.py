@@ -1,0 +1,88 @@
+"""Asking the running service, through its Unix socket."""
+
+import http.client
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import click
+
+from proxy.settings import load_settings
+
+SOCKET_NAME = "admin.sock"
+_TIMEOUT_SECONDS = 60.0
+_OK = 200
+_BAD_REQUEST = 400
+
+pattern_argument = click.argument("pattern")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+cache_dir_option = click.option(
+    "--cache-dir", type=click.Path(path_type=Path), help="The cache directory (default: as serve has it)."
+)
+
+
+class ServiceUnreachable(click.ClickException):
+    """The service cannot be asked; the text says what to do about it."""
+
+    exit_code = 3
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, directory: Path) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
+        self._directory = directory
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_TIMEOUT_SECONDS)
+        # Through the folder's descriptor: a socket's path may have 107 bytes, a directory's many more.
+        folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.sock.connect(f"/proc/self/fd/{folder}/{SOCKET_NAME}")
+        finally:
+            os.close(folder)
+
+
+class Service:
+    """The running service of one cache directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def ask(self, question: str, method: str = "GET", **query: str) -> Any:
+        """The parsed answer.
+
+        Raises:
+            ServiceUnreachable: it is not running, or does not let this user ask.
+        """
+        connection = _Connection(self._directory)
+        try:
+            connection.request(method, f"/{question}" + (f"?{urlencode(query)}" if query else ""))
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except PermissionError as error:
+            raise ServiceUnreachable(
+                f"{self._directory}: only root and the user that runs the cache may ask it: try sudo"
+            ) from error
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise ServiceUnreachable(
+                f"no cache is running in {self._directory}: start it (systemctl start registry-cache, or "
+                "registry-cache serve), or name its directory with --cache-dir"
+            ) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ServiceUnreachable(f"the cache in {self._directory} does not answer: {error}") from error
+        finally:
+            connection.close()
+        if response.status == _BAD_REQUEST:
+            raise click.UsageError(answer["error"])
+        if response.status != _OK:
+            raise ServiceUnreachable(answer["error"])
+        return answer
+
+
+def service(config: Path | None, cache_dir: Path | None) -> Service:
+    """The service that these options mean."""
+    return Service(load_settings(config, {"cache_dir": cache_dir}).cache_dir)

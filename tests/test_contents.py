@@ -1,0 +1,116 @@
+"""What list, purge and pin decide, on a small made-up cache."""
+
+import pytest
+
+from proxy.contents import Inventory, Pattern, Pin, Stored, Tag, listing, pins_for, plan_purge, unpins_for
+from proxy.errors import DigestInvalid, NameInvalid
+from proxy.oci import Digest, Repository
+
+
+def digest(name):
+    return Digest.of(name.encode())
+
+
+NGINX, APP = Repository("docker.io", "library/nginx"), Repository("docker.io", "org/app")
+NEEDS = {"nginx-1": ("base", "nginx-layer"), "nginx-2": ("base", "new-layer"), "app": ("base", "app-layer")}
+
+
+def needs(of):
+    return next((tuple(map(digest, parts)) for name, parts in NEEDS.items() if digest(name) == of), ())
+
+
+def inventory(*pins):
+    blobs = {digest(name): Stored(1, "manifest", 5.0) for name in NEEDS}
+    blobs |= {digest(part): Stored(100, None, 5.0) for parts in NEEDS.values() for part in parts}
+    links = {digest(name): [APP if name == "app" else NGINX] for name in NEEDS}
+    links |= {digest("base"): [NGINX, APP], digest("nginx-layer"): [NGINX], digest("app-layer"): [APP]}
+    tags = [
+        Tag(NGINX, "1", digest("nginx-1"), 0.0),
+        Tag(NGINX, "2", digest("nginx-2"), 0.0),
+        Tag(APP, "1", digest("app"), 0.0),
+    ]
+    return Inventory(blobs, tags, links, pins)
+
+
+def purged(pattern, *pins):
+    return plan_purge(inventory(*pins), Pattern.parse(pattern), needs)
+
+
+def names(plan):
+    known = {digest(name): name for name in [*NEEDS, *(part for parts in NEEDS.values() for part in parts)]}
+    return {known[gone] for gone in plan.digests}
+
+
+@pytest.mark.parametrize(
+    ("text", "repository", "tag"),
+    [
+        ("nginx", "library/nginx", None),
+        ("nginx:1.27", "library/nginx", "1.27"),
+        ("docker.io/nginx:1", "library/nginx", "1"),
+        ("docker.io/library/nginx", "library/nginx", None),
+        ("org/app:v*", "org/app", "v*"),
+        ("*", "*", None),
+    ],
+)
+def test_names_are_read_as_docker_reads_them(text, repository, tag):
+    assert Pattern.parse(text) == (repository, tag, None)
+
+
+@pytest.mark.parametrize(("text", "error"), [("", NameInvalid), ("a b", NameInvalid), ("sha256:12", DigestInvalid)])
+def test_what_names_nothing_is_refused(text, error):
+    with pytest.raises(error):
+        Pattern.parse(text)
+
+
+def test_purging_a_tag_takes_only_what_nothing_that_stays_needs():
+    plan = purged("nginx:1")
+    assert names(plan) == {"nginx-1", "nginx-layer"}
+    assert plan.size_bytes == 101
+
+
+def test_purging_a_repository_takes_all_its_tags():
+    plan = purged("nginx")
+    assert names(plan) == {"nginx-1", "nginx-2", "nginx-layer", "new-layer"}
+    assert {tag.name for tag in plan.tags} == {"1", "2"}
+
+
+def test_purging_everything_takes_the_shared_layer_too():
+    assert "base" in names(purged("*"))
+
+
+def test_a_manifest_that_another_repository_has_too_stays():
+    shared = inventory()
+    shared.links[digest("nginx-1")].append(APP)
+    plan = plan_purge(shared, Pattern.parse("nginx:1"), needs)
+    assert (len(plan.tags), plan.digests) == (1, [])
+
+
+def test_a_named_digest_goes_whoever_needs_it():
+    assert names(purged(str(digest("base")))) == {"base"}
+
+
+def test_what_is_pinned_stays():
+    pin = Pin(NGINX, "1")
+    plan = purged("nginx", pin)
+    assert names(plan) == {"nginx-2", "new-layer"}
+    assert plan.kept == ["nginx:1 is pinned"]
+    assert purged(str(digest("base")), pin).digests == []
+
+
+def test_listing_shows_the_whole_size_and_pins_that_are_yet_to_come():
+    lines = listing(inventory(Pin(NGINX, "1"), Pin(APP, "next")), None, needs)
+    assert [(line.name, line.size_bytes, line.pinned) for line in lines] == [
+        ("nginx:1", 201, True),
+        ("nginx:2", 201, False),
+        ("org/app:1", 201, False),
+        ("org/app:next", 0, True),
+    ]
+
+
+def test_pins_for_a_repository_are_its_tags_and_for_a_tag_a_wish():
+    assert pins_for(inventory(), Pattern.parse("nginx")) == [Pin(NGINX, "1"), Pin(NGINX, "2")]
+    assert pins_for(inventory(), Pattern.parse("redis:7")) == [Pin(Repository("docker.io", "library/redis"), "7")]
+    assert pins_for(inventory(), Pattern.parse("redis")) == []
+    pin = Pin(NGINX, "1")
+    assert unpins_for(inventory(pin), Pattern.parse("nginx")) == [pin]
+    assert unpins_for(inventory(pin), Pattern.parse("nginx:2")) == []
