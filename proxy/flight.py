@@ -66,6 +66,7 @@ class Flight:
         self.error: RegistryCacheError | None = None
         self.unstored = False  # the store refused: readers go on by themselves
         self.complete = False
+        self.asked_upstream = False  # it does not when an earlier run left the whole blob, only not yet published
         self.started = asyncio.Event()  # headers can go out, or it failed
         self._progress = asyncio.Event()
 
@@ -302,6 +303,7 @@ class Flights:
 
     async def _transfer(self, flight: Flight, partial: Partial) -> None:
         """One upstream GET, from where the partial stands to the end of the blob."""
+        flight.asked_upstream = True
         async with self._source.blob(flight.repository, flight.digest, start=partial.offset) as body:
             total = body.total_bytes
             if flight.size_bytes is not None and total != flight.size_bytes:

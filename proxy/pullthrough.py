@@ -386,13 +386,7 @@ class PullThrough:
             return BlobAnswer(blob.size_bytes, blob, Served("hit"))
         timer = _Timer()
         if head:
-            flight = self._flights.get(digest)
-            size = flight.size_bytes if flight is not None else None
-            if flight is not None and flight.complete and size is not None:  # as for GET, below
-                return BlobAnswer(size, None, Served("hit"))
-            if size is None:
-                size = await self._ask(timer, lambda: self._upstream.blob_head(repository, digest))
-            return BlobAnswer(size, None, Served("miss", timer.seconds))
+            return await self._blob_head(repository, digest, timer)
         reader = self._flights.join(repository, digest)
         if reader.flight.complete and reader.flight.size_bytes is not None:  # verified, and on its way to the disk
             return BlobAnswer(reader.flight.size_bytes, reader, Served("hit"))
@@ -411,7 +405,19 @@ class PullThrough:
         if size is None:
             reader.close()
             raise UpstreamError("upstream did not say how long the blob is")
-        return BlobAnswer(size, reader, Served("collapsed" if reader.joined else "miss", timer.seconds))
+        result: CacheResult = "collapsed" if reader.joined else "miss"
+        if not reader.flight.asked_upstream:  # an earlier run died between the last byte and the rename
+            result = "hit"
+        return BlobAnswer(size, reader, Served(result, timer.seconds))
+
+    async def _blob_head(self, repository: Repository, digest: Digest, timer: _Timer) -> BlobAnswer:
+        flight = self._flights.get(digest)
+        size = flight.size_bytes if flight is not None else None
+        if flight is not None and flight.complete and size is not None:  # as for GET
+            return BlobAnswer(size, None, Served("hit"))
+        if size is None:
+            size = await self._ask(timer, lambda: self._upstream.blob_head(repository, digest))
+        return BlobAnswer(size, None, Served("miss", timer.seconds))
 
     async def _stored(self, digest: Digest) -> OpenBlob | None:
         """The blob, if it is here; None only if no flight has brought it while we looked.

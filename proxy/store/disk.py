@@ -26,7 +26,7 @@ from proxy.oci import Digest, Manifest
 from proxy.storage import Sink, StoreTotals
 from proxy.store.eviction import Entry, choose_victims
 from proxy.store.files import inspect, rename, sizes, unlink_all
-from proxy.store.index import BlobEntry, SqliteIndex
+from proxy.store.index import BlobEntry, SqliteIndex, Tally
 from proxy.store.partial import DiskPartial, refused
 from proxy.threads import Threads, finish
 
@@ -97,12 +97,11 @@ class DiskStore:
         self._readers: Counter[Digest] = Counter()
         # Changes of what is in blobs/ happen one at a time: eviction, publication, quarantine, reconciliation.
         self._changing = asyncio.Lock()
-        self._blob_bytes = 0
+        self._here = Tally()  # in blobs/, as the index has it
         self._reserved: dict[Digest, int] = {}  # by partial: what it may grow to; idle ones: what they are
         self._ingesting: set[Digest] = set()
         self._active: dict[Digest, DiskPartial] = {}
         self._quarantined: dict[str, int] = {}
-        self._blobs = self._manifests = 0
         self._known = asyncio.Event()  # what is on the disk is known, so that room can be promised
         self._maintenance: asyncio.Task[None] | None = None
 
@@ -114,7 +113,7 @@ class DiskStore:
     async def start(self) -> None:
         """Make the folders, count what is there, go on in the background."""
         await self._threads.run(self._make_folders)
-        await self._count_again()
+        self._here = await self._index.totals()
         if self._index.machine_crashed:
             await self._threads.run(unlink_all, (self.root / "partials").iterdir())
         for name, size_bytes in await self._threads.run(sizes, self.root / "partials"):
@@ -218,8 +217,7 @@ class DiskStore:
             except OSError:
                 return None
             entry = BlobEntry(digest, size_bytes, media_type, self._index.clock.now())
-            grown = await self._index.add_blob(entry)
-            self._blob_bytes += grown
+            self._here = self._here.plus(await self._index.add_blob(entry))
         return entry
 
     def remember(self, digest: Digest, body: bytes, media_type: str) -> None:
@@ -291,7 +289,7 @@ class DiskStore:
             return
         async with self._changing:
             more = size_bytes - promised
-            if self._lacking_free_bytes(more) > self._blob_bytes + sum(self._quarantined.values()):
+            if self._lacking_free_bytes(more) > self._here.size_bytes + sum(self._quarantined.values()):
                 raise NoSpace("the filesystem is too full, whatever were evicted (MIN_FREE)")
             await finish(self._evict(more))
             if self.total_bytes + more > self.cap_bytes:
@@ -314,18 +312,17 @@ class DiskStore:
         entry = BlobEntry(partial.digest, partial.offset, media_type, now, verified_at=now)
         async with self._changing:
             # The row first: if the process dies in between, the index claims too much, never too little.
-            grown = await self._index.add_blob(entry)
+            came = await self._index.add_blob(entry)
             try:
                 await self._threads.run(rename, partial.path, self.path(partial.digest))
             except OSError:
-                await self._index.forget_blobs([partial.digest])
+                came = came.minus(await self._index.forget_blobs([partial.digest]))
                 raise
-            partial.ended = True
-            self._reserved.pop(partial.digest, None)
-            self._blob_bytes += grown
-            if grown:
-                self._blobs += media_type is None
-                self._manifests += media_type is not None
+            else:
+                partial.ended = True
+                self._reserved.pop(partial.digest, None)
+            finally:
+                self._here = self._here.plus(came)
 
     async def _discard(self, partial: DiskPartial) -> None:
         partial.ended = True
@@ -341,15 +338,15 @@ class DiskStore:
     @property
     def total_bytes(self) -> int:
         """Everything that counts against the cap."""
-        return self._blob_bytes + sum(self._reserved.values()) + sum(self._quarantined.values())
+        return self._here.size_bytes + sum(self._reserved.values()) + sum(self._quarantined.values())
 
     def totals(self) -> StoreTotals:
         """For the operator."""
         return StoreTotals(
-            size_bytes=self._blob_bytes,
+            size_bytes=self._here.size_bytes,
             partial_bytes=sum(self._reserved.values()),
-            blobs=self._blobs,
-            manifests=self._manifests,
+            blobs=self._here.blobs,
+            manifests=self._here.manifests,
             tags=self._index.tag_count,
             quarantined=len(self._quarantined),
         )
@@ -393,31 +390,34 @@ class DiskStore:
                 break
             after = page[-1]
             victims = choose_victims(page, need - freed, self._readers.__contains__)
-            count, size_bytes = await self._delete([victim.digest for victim in victims])
-            freed, objects = freed + size_bytes, objects + count
+            gone = await self._delete([victim.digest for victim in victims])
+            freed, objects = freed + gone.size_bytes, objects + gone.objects
         if objects:
             kind: Literal["cap", "min_free"] = "cap" if reason == "cap" else "min_free"
             self._events.emit(events.Evicted(objects=objects, size_bytes=freed, reason=kind))
 
-    async def _delete(self, digests: list[Digest]) -> tuple[int, int]:
+    async def _delete(self, digests: Sequence[Digest]) -> Tally:
         """Remove files, then rows: dying in between, the index claims too much, never too little."""
         for digest in digests:
             self._memory.pop(digest, None)
         await self._threads.run(unlink_all, [self.path(digest) for digest in digests])
         return await self._forget(digests)
 
-    async def _forget(self, digests: list[Digest]) -> tuple[int, int]:
-        count, size_bytes = await self._index.forget_blobs(digests)
-        self._blob_bytes -= size_bytes
-        self._blobs -= count
-        return count, size_bytes
+    async def _forget(self, digests: Sequence[Digest]) -> Tally:
+        gone = await self._index.forget_blobs(digests)
+        self._here = self._here.minus(gone)
+        return gone
 
     async def purge(self, digests: Sequence[Digest]) -> tuple[int, int]:
-        """Remove blobs, as the operator wishes; who reads one goes on reading. How many there were, and their bytes."""
-        async with self._changing:
-            removed = await finish(self._delete(list(digests)))
-            await self._count_again()
-            return removed
+        """Remove blobs, as the operator wishes; who reads one goes on reading. How many there were, and their bytes.
+
+        In pages, so that transfers that end meanwhile need not wait for the whole of a large purge.
+        """
+        gone = Tally()
+        for first in range(0, len(digests), _EVICTION_PAGE):
+            async with self._changing:
+                gone = gone.plus(await finish(self._delete(digests[first : first + _EVICTION_PAGE])))
+        return gone.objects, gone.size_bytes
 
     async def needs(self, digests: Collection[Digest]) -> dict[Digest, tuple[Digest, ...]]:
         """What each stored manifest among *digests* names: children, config, layers. If readable."""
@@ -469,10 +469,6 @@ class DiskStore:
 
     # --- reconciliation -----------------------------------------------------------------------------------------
 
-    async def _count_again(self) -> None:
-        totals = await self._index.totals()
-        self._blob_bytes, self._blobs, self._manifests = totals.size_bytes, totals.blobs, totals.manifests
-
     async def _reconcile(self) -> None:
         """Make the rows agree with blobs/, one folder at a time, beside the running service."""
         began, reason = time.monotonic(), self._index.doubt
@@ -481,15 +477,15 @@ class DiskStore:
                 async with self._changing:
                     await self._reconcile_folder(algorithm, f"{number:02x}")
         async with self._changing:
-            await self._count_again()
+            self._here = await self._index.totals()
         self._index.doubt = ""
-        if not self._blobs + self._manifests:
+        if not self._here.objects:
             return  # a new cache: nothing to tell
         self._events.emit(
             events.IndexRebuilt(
                 reason=reason,
-                blobs=self._blobs + self._manifests,
-                size_bytes=self._blob_bytes,
+                blobs=self._here.objects,
+                size_bytes=self._here.size_bytes,
                 duration_ms=(time.monotonic() - began) * 1000,
             )
         )

@@ -84,13 +84,25 @@ class BlobEntry(NamedTuple):
     pinned: bool = False
 
 
-class IndexTotals(NamedTuple):
-    """Counts and bytes over all rows."""
+class Tally(NamedTuple):
+    """So many bytes, blobs and manifests: all that is here, or what came and went."""
 
-    size_bytes: int
-    blobs: int
-    manifests: int
-    tags: int
+    size_bytes: int = 0
+    blobs: int = 0
+    manifests: int = 0
+
+    @property
+    def objects(self) -> int:
+        """Blobs and manifests."""
+        return self.blobs + self.manifests
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Both together."""
+        return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def minus(self, other: "Tally") -> "Tally":
+        """What is left of this without *other*."""
+        return Tally(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 class SqliteIndex:
@@ -228,23 +240,23 @@ class SqliteIndex:
                 self._blobs[digest] = entry
         return entry
 
-    async def add_blob(self, entry: BlobEntry) -> int:
-        """Write a row; the bytes by which the total grew (0 for a row that was there)."""
+    async def add_blob(self, entry: BlobEntry) -> Tally:
+        """Write a row; by how much the totals grew (not at all for a row that was there)."""
         if entry.digest in self.wanted:
             entry = entry._replace(pinned=True)
             if entry.media_type is not None:
                 self.pins_changed.set()  # what it needs is known from now on
-        grown = await self._run(_insert_blob, entry.size_bytes, entry)
+        came = await self._run(_insert_blob, _tally(entry.size_bytes, entry.media_type), entry)
         self._blobs[entry.digest] = entry
-        return grown
+        return came
 
-    async def forget_blobs(self, digests: Sequence[Digest]) -> tuple[int, int]:
-        """Delete rows; how many there were and their bytes, each counted by one caller only."""
+    async def forget_blobs(self, digests: Sequence[Digest]) -> Tally:
+        """Delete rows; what there was of them, each counted by one caller only."""
         for digest in digests:
             self._blobs.pop(digest, None)
             self._used.pop(digest, None)
             self._linked.pop(digest, None)
-        return await self._run(_delete_blobs, (0, 0), digests)
+        return await self._run(_delete_blobs, Tally(), digests)
 
     def touch(self, digest: Digest) -> None:
         """*digest* is used now. Buffered: a crash loses a few seconds of order."""
@@ -296,9 +308,9 @@ class SqliteIndex:
         """The steps of this length since *since* (Unix seconds): when each began, then its counts."""
         return await self._run(_select_history, [], step_seconds, since)
 
-    async def totals(self) -> IndexTotals:
+    async def totals(self) -> Tally:
         """Counted afresh."""
-        return await self._run(_select_totals, IndexTotals(0, 0, 0, 0))
+        return await self._run(_select_totals, Tally())
 
     # --- names --------------------------------------------------------------------------------------------------
 
@@ -400,28 +412,35 @@ def _select_blob(db: sqlite3.Connection, digest: Digest) -> BlobEntry | None:
     return _blob_entry(row) if row else None
 
 
-def _insert_blob(db: sqlite3.Connection, entry: BlobEntry) -> int:
+def _tally(size_bytes: int, media_type: str | None) -> Tally:
+    return Tally(size_bytes, media_type is None, media_type is not None)
+
+
+def _insert_blob(db: sqlite3.Connection, entry: BlobEntry) -> Tally:
     with _transaction(db):
-        old = db.execute("SELECT size_bytes FROM blobs WHERE digest = ?", (entry.digest,)).fetchone()
-        db.execute(
+        query = "SELECT size_bytes, media_type FROM blobs WHERE digest = ?"
+        old = db.execute(query, (entry.digest,)).fetchone()
+        new = db.execute(
             f"INSERT INTO blobs ({_BLOB}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608
             "size_bytes = excluded.size_bytes, media_type = COALESCE(excluded.media_type, media_type), "
-            "last_use = excluded.last_use, verified_at = excluded.verified_at, pinned = MAX(pinned, excluded.pinned)",
+            "last_use = excluded.last_use, verified_at = excluded.verified_at, pinned = MAX(pinned, excluded.pinned) "
+            "RETURNING size_bytes, media_type",
             tuple(entry),
-        )
-    return entry.size_bytes - (old[0] if old else 0)
+        ).fetchone()
+    return _tally(*new).minus(_tally(*old) if old else Tally())
 
 
-def _delete_blobs(db: sqlite3.Connection, digests: Sequence[Digest]) -> tuple[int, int]:
-    objects = size_bytes = 0
+def _delete_blobs(db: sqlite3.Connection, digests: Sequence[Digest]) -> Tally:
+    gone = Tally()
     with _transaction(db):
         for digest in digests:
-            row = db.execute("DELETE FROM blobs WHERE digest = ? RETURNING size_bytes", (digest,)).fetchone()
+            row = db.execute(
+                "DELETE FROM blobs WHERE digest = ? RETURNING size_bytes, media_type", (digest,)
+            ).fetchone()
             if row:
-                objects += 1
-                size_bytes += row[0]
+                gone = gone.plus(_tally(*row))
                 db.execute("DELETE FROM links WHERE digest = ?", (digest,))
-    return objects, size_bytes
+    return gone
 
 
 def _select_oldest(db: sqlite3.Connection, limit: int, after: Entry | None) -> list[Entry]:
@@ -503,11 +522,11 @@ def _select_history(db: sqlite3.Connection, step_seconds: int, since: float) -> 
     ).fetchall()
 
 
-def _select_totals(db: sqlite3.Connection) -> IndexTotals:
-    size, blobs, manifests = db.execute(
+def _select_totals(db: sqlite3.Connection) -> Tally:
+    size, rows, manifests = db.execute(
         "SELECT COALESCE(SUM(size_bytes), 0), COUNT(*), COUNT(media_type) FROM blobs"
     ).fetchone()
-    return IndexTotals(size, blobs - manifests, manifests, db.execute("SELECT COUNT(*) FROM tags").fetchone()[0])
+    return Tally(size, rows - manifests, manifests)
 
 
 def _select_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> TagEntry | None:

@@ -9,6 +9,7 @@ import pytest
 from proxy import events
 from proxy.oci import Digest
 from proxy.store.disk import DiskStore
+from proxy.store.files import inspect
 from proxy.store.index import SqliteIndex
 
 CAP = 1_000_000
@@ -48,6 +49,10 @@ class Shelf:
         folder = self.store.root / "blobs" / "sha256"
         return {f"sha256:{path.name}": path.stat().st_size for path in folder.glob("??/*")}
 
+    def manifests_on_disk(self) -> int:
+        """How many of them are manifests."""
+        return sum(inspect(self.store.path(Digest(digest)))[1] is not None for digest in self.on_disk())
+
     def used_bytes(self) -> int:
         """What the cap is about, as the disk has it."""
         folders = ("blobs", "partials", "quarantine")
@@ -55,7 +60,10 @@ class Shelf:
 
     def check(self) -> None:
         """The invariants of the store, whenever nothing is under way."""
-        assert self.store._blob_bytes == sum(self.on_disk().values())
+        totals = self.store.totals()
+        assert totals.size_bytes == sum(self.on_disk().values())
+        assert totals.blobs + totals.manifests == len(self.on_disk())
+        assert totals.manifests == self.manifests_on_disk()
         assert self.store.total_bytes == self.used_bytes()
         assert self.store.total_bytes <= self.store.cap_bytes
 

@@ -180,6 +180,44 @@ async def test_rot_is_found_when_it_is_opened(tmp_path, size, damage):
         shelf.check()
 
 
+def manifest(seed: int) -> bytes:
+    return b'{"schemaVersion":2,"layers":[],"annotations":{"seed":"%d"}}' % seed
+
+
+async def test_counts_follow_what_comes_and_goes(shelf):
+    """Blobs and manifests apart, whichever way they go; check() compares them with the disk."""
+    first = [await shelf.put(manifest(n), OCI_MANIFEST) for n in range(3)]
+    await shelf.put(b"")  # a blob without bytes is a blob
+    shelf.check()
+    await shelf.put(content(1, 990_000))
+    await shelf.put(content(2, 990_000))  # evicts everything before it
+    assert shelf.store.totals()[:4] == (990_000, 0, 1, 0)
+    shelf.check()
+    await shelf.put(manifest(0), OCI_MANIFEST)
+    await shelf.put(manifest(1), OCI_MANIFEST)
+    await shelf.store.quarantine(first[0], "for the test")
+    shelf.check()
+    shelf.store.path(first[1]).unlink()
+    await shelf.store.missing(first[1])
+    shelf.check()
+    await shelf.put(manifest(2), OCI_MANIFEST)
+    assert await shelf.store.purge(first) == (1, len(manifest(2)))
+    shelf.check()
+    await shelf.put(manifest(5))  # as a blob, and then as the manifest that it is
+    await shelf.put(manifest(5), OCI_MANIFEST)
+    shelf.check()
+
+
+async def test_blobs_adopted_while_the_index_is_rebuilt_are_counted(shelf):
+    put = [await shelf.put(content(1)), await shelf.put(manifest(1), OCI_MANIFEST)]
+    await shelf.index.forget_blobs(put)
+    shelf.store._here = await shelf.index.totals()
+    shelf.store._memory.clear()
+    shelf.index.doubt = "for the test"
+    assert all([await shelf.has(digest) for digest in put])
+    shelf.check()
+
+
 @pytest.mark.parametrize("loss", ["deleted", "garbage", "emptied"])
 async def test_index_is_rebuilt_from_the_blobs(tmp_path, loss):
     body = b'{"schemaVersion":2,"layers":[]}'

@@ -206,3 +206,16 @@ async def test_catalog_lists_what_is_cached(cache, hub):
     page = await cache.get("/v2/_catalog?n=1")
     assert page.body == b'{"repositories":["library/a"]}'
     assert page.headers["Link"] == '</v2/_catalog?n=1&last=library%2Fa>; rel="next"'
+
+
+async def test_whole_partial_of_a_run_that_died_is_a_hit(start_cache, hub, tmp_path):
+    """Between the last byte and the rename: upstream is not asked, and nobody is told that it was."""
+    image = await hub.images.image("library/leftover", "1", [200_000])
+    digest = image.layers[0].digest
+    (tmp_path / "cache" / "partials").mkdir(parents=True)
+    (tmp_path / "cache" / "partials" / digest.replace(":", "-")).write_bytes(hub.images.read(digest))
+    cache = await start_cache()
+    reply = await cache.blob("library/leftover", digest)
+    assert (reply.cache_status, reply.body) == ("registry-cache; hit", hub.images.read(digest))
+    assert hub.counters.blob_gets(digest) == 0
+    assert cache.requests() == ["hit"]
