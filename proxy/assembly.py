@@ -1,8 +1,9 @@
 """The one place that builds concrete things and puts them together."""
 
 import contextlib
+import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from proxy import __version__, events
@@ -27,6 +28,17 @@ from proxy.web.ops import Ops
 from proxy.web.v2 import V2
 
 
+@dataclass
+class Identity:
+    """Which cache this is: what answers on a mirror's address can be told from another one.
+
+    ``address`` is set by whoever listens.
+    """
+
+    instance: str = field(default_factory=lambda: secrets.token_hex(8))
+    address: str = ""
+
+
 @dataclass(frozen=True)
 class Proxy:
     """A cache that is ready to serve."""
@@ -38,6 +50,7 @@ class Proxy:
     upstream: Upstream
     flights: Flights
     metrics: Metrics
+    identity: Identity
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +83,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         scrubber = Scrubber(store, index, bytes_per_second=settings.scrub_rate, events=bus)
         scrubber.start()
         stack.push_async_callback(scrubber.aclose)
-        upstream = _upstream(settings, bus)
+        upstream = build_upstream(settings, bus)
         stack.push_async_callback(upstream.aclose)
 
         def link(flight: Flight) -> None:
@@ -105,8 +118,13 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         reads = Threads("read", 4)
         stack.callback(reads.close)
 
+        identity = Identity()
+
         def stats() -> dict[str, Any]:
-            return _stats(settings, metrics, store, upstream, flights)
+            return {"instance": identity.instance, **_stats(settings, metrics, store, upstream, flights)}
+
+        def about() -> dict[str, Any]:
+            return {**asdict(identity), "version": __version__, "settings": settings.model_dump(mode="json")}
 
         async def full_stats() -> dict[str, Any]:
             return {**stats(), "next_evictions": await _next_evictions(store, index)}
@@ -119,11 +137,12 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )
-        await stack.enter_async_context(listening(Admin(curator, full_stats), settings.cache_dir, bus))
-        yield Proxy(server, pull_through, store, index, upstream, flights, metrics)
+        await stack.enter_async_context(listening(Admin(curator, full_stats, about), settings.cache_dir, bus))
+        yield Proxy(server, pull_through, store, index, upstream, flights, metrics, identity)
 
 
-def _upstream(settings: Settings, bus: events.Events) -> Upstream:
+def build_upstream(settings: Settings, bus: events.Events) -> Upstream:
+    """The upstream that *settings* name; whoever builds it closes it."""
     credential = None
     if settings.username and settings.password_file:
         credential = Credential(settings.username, settings.password_file)

@@ -44,6 +44,10 @@ class RangeNotSatisfiable(RegistryCacheError):
         self.size_bytes = size_bytes
 
 
+class NotCached(RegistryCacheError):
+    """The client wants what is here or nothing (RFC 9111, ``only-if-cached``), and it is not here."""
+
+
 # --- content ----------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from proxy.errors import (
     ManifestUnknown,
     NameUnknown,
     NoSpace,
+    NotCached,
     RateLimited,
     RegistryCacheError,
     Unauthorized,
@@ -223,6 +224,23 @@ class PullThrough:
             return await self._from_entry(reference, entry, Served("hit", age_seconds=age), timer, head=head)
         return await self._revalidated(reference, entry, timer, head=head)
 
+    async def cached_manifest(self, reference: Reference) -> ManifestAnswer:
+        """The manifest as it is known here, however old the tag; upstream is not asked.
+
+        Raises:
+            NotCached: it is not here.
+        """
+        digest, served = reference.digest, Served("hit")
+        if digest is None and (entry := await self._index.tag(reference.repository, reference.target)) is not None:
+            age = max(0.0, self._clock().now() - entry.fetched_at)
+            digest, served = entry.digest, Served("hit", age_seconds=age)
+            if not self._is_fresh(entry):
+                served = Served("stale", age_seconds=age, detail="only-if-cached")
+        stored = await self._stored_manifest(reference.repository, digest) if digest is not None else None
+        if stored is None:
+            raise NotCached(f"{reference} is not cached")
+        return stored._replace(served=served)
+
     async def _by_digest(self, reference: Reference, digest: Digest, timer: _Timer, *, head: bool) -> ManifestAnswer:
         stored = await self._stored_manifest(reference.repository, digest)
         if stored is not None:
@@ -409,6 +427,21 @@ class PullThrough:
         if not reader.flight.asked_upstream:  # an earlier run died between the last byte and the rename
             result = "hit"
         return BlobAnswer(size, reader, Served(result, timer.seconds))
+
+    async def cached_blob(self, repository: Repository, digest: Digest) -> BlobAnswer:
+        """The blob, if it is here whole; upstream is not asked.
+
+        Raises:
+            NotCached: it is not.
+        """
+        flight = self._flights.get(digest)
+        if flight is not None and flight.complete and flight.size_bytes is not None:  # on its way to the disk
+            return BlobAnswer(flight.size_bytes, self._flights.join(repository, digest), Served("hit"))
+        blob = await self._store.open(digest)
+        if blob is None:
+            raise NotCached(f"{digest} is not cached")
+        self._index.link(repository, digest)
+        return BlobAnswer(blob.size_bytes, blob, Served("hit"))
 
     async def _blob_head(self, repository: Repository, digest: Digest, timer: _Timer) -> BlobAnswer:
         flight = self._flights.get(digest)

@@ -306,6 +306,14 @@ class Settings(BaseSettings):
         return int(self.listen.rpartition(":")[2])
 
     @property
+    def local_url(self) -> str:
+        """Where the cache answers on this machine, without a trailing slash."""
+        host = self.listen_host
+        if host in ("", "0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+            host = "127.0.0.1"
+        return f"http://{'[' + host + ']' if ':' in host else host}:{self.listen_port}"
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the cache."""
         host = self.listen_host
@@ -334,6 +342,18 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
         raise SettingsError(f"--config: {str(config)!r} is not TOML: {error}") from error
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from error
+
+
+def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
+    """*settings* with the values that a running service told of itself (``Settings.model_dump(mode="json")``).
+
+    What it was started with counts, not what this command's environment says; ``prune`` is this command's own.
+    """
+    values = {name: value for name, value in running.items() if name in Settings.model_fields and name != "prune"}
+    for name in ("cache_dir", "password_file", "ca_file"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    return settings.model_copy(update=values)
 
 
 def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:

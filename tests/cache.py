@@ -107,6 +107,7 @@ async def run_cache(root: Path, hub: Hub, **flags: Any) -> AsyncIterator[Cache]:
         # As a registry client does: no body is decoded, nothing is retried behind the test's back.
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             session._retry_connection = False
+            proxy.identity.address = f"http://{host}:{port}"
             try:
                 yield Cache(proxy, f"http://{host}:{port}", root, session, bus, seen)
             finally:

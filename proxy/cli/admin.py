@@ -5,12 +5,12 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import click
 
-from proxy.settings import load_settings
+from proxy.settings import Settings, as_running, load_settings
 
 SOCKET_NAME = "admin.sock"
 _TIMEOUT_SECONDS = 60.0
@@ -81,6 +81,26 @@ class Service:
         if response.status != _OK:
             raise ServiceUnreachable(answer["error"])
         return answer
+
+
+class Running(NamedTuple):
+    """The cache that these options mean: its settings, its address, and who it is where that could be asked."""
+
+    settings: Settings
+    url: str
+    instance: str | None
+
+
+def running(settings: Settings) -> Running:
+    """The running service as it was started, asked through its socket; else as *settings* have it."""
+    try:
+        about = Service(settings.cache_dir).ask("about")
+    except ServiceUnreachable:
+        return Running(settings, settings.local_url, None)
+    settings = as_running(settings, about["settings"])
+    # Bound to every interface, it is asked on this machine's own.
+    wide = settings.listen_host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+    return Running(settings, settings.local_url if wide else about["address"] or settings.local_url, about["instance"])
 
 
 def service(config: Path | None, cache_dir: Path | None) -> Service:

@@ -69,7 +69,7 @@ async def _serve(settings: Settings, bus: events.Events) -> None:
                 await site.start()
             except OSError as error:
                 raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno or 0)}") from error
-            address = _address(runner)
+            address = proxy.identity.address = _address(runner)
             _warn(settings, bus)
             bus.emit(
                 events.Ready(

@@ -64,6 +64,7 @@ class EngineInfo:
     data_root: Path
     node_id: str
     manages_swarm: bool
+    registry_mirrors: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, info: Mapping[str, Any], data_root: Path | None) -> Self:
@@ -81,6 +82,7 @@ class EngineInfo:
             data_root=data_root or _image_root(root_dir, containerd_store=containerd_store),
             node_id=str(swarm.get("NodeID") or "") if in_swarm else "",
             manages_swarm=in_swarm and bool(swarm.get("ControlAvailable")),
+            registry_mirrors=tuple((info.get("RegistryConfig") or {}).get("Mirrors") or ()),
         )
 
     @property
@@ -151,6 +153,21 @@ class Engine:
             engine_id=self.info.engine_id,
             recent_uses=await self._recent_uses(events_since, now) if events_since is not None else (),
         )
+
+    async def names(self) -> list[str]:
+        """What the host's images are called: tags, and digests of those that have no tag.
+
+        Those that were built here and never pushed or pulled are not among them: no registry has them.
+        """
+        listed = await _asked(self._docker.images.list(digests=True))
+        found: list[str] = []
+        with _unusable_answers():
+            for entry in listed:
+                digests = [name for name in entry.get("RepoDigests") or () if not name.startswith("<none>")]
+                known = {name.partition("@")[0] for name in digests}
+                tags = [name for name in entry.get("RepoTags") or () if name.rpartition(":")[0] in known]
+                found += tags or digests[:1]
+        return sorted(set(found))
 
     async def with_build_cache(self, snapshot: Snapshot) -> Snapshot:
         """*snapshot* with the build cache; apart, because the engine may take long to add it up."""

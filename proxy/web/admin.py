@@ -1,6 +1,7 @@
 """The admin interface: a Unix socket in the cache directory, for root and the service's own user. Never the pull port.
 
-``GET /stats``, ``GET /list?pattern=``, ``POST /purge|pin|unpin?pattern=`` (``apply=1``); all answers are JSON.
+``GET /about``, ``GET /stats``, ``GET /list?pattern=``, ``POST /purge|pin|unpin?pattern=`` (``apply=1``); all answers
+are JSON.
 """
 
 import contextlib
@@ -23,16 +24,23 @@ SOCKET_NAME = "admin.sock"
 _BACKLOG = 16
 
 Stats = Callable[[], Awaitable[dict[str, Any]]]
+About = Callable[[], dict[str, Any]]
 
 
 class Admin(web.Server):
-    """Answers questions that come through the socket."""
+    """Answers questions that come through the socket.
 
-    def __init__(self, curator: Curator, stats: Stats) -> None:
+    Args:
+        about: who this cache is, where it listens, its settings without secrets.
+    """
+
+    def __init__(self, curator: Curator, stats: Stats, about: About) -> None:
         super().__init__(self._dispatch, access_log=None)
         self._curator = curator
         self._full_stats = stats
+        self._about = about
         self._answers: dict[tuple[str, str], Callable[[web.BaseRequest], Awaitable[object]]] = {
+            ("GET", "/about"): self._who,
             ("GET", "/stats"): self._stats,
             ("GET", "/list"): self._list,
             ("POST", "/purge"): self._purge,
@@ -50,6 +58,9 @@ class Admin(web.Server):
             return _json(200, await answer(request))
         except (NameInvalid, DigestInvalid) as error:
             return _json(400, {"error": str(error)})
+
+    async def _who(self, _request: web.BaseRequest) -> object:
+        return self._about()
 
     async def _stats(self, _request: web.BaseRequest) -> object:
         return await self._full_stats()
@@ -119,8 +130,10 @@ def _bind(path: Path) -> socket.socket:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Through the folder's descriptor: a socket's path may have 107 bytes, a directory's many more.
+        # On the descriptor, before there is a name: bind(2) takes the mode over (Linux), so that it is never wider, and
+        # no link put in the name's place is followed.
+        os.fchmod(listener.fileno(), 0o600)
         listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-        path.chmod(0o600)  # before listen(): until then nobody can connect
         listener.listen(_BACKLOG)
     except BaseException:
         listener.close()

@@ -9,7 +9,7 @@ from proxy.pullthrough import BlobAnswer, Direct, PullThrough, Served
 from proxy.ranges import ContentRange, Range
 from proxy.storage import OpenBlob
 from proxy.threads import Threads
-from proxy.web.exchange import Exchange, answer_headers, matches_etag
+from proxy.web.exchange import Exchange, answer_headers, matches_etag, only_if_cached
 from proxy.web.sending import SocketSink
 
 
@@ -37,7 +37,10 @@ class BlobResponder:
             ConnectionError: the client has to see that the body is not whole.
         """
         exchange.reference = exchange.digest = digest
-        answer = await self._pull_through.blob(repository, digest, head=exchange.request.method == "HEAD")
+        if only_if_cached(exchange.request):
+            answer = await self._pull_through.cached_blob(repository, digest)
+        else:
+            answer = await self._pull_through.blob(repository, digest, head=exchange.request.method == "HEAD")
         exchange.served = answer.served
         try:
             return await self._respond(exchange, repository, digest, answer)

@@ -15,6 +15,7 @@ from proxy.errors import (
     ManifestUnknown,
     NameInvalid,
     NameUnknown,
+    NotCached,
     OriginDown,
     RangeNotSatisfiable,
     RateLimited,
@@ -35,6 +36,7 @@ _TABLE: dict[type[RegistryCacheError], tuple[int, str | None]] = {
     DigestInvalid: (400, "DIGEST_INVALID"),
     Unsupported: (405, "UNSUPPORTED"),
     RangeNotSatisfiable: (416, "SIZE_INVALID"),
+    NotCached: (504, None),  # RFC 9111, section 5.2.1.7
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),
     Unauthorized: (401, "UNAUTHORIZED"),

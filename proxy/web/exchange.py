@@ -75,6 +75,11 @@ def answer_headers(served: Served, digest: Digest | None = None, *, head: bool =
     return headers
 
 
+def only_if_cached(request: web.BaseRequest) -> bool:
+    """Whether the client wants what is here or nothing. Source: RFC 9111, section 5.2.1.7."""
+    return "only-if-cached" in request.headers.get("Cache-Control", "").lower()
+
+
 def matches_etag(request: web.BaseRequest, digest: Digest) -> bool:
     """Whether ``If-None-Match`` names the content that would be sent."""
     header = request.headers.get("If-None-Match")

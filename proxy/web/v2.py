@@ -12,14 +12,14 @@ import msgspec
 from aiohttp import web
 
 from proxy import events
-from proxy.errors import NameUnknown, RegistryCacheError, Unsupported
-from proxy.events import Kind
+from proxy.errors import NameUnknown, NotCached, RegistryCacheError, Unsupported
+from proxy.events import CacheResult, Kind
 from proxy.oci import DOCKER_HUB, Digest, Reference, Repository
 from proxy.pullthrough import ListAnswer, ManifestAnswer, PullThrough, Served
 from proxy.storage import Index
 from proxy.web.blob_response import BlobResponder
 from proxy.web.errors import rendered
-from proxy.web.exchange import Exchange, answer_headers, matches_etag
+from proxy.web.exchange import Exchange, answer_headers, matches_etag, only_if_cached
 
 _CATALOG_MAX = 1000
 _QUERY_MAX = 2048
@@ -125,7 +125,11 @@ class V2:
     async def _manifest(self, exchange: Exchange, reference: Reference) -> web.StreamResponse:
         request = exchange.request
         exchange.reference = reference.target
-        answer: ManifestAnswer = await self._pull_through.manifest(reference, head=request.method == "HEAD")
+        answer: ManifestAnswer
+        if only_if_cached(request):
+            answer = await self._pull_through.cached_manifest(reference)
+        else:
+            answer = await self._pull_through.manifest(reference, head=request.method == "HEAD")
         exchange.served, exchange.digest = answer.served, answer.digest
         headers = answer_headers(answer.served, answer.digest, head=request.method == "HEAD")
         if matches_etag(request, answer.digest):
@@ -183,7 +187,9 @@ def _json(exchange: Exchange, value: object, headers: dict[str, str]) -> web.Res
 
 
 def _error_response(exchange: Exchange, error: RegistryCacheError) -> web.Response:
-    exchange.served = Served("error", exchange.served.upstream_seconds)
+    # A "no" to only-if-cached is an answer, not an error, and no miss either: nobody was refused an image.
+    result: CacheResult = "bypass" if isinstance(error, NotCached) else "error"
+    exchange.served = Served(result, exchange.served.upstream_seconds)
     exchange.error = str(error)
     status, body, headers = rendered(error, exchange.kind)
     exchange.body_bytes = 0 if exchange.request.method == "HEAD" else len(body)

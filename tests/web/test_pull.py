@@ -219,3 +219,22 @@ async def test_whole_partial_of_a_run_that_died_is_a_hit(start_cache, hub, tmp_p
     assert (reply.cache_status, reply.body) == ("registry-cache; hit", hub.images.read(digest))
     assert hub.counters.blob_gets(digest) == 0
     assert cache.requests() == ["hit"]
+
+
+async def test_only_if_cached_never_asks_upstream(cache, hub):
+    image = await hub.images.image("library/here", "1", [100_000])
+    only = {"Cache-Control": "only-if-cached"}
+    layer = image.layers[0].digest
+    for method in ("GET", "HEAD"):
+        assert (await cache.manifest("library/here", "1", method, **only)).status == 504
+        assert (await cache.blob("library/here", layer, method, **only)).status == 504
+    assert hub.counters.records == []
+    assert cache.requests() == ["bypass"] * 4
+    await cache.manifest("library/here", "1")
+    await cache.blob("library/here", layer)
+    asked = len(hub.counters.records)
+    reply = await cache.blob("library/here", layer, **only)
+    assert (reply.status, reply.body) == (200, hub.images.read(layer))
+    reply = await cache.manifest("library/here", "1", **only)
+    assert (reply.status, reply.cache_status) == (200, "registry-cache; hit")
+    assert len(hub.counters.records) == asked

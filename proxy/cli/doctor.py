@@ -1,0 +1,137 @@
+"""``registry-cache doctor``: what is wrong, and what to do about it."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+from rich.console import Console
+from rich.text import Text
+
+from proxy.cli.admin import cache_dir_option, json_option, running
+from proxy.cli.common import config_option
+from proxy.doctor import host, network
+from proxy.doctor.check import Check
+from proxy.errors import RegistryCacheError, SettingsError
+from proxy.settings import Settings, load_settings, unknown_environment
+from proxy.warming.puller import Name, Puller, PullFailed
+
+_SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "broken": ("✘", "bold red")}
+_NAME_WIDTH = 15
+
+
+@click.command(
+    "doctor",
+    epilog="""\b
+Examples:
+  registry-cache doctor
+  registry-cache doctor --pull
+  registry-cache doctor --config /etc/registry-cache.toml --json
+""",
+)
+@config_option
+@cache_dir_option
+@click.option(
+    "--pull", is_flag=True, help="Also pull the image through the running cache (may cost two pulls of quota)."
+)
+@click.option("--image", default="hello-world", show_default=True, help="A small image that the account may pull.")
+@json_option
+def command(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool, as_json: bool) -> None:
+    """Check settings, disk, service, upstream, credential, quota, dockerd, clock and prune habits.
+
+    Each with its remedy. What a running service was started with counts, not this command's own settings. Upstream is
+    asked by HEAD, which costs no quota.
+
+    Exit codes: 0 when nothing is broken (there may be warnings), 1 when something is.
+    """
+    try:
+        Name.parse(image)
+    except RegistryCacheError as error:
+        raise click.BadParameter(str(error), param_hint="--image") from error
+    checks = asyncio.run(_run(config, cache_dir, image, pull=pull, show=not as_json))
+    broken = sum(check.state == "broken" for check in checks)
+    if as_json:
+        click.echo(json.dumps({"broken": broken, "checks": [check._asdict() for check in checks]}, indent=2))
+    else:
+        warnings = sum(check.state == "warning" for check in checks)
+        click.echo(f"{broken or 'Nothing'} broken, {warnings or 'no'} warning{'' if warnings == 1 else 's'}.")
+    sys.exit(1 if broken else 0)
+
+
+async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool, show: bool) -> list[Check]:
+    """All checks; each is shown as soon as it is known."""
+    checks = []
+    console, waiting = Console(highlight=False, soft_wrap=True), Console(stderr=True)
+    with waiting.status("looking…") if show and waiting.is_terminal and sys.stdout.isatty() else _Nothing():
+        async for check in _checks(config, cache_dir, image, pull=pull):
+            checks.append(check)
+            if show:
+                _show(console, check)
+    return checks
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool) -> AsyncIterator[Check]:
+    try:
+        settings = load_settings(config, {"cache_dir": cache_dir})
+    except SettingsError as error:
+        yield Check("settings", "broken", str(error), "correct it: registry-cache serve --help lists every setting")
+        return
+    found = running(settings)
+    settings = found.settings
+    yield _settings(settings)
+    if check := host.settings_file(config):
+        yield check
+    yield host.secret(settings)
+    stats = await _stats(found.url)
+    for check in host.cache_directory(settings, stats["store"]["size_bytes"] if stats else None):
+        yield check
+    yield network.service(stats, found.url)
+    reachable = True
+    async for check in network.upstream(settings):
+        reachable = reachable and not (check.name == "upstream" and check.state == "broken")
+        yield check
+    if reachable:
+        async for check in network.account(settings, image):
+            yield check
+    instance = found.instance or (stats or {}).get("instance")
+    async for check in network.docker(settings, os.environ, found.url, instance):
+        yield check
+    yield host.prune_habits()
+    if pull:
+        yield await network.real_pull(found.url, image)
+
+
+async def _stats(url: str) -> dict[str, Any] | None:
+    async with aiohttp.ClientSession() as session:
+        try:
+            return await Puller(session, url).stats()
+        except PullFailed:
+            return None
+
+
+def _settings(settings: Settings) -> Check:
+    unknown = unknown_environment(os.environ)
+    if unknown:
+        return Check("settings", "warning", "; ".join(unknown), "correct the name, or unset the variable")
+    if not settings.is_loopback and settings.username:
+        text = f"LISTEN is {settings.listen}: whoever reaches it can pull what {settings.username} can"
+        return Check("settings", "warning", text, "firewall the port, or listen on 127.0.0.1 only")
+    return Check("settings", "ok", "valid")
+
+
+def _show(console: Console, check: Check) -> None:
+    sign, style = _SIGNS[check.state]
+    console.print(Text.assemble((sign, style), f" {check.name:<{_NAME_WIDTH}}  {check.text}"))
+    if check.remedy and check.state != "ok":
+        console.print(Text.assemble(" " * (_NAME_WIDTH + 4), ("→ ", style), check.remedy))

@@ -1,0 +1,1 @@
+"""Pulling images through the running cache before somebody needs them."""

@@ -1,0 +1,228 @@
+"""``registry-cache doctor`` against a running cache, a look-alike of Docker Hub with faults, and engines."""
+
+import asyncio
+import contextlib
+import email.utils
+import json
+import time
+
+import pytest
+from aiohttp import web
+
+from proxy.doctor import network
+from proxy.settings import load_settings
+from tests.e2e.command import PROGRAM, environment
+from tests.hub import Fault
+
+IMAGE = "library/tiny"
+
+
+@pytest.fixture
+async def doctor(cache, hub, tmp_path):
+    """Run the command beside *cache*; the exit code, and the checks by name."""
+    await hub.images.image(IMAGE, "latest", [2000])
+
+    async def run(*arguments, as_json=True, **env):
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM,
+            "doctor",
+            *("--image", "tiny", "--cache-dir", str(cache.root)),
+            *arguments,
+            *(["--json"] if as_json else []),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(DOCKER_HOST=f"unix://{tmp_path}/no-engine", COLUMNS="200") | env,
+        )
+        out, err = await process.communicate()
+        if not as_json:
+            return process.returncode, out.decode()
+        assert err == b""
+        return process.returncode, {check["name"]: check for check in json.loads(out)["checks"]}
+
+    return run
+
+
+def states(checks):
+    return {name: check["state"] for name, check in checks.items()}
+
+
+async def test_a_healthy_cache(doctor, cache, hub):
+    code, checks = await doctor("--pull")
+    assert code == 0
+    found = states(checks)
+    assert found.pop("prune habits") in ("ok", "warning")  # this machine's own
+    assert found.pop("cache space") in ("ok", "warning")
+    assert found == dict.fromkeys(
+        ("settings", "credential file", "cache directory", "service", "upstream", "clock", "credential", "quota"), "ok"
+    ) | {"dockerd": "warning", "pull": "ok"}
+    assert checks["service"]["text"].startswith(cache.url)
+    assert "200 of 200 pulls left in 6h" in checks["quota"]["text"]
+    assert cache.requests().count("miss") == 3  # the pull was real: manifest, config, layer
+    assert all(check["remedy"] for check in checks.values() if check["state"] != "ok")
+
+
+async def test_it_costs_no_quota_without_pull(doctor, hub):
+    await doctor()
+    assert hub.counters.manifest_gets() == 0
+
+
+async def test_what_people_see(doctor):
+    code, out = await doctor(as_json=False)
+    assert code == 0
+    assert "✔ upstream" in out
+    assert "! dockerd" in out
+    assert "→ fine if this host runs no Docker" in out
+    assert "Nothing broken, " in out
+
+
+async def test_dead_upstream_is_one_finding(doctor, hub):
+    await hub.registry.stop()
+    code, checks = await doctor()
+    assert code == 1
+    assert checks["upstream"]["state"] == "broken"
+    assert "DNS" in checks["upstream"]["remedy"]
+    assert "credential" not in checks
+
+
+async def test_bad_certificate_names_the_remedy(doctor, hub):
+    await hub.registry.stop()
+    await hub.registry.start(unknown_ca=True)
+    code, checks = await doctor()
+    assert (code, checks["upstream"]["state"]) == (1, "broken")
+    assert "TLS" in checks["upstream"]["text"]
+    assert "CA_FILE" in checks["upstream"]["remedy"]
+
+
+async def test_rejected_credential_is_shown_by_doctor_stats_and_page(doctor, cache, hub):
+    hub.account.pat = "another one"
+    assert (await cache.manifest(IMAGE, "latest")).status == 401
+    assert (await cache.stats())["upstream"]["credential_rejected"] is True
+    page = (await cache.get("/_stats", Accept="text/html")).body.decode()
+    assert "credential rejected" in page
+    assert "registry_cache_credential_rejected 1.0" in (await cache.get("/metrics")).body.decode()
+    code, checks = await doctor()
+    assert code == 1
+    assert "rejects its credential" in checks["service"]["text"]
+    assert "rejected the credential of 'ci-account'" in checks["credential"]["text"]
+    assert "PASSWORD_FILE" in checks["credential"]["remedy"]
+
+
+async def test_bad_secret_permissions_are_a_warning(doctor, cache):
+    secret = cache.root.parent / "cache.pat"
+    folder = secret.parent
+    opened = []
+    while folder != folder.parent:  # pytest's own folders keep others out
+        if not folder.stat().st_mode & 0o001:
+            opened.append((folder, folder.stat().st_mode))
+            folder.chmod(folder.stat().st_mode | 0o001)
+        folder = folder.parent
+    try:
+        secret.chmod(0o644)
+        code, checks = await doctor()
+    finally:
+        for path, mode in opened:
+            path.chmod(mode)
+    assert (code, checks["credential file"]["state"]) == (0, "warning")
+    assert checks["credential file"]["remedy"] == f"chmod 600 {secret}"
+
+
+@pytest.mark.parametrize(("off", "state"), [(-20, "ok"), (90, "warning"), (-4000, "broken"), (4000, "broken")])
+async def test_clock_skew(doctor, hub, off, state):
+    date = email.utils.formatdate(time.time() + off, usegmt=True)
+    hub.faults.add(Fault(service="registry", headers={"Date": date}, challenges=True))
+    code, checks = await doctor()
+    assert checks["clock"]["state"] == state
+    assert code == (state == "broken")
+
+
+async def test_token_service_that_fails(doctor, hub):
+    hub.faults.add(Fault(service="token", status=503))
+    code, checks = await doctor()
+    assert (code, checks["token service"]["state"]) == (1, "broken")
+
+
+async def test_realm_that_is_not_trusted(doctor, hub):
+    hub.behaviour.untrusted_realm = True
+    code, checks = await doctor()
+    assert code == 1
+    assert "TRUSTED_REALMS" in checks["token service"]["remedy"]
+
+
+async def test_little_quota_is_a_warning(doctor, cache, hub):
+    hub.behaviour.pull_limit = 3
+    for number, state in enumerate(["ok", "ok", "ok", "warning"]):
+        code, checks = await doctor()
+        assert (code, checks["quota"]["state"]) == (0, state)
+        await hub.images.image("library/other", str(number), [10])
+        await cache.manifest("library/other", str(number))
+
+
+async def test_service_that_does_not_run(doctor, cache, tmp_path):
+    code, checks = await doctor("--cache-dir", str(tmp_path / "none"), REGISTRY_CACHE_LISTEN="127.0.0.1:9")
+    assert code == 1
+    assert checks["service"]["state"] == "broken"
+    assert "systemctl start registry-cache" in checks["service"]["remedy"]
+
+
+async def test_wrong_settings_are_one_line(doctor):
+    code, checks = await doctor(REGISTRY_CACHE_TAG_TTL="soon")
+    assert (code, list(checks), checks["settings"]["state"]) == (1, ["settings"], "broken")
+    assert "TAG_TTL: 'soon'" in checks["settings"]["text"]
+
+
+async def test_mistyped_variable_is_a_warning(doctor):
+    _, checks = await doctor(REGISTRY_CACHE_MAX_SISE="1GB")
+    assert checks["settings"]["state"] == "warning"
+    assert "MAX_SIZE" in checks["settings"]["text"]
+
+
+# --- dockerd's mirrors --------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def something_else():
+    """An HTTP server that is no registry-cache."""
+
+    async def answer(_request):
+        return web.Response(text="welcome to nginx")
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_mirrors_are_told_apart_by_who_answers(start_cache):
+    ours, other = await start_cache("ours"), await start_cache("other")
+    me = ours.proxy.identity.instance
+    # The same cache under another name: what the string says does not count.
+    alias = ours.url.replace("127.0.0.1", "localhost")
+
+    async def judged(*mirrors):
+        found = [await network.instance_at(mirror) for mirror in mirrors]
+        return network.mirror_check(list(mirrors), found, ours.url, me)
+
+    assert (await judged(ours.url)).state == "ok"
+    assert (await judged(alias)).state == "ok"
+    assert (await judged(other.url, ours.url)).state == "warning"
+    assert (await judged()).state == "broken"
+    async with something_else() as nginx:
+        check = await judged(other.url, nginx, "http://127.0.0.1:9")
+    assert check.state == "broken"
+    assert f"{other.url} (another cache)" in check.text
+    assert f"{nginx} (no registry-cache)" in check.text
+    assert "http://127.0.0.1:9 (does not answer)" in check.text
+    assert f'["{ours.url}"]' in check.remedy
+    assert network.mirror_check([ours.url], [None], ours.url, None).state == "warning"
+
+
+def test_where_a_cache_answers_on_this_machine():
+    def url(listen):
+        return load_settings(None, {"listen": listen}).local_url
+
+    assert url("0.0.0.0:5000") == "http://127.0.0.1:5000"
+    assert url("[::1]:5000") == "http://[::1]:5000"
+    assert url(":80") == "http://127.0.0.1:80"

@@ -1,0 +1,151 @@
+"""What doctor sees of a machine: secrets, disks, habits."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from proxy.doctor import host
+from proxy.settings import load_settings
+
+MOUNTINFO = """\
+22 1 8:1 / / rw - ext4 /dev/sda1 rw
+30 22 0:40 / /srv rw - nfs4 nas:/export rw
+31 30 0:41 / /srv/with\\040space rw - xfs /dev/sdb1 rw
+"""
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """A token in a directory that others may enter, as pytest's own may not be."""
+    path = tmp_path / "pat"
+    path.write_text("dckr_pat_x\n")
+    path.chmod(0o600)
+    return path
+
+
+def settings(tmp_path, **flags):
+    return load_settings(None, {"cache_dir": tmp_path / "cache", **flags})
+
+
+@pytest.mark.parametrize(
+    ("mode", "state"), [(0o600, "ok"), (0o640, "ok"), (0o644, "warning"), (0o660, "warning"), (0o602, "warning")]
+)
+def test_secret_that_others_read(tmp_path, secret, monkeypatch, mode, state):
+    monkeypatch.setattr(host, "_is_in_the_open", lambda _path: True)
+    secret.chmod(mode)
+    check = host.secret(settings(tmp_path, username="ci", password_file=secret))
+    assert check.state == state
+    assert (check.remedy == f"chmod 600 {secret}") == (state == "warning")
+
+
+def test_secret_in_a_closed_directory_is_nobody_elses(tmp_path, secret):
+    secret.chmod(0o644)
+    tmp_path.chmod(0o700)
+    assert host.secret(settings(tmp_path, username="ci", password_file=secret)).state == "ok"
+
+
+def test_empty_or_lost_secret_is_broken(tmp_path, secret):
+    given = settings(tmp_path, username="ci", password_file=secret)
+    secret.write_text(" \n")
+    assert (host.secret(given).state, host.secret(given).text) == ("broken", f"{secret} is empty")
+    secret.unlink()
+    assert host.secret(given).state == "broken"
+
+
+def test_no_account_is_a_warning(tmp_path):
+    assert host.secret(settings(tmp_path)).state == "warning"
+
+
+def test_settings_file_that_everybody_writes(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    path.chmod(0o666)
+    assert host.settings_file(path).remedy == f"chmod o-w {path}"
+    path.chmod(0o644)
+    assert host.settings_file(path).state == "ok"
+    assert host.settings_file(None) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/var", "ext4"), ("/srv/cache", "nfs4"), ("/srv/with space/x", "xfs"), ("/srvx", "ext4")]
+)
+def test_filesystem_of_a_path(path, kind):
+    assert host.filesystem_of(Path(path), MOUNTINFO) == kind
+
+
+def disk(free_bytes, total_bytes=100_000_000_000, free_inodes=900):
+    return os.statvfs_result((1, 1, total_bytes, free_bytes, free_bytes, 1000, free_inodes, free_inodes, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "says"),
+    [
+        (disk(50_000_000_000), "ok", "50.0 GB free"),
+        (disk(15_000_000_000), "warning", "15.0 GB free"),  # the cap of 20 GB cannot be reached
+        (disk(500_000_000), "broken", "500.0 MB free"),  # below MIN_FREE
+        (disk(50_000_000_000, free_inodes=3), "warning", "3 of 1000 inodes free"),
+    ],
+)
+def test_space_for_the_cap(tmp_path, monkeypatch, status, state, says):
+    given = settings(tmp_path)
+    given.cache_dir.mkdir()
+    monkeypatch.setattr(os, "statvfs", lambda _path: status)
+    check = list(host.cache_directory(given, 1_000_000))[-1]
+    assert (check.name, check.state) == ("cache space", state)
+    assert says in check.text
+
+
+def test_cache_directory_that_is_missing_or_everybodys(tmp_path):
+    given = settings(tmp_path)
+    assert [check.state for check in host.cache_directory(given, None)] == ["broken"]
+    given.cache_dir.mkdir()
+    given.cache_dir.chmod(0o777)
+    first, _ = host.cache_directory(given, None)
+    assert (first.state, first.remedy) == ("warning", f"chmod o-w {given.cache_dir}")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "guilty"),
+    [
+        ("etc/cron.daily/docker", "#!/bin/sh\ndocker image prune -af\n", True),
+        ("etc/cron.d/x", "0 3 * * * root /usr/bin/docker system prune --force --all\n", True),
+        ("var/spool/cron/crontabs/root", "@daily docker  image  prune --force -a --filter until=24h\n", True),
+        ("etc/cron.weekly/x", "#!/bin/sh\ndocker rmi -f $(docker images -q)\n", True),
+        ("etc/cron.weekly/x", "#!/bin/sh\ndocker images -q | xargs docker rmi\n", True),
+        ("etc/systemd/system/clean.service", "[Service]\nExecStart=docker system prune \\\n  -af\n", True),
+        ("usr/lib/systemd/system/clean.service", "[Service]\nExecStart=/usr/bin/docker -H x system prune -a\n", True),
+        ("etc/systemd/system/docker-prune.timer", "[Timer]\nOnCalendar=weekly\n", True),
+        ("etc/cron.daily/docker", "#!/bin/sh\n# docker image prune -af\n", False),
+        ("etc/cron.daily/docker", "#!/bin/sh\ndocker image prune -f\n", False),
+        ("etc/cron.daily/docker", "#!/bin/sh\ndocker volume prune -a\n", False),
+        ("etc/cron.daily/docker", "#!/bin/sh\nregistry-cache prune --apply\n", False),
+        ("etc/cron.daily/docker", "#!/bin/sh\ndocker image prune -f; tar -a x\n", False),
+    ],
+)
+def test_prune_habits(tmp_path, path, text, guilty):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    check = host.prune_habits(tmp_path)
+    assert check.state == ("warning" if guilty else "ok"), check
+    assert (str(file) in check.text) == guilty
+
+
+def test_script_that_a_unit_starts_is_looked_at(tmp_path):
+    unit, script = tmp_path / "etc/systemd/system/clean.service", tmp_path / "opt/clean.sh"
+    for file in (unit, script):
+        file.parent.mkdir(parents=True)
+    os.mkfifo(tmp_path / "opt/pipe")  # opening a device or a pipe may block, or do worse
+    unit.write_text("[Service]\nExecStart=/opt/clean.sh --now </opt/pipe\n")
+    script.write_text("#!/bin/sh\ndocker image prune --all --force\n")
+    assert str(unit) in host.prune_habits(tmp_path).text
+
+
+def test_unreadable_crontab_is_said(tmp_path, monkeypatch):
+    file = tmp_path / "etc/crontab"
+    file.parent.mkdir()
+    file.write_text("")
+    monkeypatch.setattr(host, "_commands", lambda _path: (_ for _ in ()).throw(PermissionError()))
+    check = host.prune_habits(tmp_path)
+    assert (check.state, "1 files could not be read" in check.text) == ("warning", True)
