@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from proxy.settings import PruneSettings, format_duration, format_size
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.
-COMMANDS = ("serve", "stats", "list", "pin", "unpin", "purge", "doctor", "verify", "prune", "guard")
+COMMANDS = ("serve", "stats", "list", "pin", "unpin", "purge", "warm", "doctor", "verify", "prune", "guard")
 
 
 class Program(click.Group):
