@@ -22,7 +22,7 @@ from cachetools import LRUCache
 
 from proxy import events
 from proxy.errors import ContentError, DigestInvalid, NoSpace, ReadFailed, StoreError
-from proxy.oci import Digest, Manifest
+from proxy.oci import MANIFEST_MAX_BYTES, Digest, Manifest
 from proxy.storage import Sink, StoreTotals
 from proxy.store.eviction import Entry, choose_victims
 from proxy.store.files import inspect, rename, sizes, unlink_all
@@ -427,7 +427,8 @@ class DiskStore:
         found = {}
         for digest in digests:
             with contextlib.suppress(OSError, ContentError):
-                manifest = Manifest.parse(self.path(digest).read_bytes())
+                with self.path(digest).open("rb") as file:
+                    manifest = Manifest.parse(file.read(MANIFEST_MAX_BYTES))
                 found[digest] = tuple(part.digest for part in (*manifest.children, *manifest.blobs))
         return found
 

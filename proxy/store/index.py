@@ -8,7 +8,7 @@ never fails because of it.
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -70,6 +70,7 @@ SCHEMA_VERSION = len(_SCHEMAS)
 _MEMORY_ENTRIES = 16_384
 # Bounds of what the index keeps of upstream's answers to tags and referrers.
 _ANSWERS_KEPT = 2_000
+_PAGE = 256
 _ANSWER_MAX_BYTES = 1024 * 1024
 
 
@@ -112,6 +113,7 @@ class SqliteIndex:
         self._path = path
         self._events = events
         self._thread = Threads("index", 1)
+        self._reader = Threads("inventory", 1)
         self._db: sqlite3.Connection | None = None
         self._blobs: LRUCache[Digest, BlobEntry] = LRUCache(_MEMORY_ENTRIES)
         self._tags: LRUCache[tuple[Repository, str], TagEntry] = LRUCache(_MEMORY_ENTRIES)
@@ -129,6 +131,7 @@ class SqliteIndex:
         self.wanted: frozenset[Digest] = frozenset()
         self.pinned_tags: frozenset[tuple[Repository, str]] = frozenset()
         self.pins_changed = asyncio.Event()
+        self._pins_told = False
 
     # --- lifecycle ----------------------------------------------------------------------------------------------
 
@@ -148,6 +151,7 @@ class SqliteIndex:
             await self._run(_set_meta, None, "ended", "")
         await self._thread.run(self._close)
         self._thread.close()
+        self._reader.close()
 
     def _open(self) -> float:
         """Runs in the thread. The latest time written down in the index, Unix seconds."""
@@ -281,16 +285,43 @@ class SqliteIndex:
 
     async def keep(self, wanted: Iterable[Digest]) -> None:
         """From now on these blobs, and no others, are never evicted; those of them that are yet to come, too."""
-        self.wanted = frozenset(wanted)
-        self._blobs.clear()
-        await self._run(_update_pinned, None, self.wanted)
+        before, self.wanted = self.wanted, frozenset(wanted)
+        # Until it is first told, what the last run pinned stays pinned: nobody knows better yet.
+        first, self._pins_told = not self._pins_told, True
+        come, gone = self.wanted - before, before - self.wanted
+        if first:
+            self._blobs.clear()
+        for digest in (*come, *gone):
+            self._blobs.pop(digest, None)
+        await self._run(_update_pinned, None, come, gone, first)
+
+    async def pinned(self) -> list[tuple[Pin, Digest | None]]:
+        """Every pin, and what its tag is now (None when it is a digest, or nothing is known of it)."""
+        pinned: list[tuple[Pin, Digest | None]] = await self._run(_select_pinned, list[tuple[Pin, Digest | None]]())
+        self.pinned_tags = frozenset((pin.repository, pin.target) for pin, _ in pinned)
+        return pinned
+
+    async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
+        """Those of *digests* that are here."""
+        return await self._run(_select_stored, dict[Digest, Stored](), digests)
 
     async def inventory(self) -> Inventory:
-        """Everything that is known now."""
+        """Everything that is known at one moment.
+
+        Through a connection of its own: reading a hundred thousand rows takes half a second, and tags are asked for
+        meanwhile.
+        """
         await self.flush()
-        inventory = await self._run(_select_inventory, Inventory({}, (), {}, ()))
-        self.pinned_tags = frozenset((pin.repository, pin.target) for pin in inventory.pins)
-        return inventory
+        try:
+            return await self._reader.run(self._read_inventory)
+        except sqlite3.Error:  # no file: the index is in memory
+            return await self._run(_select_inventory, Inventory({}, (), {}, ()))
+
+    def _read_inventory(self) -> Inventory:
+        """Runs in the reader's thread."""
+        with contextlib.closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            db.execute("BEGIN")  # one moment for all tables; WAL lets the writer go on
+            return _select_inventory(db)
 
     async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
         """Remember or forget pins."""
@@ -334,9 +365,15 @@ class SqliteIndex:
 
     async def forget_tag(self, repository: Repository, tag: str) -> None:
         """See :class:`proxy.storage.Index`."""
-        self._tags.pop((repository, tag), None)
-        removed = await self._run(_delete_tag, 0, repository, tag)
-        self.tag_count -= removed
+        await self.forget_tags([(repository, tag)])
+
+    async def forget_tags(self, tags: Sequence[tuple[Repository, str]]) -> None:
+        """These are gone, in pages: others ask the index meanwhile."""
+        for first in range(0, len(tags), _PAGE):
+            page = tags[first : first + _PAGE]
+            for tag in page:
+                self._tags.pop(tag, None)
+            self.tag_count -= await self._run(_delete_tags, 0, page)
 
     def link(self, repository: Repository, digest: Digest) -> None:
         """See :class:`proxy.storage.Index`. Buffered."""
@@ -467,10 +504,29 @@ def _select_between(db: sqlite3.Connection, first: str, last: str) -> dict[Diges
     return {entry.digest: entry for entry in map(_blob_entry, rows)}
 
 
-def _update_pinned(db: sqlite3.Connection, wanted: Iterable[Digest]) -> None:
+def _update_pinned(db: sqlite3.Connection, come: Iterable[Digest], gone: Iterable[Digest], first: bool) -> None:
     with _transaction(db):
-        db.execute("UPDATE blobs SET pinned = 0 WHERE pinned = 1")
-        db.executemany("UPDATE blobs SET pinned = 1 WHERE digest = ?", [(digest,) for digest in wanted])
+        if first:
+            db.execute("UPDATE blobs SET pinned = 0 WHERE pinned = 1")
+        db.executemany("UPDATE blobs SET pinned = 0 WHERE digest = ?", [(digest,) for digest in gone])
+        db.executemany("UPDATE blobs SET pinned = 1 WHERE digest = ?", [(digest,) for digest in come])
+
+
+def _select_pinned(db: sqlite3.Connection) -> list[tuple[Pin, Digest | None]]:
+    rows = db.execute(
+        "SELECT pins.registry, pins.repository, pins.target, tags.digest FROM pins LEFT JOIN tags ON "
+        "tags.registry = pins.registry AND tags.repository = pins.repository AND tags.tag = pins.target"
+    )
+    return [
+        (Pin(Repository(registry, name), target), Digest(digest) if digest else None)
+        for registry, name, target, digest in rows
+    ]
+
+
+def _select_stored(db: sqlite3.Connection, digests: Collection[Digest]) -> dict[Digest, Stored]:
+    query = "SELECT size_bytes, media_type, last_use FROM blobs WHERE digest = ?"
+    rows = ((digest, db.execute(query, (digest,)).fetchone()) for digest in digests)
+    return {digest: Stored(*row) for digest, row in rows if row is not None}
 
 
 def _update_pins(db: sqlite3.Connection, add: Sequence[Pin], remove: Sequence[Pin], now: float) -> None:
@@ -485,17 +541,32 @@ def _update_pins(db: sqlite3.Connection, add: Sequence[Pin], remove: Sequence[Pi
 
 
 def _select_inventory(db: sqlite3.Connection) -> Inventory:
-    links: dict[Digest, list[Repository]] = {}
-    for registry, name, digest in db.execute("SELECT registry, repository, digest FROM links"):
-        links.setdefault(Digest(digest), []).append(Repository(registry, name))
-    blobs = db.execute("SELECT digest, size_bytes, media_type, last_use FROM blobs")
+    rows = db.execute("SELECT digest, size_bytes, media_type, last_use FROM blobs")
+    blobs = {Digest(digest): Stored(size, media_type, used) for digest, size, media_type, used in rows}
+    # One object for each digest and each repository, however often it is named: it saves many megabytes, and the time
+    # to free them, in which no other thread runs.
+    digests = {str(digest): digest for digest in blobs}
+    repositories: dict[tuple[str, str], Repository] = {}
+
+    def repository(registry: str, name: str) -> Repository:
+        return repositories.setdefault((registry, name), Repository(registry, name))
+
+    alone: dict[Repository, tuple[Repository, ...]] = {}
+    links: dict[Digest, tuple[Repository, ...]] = {}
+    for registry, name, text in db.execute("SELECT registry, repository, digest FROM links"):
+        digest, where = digests.get(text) or Digest(text), repository(registry, name)
+        known = links.get(digest)
+        links[digest] = (*known, where) if known else alone.setdefault(where, (where,))
     tags = db.execute("SELECT registry, repository, tag, digest, fetched_at FROM tags")
     pins = db.execute("SELECT registry, repository, target FROM pins")
     return Inventory(
-        {Digest(digest): Stored(size, media_type, used) for digest, size, media_type, used in blobs},
-        [Tag(Repository(registry, name), tag, Digest(digest), at) for registry, name, tag, digest, at in tags],
+        blobs,
+        [
+            Tag(repository(registry, name), tag, digests.get(digest) or Digest(digest), fetched_at)
+            for registry, name, tag, digest, fetched_at in tags
+        ],
         links,
-        [Pin(Repository(registry, name), target) for registry, name, target in pins],
+        [Pin(repository(registry, name), target) for registry, name, target in pins],
     )
 
 
@@ -542,6 +613,11 @@ def _upsert_tag(db: sqlite3.Connection, repository: Repository, tag: str, entry:
         replaced = _delete_tag(db, repository, tag)
         db.execute("INSERT INTO tags VALUES (?, ?, ?, ?, ?, ?, ?)", (*repository, tag, *entry))
     return 1 - replaced
+
+
+def _delete_tags(db: sqlite3.Connection, tags: Sequence[tuple[Repository, str]]) -> int:
+    with _transaction(db):
+        return sum(_delete_tag(db, repository, tag) for repository, tag in tags)
 
 
 def _delete_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> int:

@@ -4,6 +4,7 @@
 are JSON.
 """
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -22,6 +23,7 @@ from proxy.errors import DigestInvalid, NameInvalid
 
 SOCKET_NAME = "admin.sock"
 _BACKLOG = 16
+_ROOT = 0
 
 Stats = Callable[[], Awaitable[dict[str, Any]]]
 About = Callable[[], dict[str, Any]]
@@ -55,7 +57,9 @@ class Admin(web.Server):
         if answer is None:
             return _json(404, {"error": "no such question; is the command of another version than the service?"})
         try:
-            return _json(200, await answer(request))
+            found = await answer(request)
+            # Off the loop: a list of all tags may be long.
+            return await asyncio.to_thread(_json, 200, found)
         except (NameInvalid, DigestInvalid) as error:
             return _json(400, {"error": str(error)})
 
@@ -67,7 +71,7 @@ class Admin(web.Server):
 
     async def _list(self, request: web.BaseRequest) -> object:
         pattern = Pattern.parse(request.query["pattern"]) if "pattern" in request.query else None
-        return {"items": [line._asdict() for line in await self._curator.listing(pattern)]}
+        return {"items": await self._curator.listing(pattern)}
 
     async def _purge(self, request: web.BaseRequest) -> object:
         apply = request.query.get("apply") == "1"
@@ -94,7 +98,7 @@ def _is_allowed(request: web.BaseRequest) -> bool:
     if connection is None:
         return False
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return uid in (0, os.geteuid())
+    return uid in (_ROOT, os.geteuid())
 
 
 def _json(status: int, value: object) -> web.Response:

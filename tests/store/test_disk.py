@@ -332,3 +332,17 @@ async def test_cancellation_leaves_accounts_and_files_in_step(shelf, monkeypatch
     await shelf.put(content(7, 900_000))
     shelf.check()
     assert open_files() == before
+
+
+async def test_pinned_blobs_stay_before_the_pins_are_worked_out_again(tmp_path):
+    async with open_shelf(tmp_path / "s") as shelf:
+        digest = await shelf.put(content(1, 400_000))
+        await shelf.index.keep([digest])
+    async with open_shelf(tmp_path / "s") as shelf:
+        await shelf.put(content(2, 500_000))
+        await shelf.put(content(3, 500_000))
+        assert digest in shelf.on_disk()
+        await shelf.index.keep([])  # the pin is gone
+        await shelf.put(content(4, 500_000))
+        await shelf.put(content(5, 500_000))
+        assert digest not in shelf.on_disk()

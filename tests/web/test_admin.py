@@ -6,10 +6,14 @@ import os
 import socket
 import sqlite3
 import stat
+import threading
 
+from proxy import contents, events
 from proxy.oci import Digest
 from proxy.store.index import SqliteIndex
+from tests.cache import run_cache
 from tests.e2e.command import PROGRAM, environment
+from tests.hub import Fault
 
 
 async def run(cache_dir, *arguments):
@@ -44,8 +48,6 @@ async def test_socket_is_for_its_owner_only_and_never_on_the_port(cache):
 
 
 async def test_stale_socket_is_replaced_and_removed_at_the_end(tmp_path, hub):
-    from tests.cache import run_cache  # noqa: PLC0415 -- the fixture keeps its cache until the test is over
-
     root = tmp_path / "cache"
     root.mkdir()
     folder = os.open(root, os.O_RDONLY)
@@ -137,7 +139,6 @@ async def test_stats_in_a_terminal_and_as_json(cache, hub):
 
 
 async def test_an_older_index_is_brought_up_to_date(tmp_path):
-    from proxy import events  # noqa: PLC0415
     from proxy.store import index as module  # noqa: PLC0415
 
     path = tmp_path / "index.sqlite3"
@@ -150,3 +151,144 @@ async def test_an_older_index_is_brought_up_to_date(tmp_path):
     inventory = await index.inventory()
     await index.aclose()
     assert ([tag.name for tag in inventory.tags], list(inventory.pins)) == (["1"], [])
+
+
+# --- purge beside pulls -------------------------------------------------------------------------------------------
+
+
+async def test_purge_under_a_reader_lets_it_read_on(cache, hub):
+    image = await pull(cache, hub, "library/read", size=8_000_000)
+    digest = image.layers[0].digest
+    async with cache.session.get(f"{cache.url}/v2/library/read/blobs/{digest}") as response:
+        first = await response.content.readexactly(1000)  # the rest is more than the socket's buffers take
+        assert (await run(cache.root, "purge", "read", "--yes"))[0] == 0
+        assert not cache.proxy.store.path(Digest(digest)).exists()
+        assert first + await response.content.read(-1) == hub.images.read(digest)
+    assert (await cache.stats())["store"]["size_bytes"] == 0
+    again = await cache.blob("library/read", digest)
+    assert (again.cache_status, again.body) == ("registry-cache; fwd=miss; stored", hub.images.read(digest))
+
+
+async def test_purge_under_a_pull_breaks_neither(cache, hub):
+    image = await hub.images.image("library/busy", "1", [1000, 3_000_000])
+    stalled = image.layers[1].digest
+    await cache.manifest("library/busy", "1")
+    await cache.blob("library/busy", image.layers[0].digest)
+    hub.faults.add(Fault(service="cdn", path=stalled.partition(":")[2], stall_after_bytes=1_000_000, times=1))
+    pulling = asyncio.create_task(cache.blob("library/busy", stalled))
+    async with asyncio.timeout(10):
+        while not hub.faults.waiting:
+            await asyncio.sleep(0.01)
+    code, out, _ = await run(cache.root, "purge", "busy", "--yes", "--json")
+    assert (code, json.loads(out)["tags"]) == (0, ["busy:1"])
+    hub.faults.clear()
+    assert (await pulling).body == hub.images.read(stalled)
+    await cache.settled()
+    store = (await cache.stats())["store"]
+    on_disk = [path for path in (cache.root / "blobs").rglob("*") if path.is_file()]
+    assert (store["blobs"], store["manifests"], store["tags"]) == (1, 0, 0)  # what was under way landed
+    assert store["size_bytes"] == sum(path.stat().st_size for path in on_disk)
+    await run(cache.root, "purge", "busy", "--yes")  # it is still known where it came from
+    assert (await cache.stats())["store"]["blobs"] == 0
+
+
+async def test_what_looks_at_everything_runs_off_the_loop(cache, hub, monkeypatch):
+    await pull(cache, hub, "library/off")
+    threads = set()
+    for name in ("listing", "plan_purge"):
+        real = getattr(contents, name)
+
+        def seen(*args, real=real, name=name):
+            threads.add((name, threading.current_thread().name.split("_")[0]))
+            return real(*args)
+
+        monkeypatch.setattr(contents, name, seen)
+    read = cache.proxy.index._read_inventory
+    monkeypatch.setattr(cache.proxy.index, "_read_inventory", lambda: seen_in("inventory", read))
+
+    def seen_in(name, work):
+        threads.add((name, threading.current_thread().name.split("_")[0]))
+        return work()
+
+    await run(cache.root, "list")
+    await run(cache.root, "purge", "off")
+    assert threads == {("listing", "curator"), ("plan_purge", "curator"), ("inventory", "inventory")}
+
+
+async def test_pins_do_not_look_at_everything(cache, hub, monkeypatch):
+    image = await hub.images.multi_arch("library/many", "1", layers=[5000])
+    await cache.manifest("library/many", "1")
+    await run(cache.root, "pin", "many:1")
+    index = cache.proxy.index
+    monkeypatch.setattr(index, "inventory", None)
+    for child in image.images.values():
+        await cache.manifest("library/many", child.digest)
+        for blob in child.blobs:
+            await cache.blob("library/many", blob.digest)
+    await cache.settled()
+    wanted = {image.digest, *(c.digest for c in image.images.values())}
+    wanted |= {blob.digest for c in image.images.values() for blob in c.blobs}
+    async with asyncio.timeout(10):
+        while index.wanted != wanted:
+            await asyncio.sleep(0.01)
+        while not all([(await index.blob(Digest(digest))).pinned for digest in wanted]):
+            await asyncio.sleep(0.01)
+
+
+async def test_pins_hold_after_a_restart_and_lost_ones_do_not(start_cache, hub, tmp_path):
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        image = await pull(cache, hub, "library/again")
+        await run(cache.root, "pin", "again:1")
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        digest = Digest(image.layers[0].digest)
+        assert (await cache.proxy.index.blob(digest)).pinned
+        await run(cache.root, "unpin", "again:1")
+        assert not (await cache.proxy.index.blob(digest)).pinned
+
+
+# --- the socket ---------------------------------------------------------------------------------------------------
+
+
+async def test_link_in_the_sockets_place_is_not_followed(tmp_path, hub):
+    root, victim = tmp_path / "cache", tmp_path / "victim"
+    root.mkdir()
+    victim.write_text("mine")
+    victim.chmod(0o644)
+    (root / "admin.sock").symlink_to(victim)
+    async with run_cache(root, hub):
+        assert stat.S_ISSOCK((root / "admin.sock").lstat().st_mode)
+        assert (await run(root, "list"))[0] == 0
+    assert (victim.read_text(), stat.S_IMODE(victim.stat().st_mode)) == ("mine", 0o644)
+
+
+def test_socket_has_its_mode_from_its_first_moment(tmp_path, monkeypatch):
+    """A change of mode after bind() would come too late, and follow a link put in its place."""
+    from proxy.web import admin  # noqa: PLC0415
+
+    def too_late(*_args, **_kwargs):
+        raise AssertionError("the mode is changed by name")
+
+    monkeypatch.setattr(os, "chmod", too_late)
+    old = os.umask(0)
+    try:
+        listener = admin._bind(tmp_path / "admin.sock")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "admin.sock").stat().st_mode) == 0o600
+    listener.close()
+
+
+async def test_folder_in_the_sockets_place_is_a_warning(tmp_path, hub):
+    (tmp_path / "cache" / "admin.sock").mkdir(parents=True)
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        assert any("admin.sock" in event.message for event in cache.seen(events.Warned)) or cache.emitted == []
+        assert (await cache.get("/_health")).status == 200
+    code, _, err = await run(tmp_path / "cache", "list")
+    assert (code, "Traceback" in err) == (3, False)
+
+
+async def test_others_are_turned_away_even_if_the_socket_is_open_to_them(cache, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr("proxy.web.admin._ROOT", 54321)
+    code, _, err = await run(cache.root, "list")
+    assert (code, "only root and the user that runs the cache" in err) == (3, True)
