@@ -105,9 +105,10 @@ def parse_threshold(value: object) -> object:
 
 
 def _listen(value: str) -> str:
-    host, _, port = value.rpartition(":")
+    host, colon, port = value.rpartition(":")
     host = host.strip("[]")
-    if not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 -- ports
+    # Without the colon, "5000" would mean every interface, which nobody who writes that can be held to want.
+    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 -- ports
         raise ValueError("allowed is HOST:PORT such as 127.0.0.1:5000 or [::1]:5000")
     if host and host != "localhost":
         try:
