@@ -158,7 +158,10 @@ def _default_password_file() -> Path | None:
     """The credential ``password`` of systemd's LoadCredential=, if the unit was given one."""
     if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
         path = Path(directory) / "password"
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError as error:
+            raise SettingsError(f"PASSWORD_FILE: {str(path)!r}: the unit's credential: {error.strerror}") from error
     return None
 
 

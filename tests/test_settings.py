@@ -91,6 +91,12 @@ def test_systemd_directories_are_defaults(tmp_path, monkeypatch):
     assert (settings.password_file, settings.cache_dir) == (tmp_path / "password", tmp_path / "cache")
 
 
+def test_credential_that_cannot_be_looked_at_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", f"{tmp_path}/{'x' * 300}")  # what root cannot look at either
+    with pytest.raises(SettingsError, match=r"PASSWORD_FILE: .* the unit's credential: File name too long"):
+        load_settings(None, {"username": "a"})
+
+
 def test_wrong_settings_end_the_command_with_code_2_and_create_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["registry-cache", "serve", "--cache-dir", f"{tmp_path}/c", "--max-size", "x"])
     with pytest.raises(SystemExit) as caught:
