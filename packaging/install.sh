@@ -27,10 +27,12 @@ dropin=$units/registry-cache.service.d/10-backoff.conf
 live() { [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; }
 have() { command -v "$1" >/dev/null 2>&1; }
 writable() {
-  mkdir -p "$DESTDIR$PREFIX" 2>/dev/null && [ -w "$DESTDIR$PREFIX" ] || die "$DESTDIR$PREFIX cannot be written: run make $1 as root"
+  { mkdir -p "$DESTDIR$PREFIX" && [ -w "$DESTDIR$PREFIX" ]; } 2>/dev/null ||
+    die "$DESTDIR$PREFIX cannot be written: run make $1 as root"
 }
 
 check_python() {
+  have "$PYTHON" || die "PYTHON: $PYTHON is not there. On Debian: apt-get install python3 python3-venv"
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     die "Python 3.11 or newer is needed; this is $("$PYTHON" --version). Try: make install PYTHON=python3.11"
   "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -73,8 +75,8 @@ put() { # FROM TO: with this installation's paths in it
 
 case "${1:-}" in
   install)
-    writable install
     check_python
+    writable install
     make_venv
     mkdir -p "$DESTDIR$PREFIX/bin"
     ln -sfn ../lib/registry-cache/bin/registry-cache "$DESTDIR$program"
