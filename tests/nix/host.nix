@@ -1,36 +1,11 @@
 # The example host of docs/nix.md as a module, and what is read off it. Used with the stub (everywhere) and with a real
 # nixpkgs (real.sh, the flake's checks).
-{
-  lib,
-  evalConfig,
-  extra ? [ ],
-}:
+{ lib, evalConfig }:
 
 change:
 
 let
-  system = evalConfig (
-    [
-      ../../nix/modules/registry-cache.nix
-      {
-        virtualisation.docker.enable = true;
-        # Another mirror of the operator's: both stay.
-        virtualisation.docker.daemon.settings.registry-mirrors = lib.mkBefore [ "https://mirror.example" ];
-        services.registry-cache = {
-          enable = true;
-          docker.enable = true;
-          username = "ci";
-          passwordFile = "/run/secrets/dockerhub";
-          settings.max_size = "200GB";
-          prune.enable = true;
-          prune.settings.keep = [ "postgres:*" ];
-        };
-      }
-      change
-    ]
-    ++ extra
-  );
-  inherit (system) config;
+  inherit (evalConfig (import ./example.nix { inherit lib; } ++ [ change ])) config;
 in
 {
   failedAssertions = map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions);
