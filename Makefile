@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test soak lint daemons lock clean
+.PHONY: help run test soak lint daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,12 @@ lock:  ## pin the dependencies anew (needs pip-tools)
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-dev.lock pyproject.toml
 	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+
+install:  ## as root: the program, systemd units and example settings (PREFIX=/usr/local, SYSCONFDIR=/etc, DESTDIR=)
+	@PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' DESTDIR='$(DESTDIR)' PYTHON='$(PYTHON)' sh packaging/install.sh install
+
+uninstall:  ## undo that; settings and content stay
+	@PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' DESTDIR='$(DESTDIR)' PYTHON='$(PYTHON)' sh packaging/install.sh uninstall
 
 clean:  ## remove what was made here; the cache's content stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

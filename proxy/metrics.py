@@ -91,16 +91,21 @@ class Metrics:
         """Body bytes that cost upstream nothing."""
         return sum(self.served_bytes[result] for result in _HITS)
 
-    def snapshot(self) -> dict[str, Any]:
-        """The part of ``/_stats`` that is counted here."""
+    @property
+    def hit_ratio(self) -> float | None:
+        """Hits over hits and misses; ``None`` before the first of either."""
         hits = sum(self.requests[result] for result in _HITS)
         cacheable = hits + self.requests["miss"] + self.requests["collapsed"]
+        return round(hits / cacheable, 4) if cacheable else None
+
+    def snapshot(self) -> dict[str, Any]:
+        """The part of ``/_stats`` that is counted here."""
         served = self.served_bytes.total()
         top = sorted(self.repositories.items(), key=lambda item: item[1][1], reverse=True)[:20]
         return {
             "uptime_seconds": round(time.monotonic() - self.started, 3),
             "requests": {result: self.requests[result] for result in _RESULTS},
-            "hit_ratio": round(hits / cacheable, 4) if cacheable else None,
+            "hit_ratio": self.hit_ratio,
             "byte_hit_ratio": round(self.from_cache_bytes / served, 4) if served else None,
             "bytes": {"served": served, "from_cache": self.from_cache_bytes, "from_upstream": self.received_bytes},
             "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},

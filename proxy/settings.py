@@ -105,9 +105,10 @@ def parse_threshold(value: object) -> object:
 
 
 def _listen(value: str) -> str:
-    host, _, port = value.rpartition(":")
+    host, colon, port = value.rpartition(":")
     host = host.strip("[]")
-    if not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 -- ports
+    # Without the colon, "5000" would mean every interface, which nobody who writes that can be held to want.
+    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 -- ports
         raise ValueError("allowed is HOST:PORT such as 127.0.0.1:5000 or [::1]:5000")
     if host and host != "localhost":
         try:
@@ -157,7 +158,10 @@ def _default_password_file() -> Path | None:
     """The credential ``password`` of systemd's LoadCredential=, if the unit was given one."""
     if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
         path = Path(directory) / "password"
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError as error:
+            raise SettingsError(f"PASSWORD_FILE: {str(path)!r}: the unit's credential: {error.strerror}") from error
     return None
 
 

@@ -13,6 +13,10 @@ need containerd containerd
 need ctr containerd
 need iptables iptables
 need ip iproute2
+need debootstrap debootstrap
+need make make
+need systemd-analyze systemd
+need nix-instantiate nix-bin
 [ -x /bin/busybox ] || missing="$missing busybox-static"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

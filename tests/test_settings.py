@@ -55,6 +55,13 @@ def test_wrong_value_is_one_line_that_names_setting_value_and_what_is_allowed(na
     assert "\n" not in text
 
 
+def test_listen_without_a_colon_is_refused_and_with_one_means_every_interface():
+    with pytest.raises(SettingsError, match=r"LISTEN: '5000': allowed is HOST:PORT"):
+        load_settings(None, {"listen": "5000"})
+    settings = load_settings(None, {"listen": ":5000"})
+    assert (settings.listen_host, settings.listen_port, settings.is_loopback) == ("", 5000, False)
+
+
 def test_mistyped_setting_suggests_the_right_one(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text('max_sise = "1GB"\n')
@@ -82,6 +89,12 @@ def test_systemd_directories_are_defaults(tmp_path, monkeypatch):
     monkeypatch.setenv("CACHE_DIRECTORY", f"{tmp_path}/cache:/other")
     settings = load_settings(None, {"username": "a"})
     assert (settings.password_file, settings.cache_dir) == (tmp_path / "password", tmp_path / "cache")
+
+
+def test_credential_that_cannot_be_looked_at_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", f"{tmp_path}/{'x' * 300}")  # what root cannot look at either
+    with pytest.raises(SettingsError, match=r"PASSWORD_FILE: .* the unit's credential: File name too long"):
+        load_settings(None, {"username": "a"})
 
 
 def test_wrong_settings_end_the_command_with_code_2_and_create_nothing(tmp_path, capsys, monkeypatch):

@@ -13,10 +13,11 @@ import uvloop
 from aiohttp import web
 
 from proxy import __version__, events, logs
-from proxy.assembly import open_proxy
+from proxy.assembly import Proxy, open_proxy
 from proxy.cli.common import config_option, settings_flags
 from proxy.errors import StoreError
-from proxy.settings import Settings, load_settings, unknown_environment
+from proxy.settings import Settings, format_size, load_settings, unknown_environment
+from proxy.systemd import Notifier
 
 
 @click.command(
@@ -59,7 +60,8 @@ async def _serve(settings: Settings, bus: events.Events) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_or_die, stop)
-    async with open_proxy(settings, bus) as proxy:
+    notifier = Notifier(os.environ, warn=lambda message: bus.emit(events.Warned(message=message)))
+    async with notifier, open_proxy(settings, bus) as proxy:
         # aiohttp waits this long twice, before and after it stops reading request bodies, and takes zero for ever.
         runner = web.ServerRunner(proxy.server, shutdown_timeout=max(settings.shutdown_grace / 2, 0.001))
         await runner.setup()
@@ -80,12 +82,22 @@ async def _serve(settings: Settings, bus: events.Events) -> None:
                     upstream=settings.upstream,
                 )
             )
+            notifier.ready(lambda: _status(proxy, settings))
             if (settings.log_format or logs.default_format()) == "console":
                 _print_how_to_use(address)
             await stop.wait()
             bus.emit(events.Stopping(grace_seconds=settings.shutdown_grace))
+            notifier.stopping(settings.shutdown_grace)
         finally:
             await runner.cleanup()
+
+
+def _status(proxy: Proxy, settings: Settings) -> str:
+    """One line for ``systemctl status``."""
+    count, ratio = proxy.metrics.requests.total(), proxy.metrics.hit_ratio
+    hits = "" if ratio is None else f", {ratio:.1%} hits"
+    used = format_size(proxy.store.totals().size_bytes)
+    return f"{count} requests{hits}, {used} of {format_size(settings.max_size)} used"
 
 
 def _stop_or_die(stop: asyncio.Event) -> None:

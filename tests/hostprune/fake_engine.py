@@ -136,13 +136,17 @@ async def hanging_up(request):
 
 
 @contextmanager
-def running_engine(store, data_root):
-    """The engine in a thread of its own: what is tested may be a program with its own event loop."""
+def running_engine(store, data_root, *, socket=None):
+    """The engine in a thread of its own: what is tested may be a program with its own event loop.
+
+    Args:
+        socket: where it listens, if that matters.
+    """
     recorded = json.loads((ANSWERS / f"{store}.json").read_text())
     loop = asyncio.new_event_loop()
     # Not under tmp_path: the path of a socket may have 107 bytes only.
     with tempfile.TemporaryDirectory(prefix="engine-") as directory:
-        engine = FakeEngine(recorded, Path(directory) / "docker.sock", data_root)
+        engine = FakeEngine(recorded, socket or Path(directory) / "docker.sock", data_root)
 
         async def start():
             app = web.Application()

@@ -1,0 +1,71 @@
+# The settings of the TOML file, typed. Those that are null are left to the program; tests/nix holds this list and the
+# program's own against each other.
+{ lib }:
+
+let
+  inherit (lib) mkOption types;
+
+  size = types.either types.ints.unsigned types.str;
+  duration = types.either types.ints.unsigned types.str;
+
+  setting =
+    type: example: description:
+    mkOption {
+      type = types.nullOr type;
+      default = null;
+      inherit example description;
+    };
+in
+{
+  serve = {
+    listen = mkOption {
+      type = types.strMatching "(.*):([0-9]+)";
+      default = "127.0.0.1:5000";
+      example = "[::1]:5000";
+      description = ''
+        Address and port to listen on. On another address than loopback, whoever reaches the port can pull whatever
+        {option}`services.registry-cache.username` can, private repositories too.
+      '';
+    };
+    max_size = setting size "200GB" "The cap: blobs and partials together never take more bytes. Default: 20GB.";
+    min_free = setting size "5GB" "Free disk space that is never used up. Default: the smaller of 1 GB and 5 % of the filesystem.";
+    upstream = setting types.str "https://registry-1.docker.io" "The registry that misses are fetched from. Default: Docker Hub.";
+    ca_file = setting types.str "/etc/ssl/internal-ca.pem" "PEM file of certificate authorities to trust beside the system's.";
+    trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent the credential beside upstream's own host and domain.";
+    anonymous_fallback = setting types.bool true "Whether to go on without the account when upstream rejects the credential. Default: false.";
+    tag_ttl = setting duration "1h" "How long a tag is served without asking upstream again. Default: 15m.";
+    keep_deleted_tags = setting types.bool true "Whether to keep serving a cached tag that upstream has deleted or made private. Default: false.";
+    connect_timeout = setting duration "5s" "For the connection to upstream, TLS included. Default: 5s.";
+    read_timeout = setting duration "15s" "A read from upstream that stalls this long counts as broken. Default: 15s.";
+    request_timeout = setting duration "25s" "The longest a client waits for the first byte of uncached content. Default: 25s.";
+    stale_timeout = setting duration "2500ms" "How long upstream may take to confirm an expired tag before the stale one is served. Default: 2.5s.";
+    rate_limit_wait = setting duration "15s" "The longest an uncached pull waits for upstream's rate limit to pass. Default: 15s.";
+    retries = setting types.ints.unsigned 5 "How often a broken transfer from upstream is taken up again. Default: 5.";
+    max_flights = setting types.ints.positive 32 "Blobs fetched from upstream at the same time. Default: 32.";
+    max_connections = setting types.ints.positive 2048 "Client connections served at the same time. Default: 2048.";
+    client_timeout = setting duration "1m" "A client that neither sends its request nor takes a byte for this long is dropped. Default: 1m.";
+    scrub_rate = setting size "10MB" "Bytes per second that the background scrub re-hashes; 0 turns it off. Default: 10MB.";
+    shutdown_grace = setting duration "30s" "How long running transfers may go on when the service stops. Default: 30s.";
+    log_format = setting (types.enum [ "json" "console" ]) "json" "Format of the log. Default: json.";
+    log_level = setting (types.enum [ "debug" "info" "warning" "error" ]) "info" "The least severe event logged. Default: info.";
+  };
+
+  prune = {
+    free_below = setting types.str "15%" "Prune only when less than this is free where Docker keeps its data. Default: 15%.";
+    free_target = setting types.str "25%" "Stop pruning as soon as this much is free. Default: free_below plus 5 % of the filesystem.";
+    min_age = setting duration "7d" "A dangling image younger than this on this host stays. Default: 7d.";
+    keep = setting (types.listOf types.str) [ "postgres:*" ] "Images that are never pruned: name patterns or digests.";
+    include_tagged = setting types.bool true "Whether tagged images that nothing uses go too. Default: false.";
+    tagged_min_age = setting duration "30d" "A tagged image used within this time stays. Default: 30d.";
+    include_build_cache = setting types.bool true "Whether build cache that is not in use goes too. Default: false.";
+    build_cache_min_age = setting duration "30d" "Build cache used within this time stays. Default: 30d.";
+    min_container_age = setting duration "5m" "A container younger than this counts as a run under way; 0 turns this off. Default: 5m.";
+    lock_file = mkOption {
+      type = types.str;
+      default = "/run/lock/registry-cache-run.lock";
+      description = "The run lock, made at boot: shared by runs, exclusive for the prune.";
+    };
+    docker_host = setting types.str "unix:///run/user/1000/docker.sock" "The Docker Engine to talk to. Default: this host's.";
+    data_root = setting types.str "/var/lib/docker" "Watch the free space of this directory's filesystem. Default: what the engine says.";
+  };
+}

@@ -1,0 +1,45 @@
+# The program, without flakes: pkgs.callPackage ./nix/package.nix { }
+{
+  lib,
+  python3Packages,
+}:
+
+let
+  project = (lib.importTOML ../pyproject.toml).project;
+in
+python3Packages.buildPythonApplication {
+  pname = project.name;
+  inherit (project) version;
+  pyproject = true;
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      (lib.fileset.fileFilter (file: file.hasExt "py" || file.name == "py.typed") ../proxy)
+      ../pyproject.toml
+      ../README.md
+      ../LICENSE
+    ];
+  };
+
+  build-system = [ python3Packages.hatchling ];
+
+  # One source: the names in pyproject.toml. nixpkgs decides about the versions.
+  dependencies = map (
+    requirement: python3Packages.${builtins.head (builtins.match "([A-Za-z0-9_-]+).*" requirement)}
+  ) project.dependencies;
+  pythonRelaxDeps = true;
+
+  pythonImportsCheck = [
+    "proxy.assembly"
+    "proxy.cli.prune"
+    "proxy.cli.serve"
+  ];
+
+  meta = {
+    inherit (project) description;
+    license = lib.licenses.asl20;
+    mainProgram = "registry-cache";
+    platforms = lib.platforms.linux;
+  };
+}

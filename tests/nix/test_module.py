@@ -1,0 +1,216 @@
+"""The NixOS module, evaluated with a stub of nixpkgs (tests/nix/stub): what it makes of its options."""
+
+import json
+
+import pytest
+
+from proxy.settings import PruneSettings, Settings, load_settings
+from tests.e2e.dockerd import require_daemons
+from tests.nix.evaluate import HERE, Nix, settings, toml
+
+ROOT = HERE.parents[1]
+CACHE, PRUNE, TIMER = "registry-cache.service", "registry-cache-prune.service", "registry-cache-prune.timer"
+# Options of their own, or systemd's business.
+NOT_TYPED = {"cache_dir", "username", "password_file", "prune"}
+NOT_TYPED_PRUNE = {"state_file"}
+
+
+@pytest.fixture(scope="module")
+def nix(tmp_path_factory):
+    require_daemons("nix-instantiate", root=False)
+    return Nix(tmp_path_factory.mktemp("nix"))
+
+
+@pytest.fixture(scope="module")
+def host(nix):
+    return nix.host()
+
+
+def read(tmp_path, document):
+    """The settings file as the program reads it."""
+    file = tmp_path / "settings.toml"
+    file.write_text(toml(document))
+    return load_settings(file)
+
+
+def test_every_nix_file_parses(nix):
+    for file in [ROOT / "flake.nix", *ROOT.glob("nix/**/*.nix"), *HERE.rglob("*.nix")]:
+        done = nix.try_evaluate(f"let parsed = import {file}; in builtins.seq parsed true")
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_module_and_the_program_know_the_same_settings(nix):
+    options = nix.evaluate("(import ./stub { }).options")
+    names = {option["name"] for option in options}
+    prefix = "registry-cache."
+    typed = {name.removeprefix(f"{prefix}settings.") for name in names if name.startswith(f"{prefix}settings.")}
+    assert typed == set(Settings.model_fields) - NOT_TYPED
+    start = f"{prefix}prune.settings."
+    typed = {name.removeprefix(start) for name in names if name.startswith(start)}
+    assert typed == set(PruneSettings.model_fields) - NOT_TYPED_PRUNE
+    assert [option["name"] for option in options if not option["description"]] == []
+
+
+def test_the_example_is_accepted_by_the_program(host, tmp_path, monkeypatch):
+    assert (host["failedAssertions"], host["warnings"]) == ([], [])
+    # Where systemd lays the credential.
+    (tmp_path / "password").write_text("x")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    cache = read(tmp_path, settings(host["units"][CACHE]))
+    assert (cache.listen, cache.max_size, cache.username) == ("127.0.0.1:5000", 200_000_000_000, "ci")
+    assert cache.password_file == tmp_path / "password"
+    assert str(cache.cache_dir) == "/var/cache/registry-cache"
+    prune = read(tmp_path, settings(host["units"][PRUNE]))
+    assert prune.prune.keep == ["postgres:*"]
+    assert "token" not in json.dumps(host)
+
+
+def test_what_is_not_set_is_left_to_the_program(host, tmp_path):
+    assert set(settings(host["units"][CACHE])) == {"listen", "max_size", "cache_dir", "username"}
+    assert read(tmp_path, settings(host["units"][PRUNE])).prune.model_fields_set == {"keep", "lock_file"}
+
+
+def test_every_typed_setting_reaches_the_program(nix, tmp_path):
+    ca = tmp_path / "ca.pem"
+    ca.write_text("")
+    change = f"""{{
+      services.registry-cache.username = lib.mkForce null;
+      services.registry-cache.passwordFile = lib.mkForce null;
+      services.registry-cache.settings = {{
+        listen = "[::1]:5001"; max_size = lib.mkForce "1TB"; min_free = 0; upstream = "https://registry.example";
+        ca_file = "{ca}"; trusted_realms = [ "auth.example" ]; anonymous_fallback = true; tag_ttl = "1h";
+        keep_deleted_tags = true; connect_timeout = 5; read_timeout = "15s"; request_timeout = "25s";
+        stale_timeout = "2500ms"; rate_limit_wait = "15s"; retries = 3; max_flights = 8; max_connections = 100;
+        client_timeout = "1m"; scrub_rate = 0; shutdown_grace = "30s"; log_format = "json"; log_level = "debug";
+      }};
+      services.registry-cache.prune.settings = {{
+        free_below = "10GB"; free_target = "20GB"; min_age = "3d"; include_tagged = true; tagged_min_age = "60d";
+        include_build_cache = true; build_cache_min_age = "9d"; min_container_age = 0;
+        docker_host = "unix:///run/other.sock"; data_root = "/var/lib/other";
+      }};
+    }}"""
+    units = nix.host(change)["units"]
+    cache = read(tmp_path, settings(units[CACHE]))
+    assert cache.model_fields_set >= set(Settings.model_fields) - NOT_TYPED
+    assert (cache.listen, cache.stale_timeout, cache.retries) == ("[::1]:5001", 2.5, 3)
+    prune = read(tmp_path, settings(units[PRUNE])).prune
+    assert prune.model_fields_set == set(PruneSettings.model_fields) - NOT_TYPED_PRUNE
+    # Another engine than this host's: whether docker.service runs says nothing about it.
+    assert "ExecCondition" not in units[PRUNE]["serviceConfig"]
+
+
+def test_changes_converge_a_new_setting_is_a_new_unit_and_prune_does_not_touch_the_cache(nix, host):
+    ttl = nix.host('{ services.registry-cache.settings.tag_ttl = "1h"; }')["units"]
+    assert ttl[CACHE] != host["units"][CACHE]
+    assert ttl[PRUNE] == host["units"][PRUNE]
+    pruned = nix.host('{ services.registry-cache.prune.settings.min_age = "1d"; }')["units"]
+    assert pruned[CACHE] == host["units"][CACHE]
+    assert pruned[PRUNE] != host["units"][PRUNE]
+    assert pruned[PRUNE]["restartIfChanged"] is False
+
+
+def test_the_mirror_joins_others_and_goes_with_the_module(nix, host):
+    assert host["registryMirrors"] == ["https://mirror.example", "http://127.0.0.1:5000"]
+    for change in ("enable", "docker.enable"):
+        without = nix.host(f"{{ services.registry-cache.{change} = lib.mkForce false; }}")
+        assert without["registryMirrors"] == ["https://mirror.example"]
+    off = "enable = lib.mkForce false;"
+    gone = nix.host(f"{{ services.registry-cache = {{ {off} prune.{off} }}; }}")
+    assert (gone["units"], gone["tmpfiles"], gone["ports"], gone["hasUser"]) == ({}, [], [], False)
+
+
+@pytest.mark.parametrize(
+    ("listen", "mirror"),
+    [
+        ("localhost:5001", "http://localhost:5001"),
+        ("[::1]:5001", "http://[::1]:5001"),
+        ("0.0.0.0:5001", "http://127.0.0.1:5001"),
+        (":5001", "http://127.0.0.1:5001"),
+    ],
+)
+def test_the_mirror_is_where_the_cache_listens(nix, listen, mirror):
+    facts = nix.host(f'{{ services.registry-cache.settings.listen = "{listen}"; }}')
+    assert (facts["registryMirrors"][-1], facts["failedAssertions"]) == (mirror, [])
+
+
+def test_the_cache_is_dynamic_below_var_cache_and_static_elsewhere(nix, host):
+    service = host["units"][CACHE]["serviceConfig"]
+    assert (service["DynamicUser"], service["CacheDirectory"], host["hasUser"]) == (True, "registry-cache", False)
+    facts = nix.host('{ services.registry-cache.cacheDir = "/srv/cache"; }')
+    service = facts["units"][CACHE]["serviceConfig"]
+    assert (service["User"], service["ReadWritePaths"], facts["hasUser"]) == ("registry-cache", ["/srv/cache"], True)
+    assert "DynamicUser" not in service
+    assert "d /srv/cache 0700 registry-cache registry-cache -" in facts["tmpfiles"]
+    assert settings(facts["units"][CACHE])["cache_dir"] == "/srv/cache"
+
+
+def test_the_firewall_is_closed_until_it_is_opened(nix, host):
+    assert host["ports"] == []
+    change = (
+        '{ services.registry-cache.openFirewall = true; services.registry-cache.settings.listen = "0.0.0.0:5000"; }'
+    )
+    facts = nix.host(change)
+    assert facts["ports"] == [5000]
+    assert "can pull" in facts["warnings"][0]
+
+
+def test_the_cache_comes_before_docker_and_waits_for_no_network(host):
+    unit = host["units"][CACHE]
+    assert unit["before"] == ["docker.service"]
+    assert not {"after", "wants", "requires", "requiredBy"} & set(unit)
+    assert unit["serviceConfig"]["LoadCredential"] == "password:/run/secrets/dockerhub"
+
+
+def test_backoff_where_systemd_knows_it(nix, host):
+    assert "RestartSteps" not in host["units"][CACHE]["serviceConfig"]
+    newer = nix.host(systemd="256")["units"][CACHE]["serviceConfig"]
+    assert (newer["RestartSec"], newer["RestartSteps"], newer["RestartMaxDelaySec"]) == ("1s", 6, "1min")
+
+
+@pytest.mark.parametrize(
+    ("change", "help_text"),
+    [
+        ("services.registry-cache.username = lib.mkForce null;", "username is not"),
+        ("services.registry-cache.passwordFile = lib.mkForce null;", "passwordFile is not"),
+        ('services.registry-cache.passwordFile = lib.mkForce (stub.store "pat");', "everybody can read the Nix store"),
+        ('services.registry-cache.cacheDir = "/var/cache";', "a directory of its own"),
+        ('services.registry-cache.cacheDir = stub.store "cache";', "a directory of its own"),
+        ('services.registry-cache.settings.cache_dir = "/x";', "options of"),
+        ('services.registry-cache.settings.listen = "10.0.0.1:5000";', "plain HTTP on an address that"),
+        ("virtualisation.docker.enable = lib.mkForce false;", "there is no dockerd to use the cache"),
+        (
+            'virtualisation.docker.autoPrune = { enable = true; flags = [ "-af" ]; };',
+            "virtualisation.docker.autoPrune.enable = false",
+        ),
+        ('services.registry-cache.prune.settings.state_file = "/x";', "leave it out"),
+    ],
+)
+def test_what_cannot_work_is_said_with_help(nix, change, help_text):
+    failed = nix.host(f"{{ {change} }}")["failedAssertions"]
+    assert any(help_text in message for message in failed), failed
+
+
+@pytest.mark.parametrize(
+    ("change", "help_text"),
+    [
+        ('virtualisation.docker.autoPrune = { enable = true; flags = [ "--filter=until=24h" ]; };', "dangling images"),
+        ("services.registry-cache.openFirewall = true;", "has no use"),
+    ],
+)
+def test_what_is_doubtful_is_a_warning(nix, change, help_text):
+    facts = nix.host(f"{{ {change} }}")
+    assert facts["failedAssertions"] == []
+    assert any(help_text in warning for warning in facts["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("services.registry-cache.settings.retries = -1;", "retries"),
+        ('services.registry-cache.settings.listen = "5000";', "listen"),
+        ('services.registry-cache.cacheDir = "relative";', "cacheDir"),
+        ("services.registry-cache.enabled = true;", "no such option"),
+    ],
+)
+def test_wrong_types_and_names_stop_the_evaluation(nix, change, why):
+    assert why in nix.refused(f"{{ {change} }}")
