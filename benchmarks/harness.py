@@ -5,14 +5,15 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks import systems
+from benchmarks import load, systems
 from benchmarks.systems import Recipe, System
 from tests.hub.client import HubClient, running_hub
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks"
 
 
@@ -65,7 +66,7 @@ def all_running(chosen: dict[str, Recipe], hub: HubClient, work: Path) -> Iterat
     """All systems of *chosen* at once; the idle ones cost nothing."""
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(systems.running(name, recipe, hub, work / "hub", work / f"system-{number}"))
+            stack.enter_context(systems.running(name, recipe, hub, work / f"system-{number}"))
             for number, (name, recipe) in enumerate(chosen.items())
         ]
 
@@ -88,12 +89,39 @@ def publish(system: System, work: Path, image: dict[str, Any]) -> None:
         (base / kind / name).symlink_to(blob_file(work, digest))
 
 
-def alternated(running: list[System], rounds: int) -> Iterator[tuple[int, System]]:
-    """Each system once a round, every round in another order: what the machine does meanwhile hits all alike."""
+def able(running: Sequence[System], path: str) -> list[System]:
+    """Those that answer *path* with 200; the others are left out, with a word."""
+    found = []
+    for system in running:
+        try:
+            load.get(system, path)
+        except (RuntimeError, OSError) as error:
+            print(f"{system.name} is left out: {error}", flush=True)
+        else:
+            found.append(system)
+    return found
+
+
+def alternated(things: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
+    """Each thing once a round, every round in another order: what the machine does meanwhile hits all alike."""
     for number in range(rounds):
-        shift = number % len(running)
-        for system in running[shift:] + running[:shift]:
-            yield number, system
+        shift = number % len(things)
+        for thing in [*things[shift:], *things[:shift]]:
+            yield number, thing
+
+
+@contextlib.contextmanager
+def fresh(name: str, recipe: Recipe | None, hub: HubClient, work: Path, *, port: int = 0) -> Iterator[System]:
+    """A system with nothing in its store; the look-alike itself if there is no *recipe*.
+
+    What an earlier system has written is on the disk by then: nobody waits for another one's writes.
+    """
+    os.sync()
+    if recipe is None:
+        yield systems.direct(hub, work)
+        return
+    with systems.running(name, recipe, hub, work / "system", port=port) as system:
+        yield system
 
 
 def drop_page_cache() -> None:

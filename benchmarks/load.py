@@ -2,12 +2,19 @@
 
 import re
 import socket
+import ssl
 import subprocess
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
 from benchmarks.systems import System
+
+T = TypeVar("T")
 
 ACCEPT = "application/vnd.docker.distribution.manifest.v2+json"
 _UNITS = {"": 1.0, "K": 1024.0, "M": 1024.0**2, "G": 1024.0**3}
@@ -65,14 +72,20 @@ class Got:
 class Client:
     """One keep-alive connection that reads and throws away: as little CPU of its own as Python can.
 
-    *headers* of a response have lower-case names. Close it.
+    *headers* of a response have lower-case names. Use it as a context manager.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float = 120) -> None:
-        parts = urlsplit(url)
+    def __init__(self, system: System, *, timeout_seconds: float = 120) -> None:
+        parts = urlsplit(system.url)
         self._host = parts.netloc
         self._socket = socket.create_connection((parts.hostname, parts.port), timeout=timeout_seconds)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The kernel throws plain bytes away without copying them; of TLS they have to be decrypted.
+        self._flags = socket.MSG_TRUNC
+        if parts.scheme == "https":
+            context = ssl.create_default_context(cafile=system.ca_file)
+            self._socket = context.wrap_socket(self._socket, server_hostname=parts.hostname)
+            self._flags = 0
         self._buffer = bytearray(_PIECE_BYTES)
 
     def get(self, path: str) -> Got:
@@ -88,7 +101,7 @@ class Client:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         size, got = int(headers["content-length"]), len(rest)
         while got < size:
-            count = self._socket.recv_into(self._buffer, min(_PIECE_BYTES, size - got))
+            count = self._socket.recv_into(self._buffer, min(_PIECE_BYTES, size - got), self._flags)
             if not count:
                 raise ConnectionError(f"{path}: the body ended at {got} of {size}")
             first = first or time.perf_counter() - began
@@ -104,21 +117,36 @@ class Client:
     def close(self) -> None:
         self._socket.close()
 
+    def __enter__(self) -> Self:
+        return self
 
-def get(url: str, path: str) -> Got:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def get(system: System, path: str) -> Got:
     """One GET on a connection of its own.
 
     Raises:
         RuntimeError: the status is not 200.
     """
-    client = Client(url)
-    try:
+    with Client(system) as client:
         answer = client.get(path)
-    finally:
-        client.close()
     if answer.status != 200:
-        raise RuntimeError(f"{url}{path}: {answer.status}")
+        raise RuntimeError(f"{system.name}: {path}: {answer.status}")
     return answer
+
+
+def together(count: int, work: Callable[[], T]) -> list[T]:
+    """*work* done by so many threads, all beginning at the same moment; what each of them returned."""
+    barrier = threading.Barrier(count)
+
+    def one() -> T:
+        barrier.wait(60)
+        return work()
+
+    with ThreadPoolExecutor(count) as pool:
+        return [future.result() for future in [pool.submit(one) for _ in range(count)]]
 
 
 def _found(pattern: str, text: str) -> str:

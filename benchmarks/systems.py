@@ -24,13 +24,15 @@ class System:
     """A running system.
 
     Attributes:
-        process: its CPU time and memory count together with those of its children.
+        process: its CPU time and memory count together with those of its children; None for what is not measured.
+        ca_file: of the certificate that its https URL shows.
     """
 
     name: str
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
     directory: Path
+    ca_file: Path | None = None
 
     def cpu_seconds(self) -> float:
         """User and system time so far, of the process and its living children."""
@@ -51,6 +53,8 @@ class System:
                 Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def _pids(self) -> list[int]:
+        if self.process is None:
+            return []
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [pid, *map(int, children)]
@@ -62,7 +66,6 @@ class Place:
 
     port: int
     hub: HubClient
-    state_dir: Path  # of the look-alike, for those that serve its files directly
     directory: Path
 
     @property
@@ -106,6 +109,7 @@ def registry2(place: Place) -> list[str]:
 
 
 def drayage(place: Place) -> list[str]:
+    """It trusts the CAs it was built with only, so it takes no part where the look-alike speaks TLS."""
     (place.directory / "data").mkdir(exist_ok=True)
     config = place.directory / "config.toml"
     config.write_text(
@@ -122,7 +126,10 @@ def nginx_static(place: Place) -> list[str]:
 
 
 def nginx_cache(place: Place) -> list[str]:
-    """nginx as proxy_cache; it knows no tokens, so the look-alike must not ask for any."""
+    """nginx as proxy_cache; it knows no tokens, so the look-alike must not ask for any, nor redirect.
+
+    Its certificate is not verified: nginx 1.22 matches no IP addresses.
+    """
     location = (
         f"proxy_pass {place.hub.url}; proxy_cache all; proxy_cache_valid 200 1h; proxy_cache_lock on; "
         "proxy_http_version 1.1; proxy_set_header Connection ''; proxy_max_temp_file_size 4096m;"
@@ -154,7 +161,24 @@ RECIPES: dict[str, Recipe] = {
     "nginx static": nginx_static,
     "nginx proxy_cache": nginx_cache,
 }
-OURS, LIMIT = "registry-cache", "nginx static"
+OURS, LIMIT, DIRECT = "registry-cache", "nginx static", "direct"
+
+
+def direct(hub: HubClient, directory: Path) -> System:
+    """The look-alike itself: what a miss costs without any cache."""
+    return System(DIRECT, hub.url, None, directory, hub.ca_file)
+
+
+def ours_with(**settings: str) -> Recipe:
+    """Ourselves with other settings than the default ones."""
+
+    def recipe(place: Place) -> list[str]:
+        return [
+            *ours(place),
+            *(word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)),
+        ]
+
+    return recipe
 
 
 def available() -> dict[str, Recipe]:
@@ -185,11 +209,11 @@ def peer(command: str) -> Recipe:
 
 @contextlib.contextmanager
 def running(
-    name: str, recipe: Recipe, hub: HubClient, state_dir: Path, directory: Path, *, keep: bool = False
+    name: str, recipe: Recipe, hub: HubClient, directory: Path, *, keep: bool = False, port: int = 0
 ) -> Iterator[System]:
-    """Start a system on a free port, in *directory*, which is removed after it unless *keep*."""
+    """Start a system on *port* (0: a free one), in *directory*, which is removed after it unless *keep*."""
     directory.mkdir(parents=True, exist_ok=True)
-    place = Place(free_port(), hub, state_dir, directory)
+    place = Place(port or free_port(), hub, directory)
     # drayage logs requests at this level only.
     environment = {**os.environ, "RUST_LOG": "info,drayage=debug"}
     if place.ca_file:
@@ -204,14 +228,18 @@ def running(
         _wait_for_port(system, place.port)
         yield system
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
         if not keep:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:
@@ -224,7 +252,7 @@ def free_port() -> int:
 def _wait_for_port(system: System, port: int) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while True:
-        if system.process.poll() is not None or time.monotonic() > deadline:
+        if system.process is None or system.process.poll() is not None or time.monotonic() > deadline:
             tail = (system.directory / "log").read_text(errors="replace")[-2000:]
             raise RuntimeError(f"{system.name} does not start: {tail}")
         with contextlib.suppress(OSError):

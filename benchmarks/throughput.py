@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import harness, load
 from benchmarks.report import Report, figure, ratio
-from benchmarks.systems import LIMIT, OURS, System
+from benchmarks.systems import LIMIT, OURS
 
 MEGABYTE = 1_000_000
 # Large bodies over 256 connections only measure the client.
@@ -26,7 +26,13 @@ def main() -> None:
         image = hub.image("library/bench", "1", make="image", layers=[1000, MEGABYTE, large * MEGABYTE])
         paths = _paths(image)
         with harness.all_running(harness.recipes(given), hub, work) as started:
-            running = [system for system in started if _warm(system, work, image, paths)]
+            for system in started:
+                if system.name == LIMIT:
+                    harness.publish(system, work, image)
+            running = harness.able(started, paths["tag"])
+            for system in running:
+                for path in [*paths.values(), *paths.values()]:
+                    load.get(system, path)
             results: dict[tuple[str, int], dict[str, list[load.Load]]] = {}
             for kind, path in paths.items():
                 for connections in CONNECTIONS[kind][: 2 if given.quick else None]:
@@ -48,19 +54,6 @@ def _paths(image: dict[str, Any]) -> dict[str, str]:
         "1 MB": middle,
         "256 MB": large,
     }
-
-
-def _warm(system: System, work: Any, image: dict[str, Any], paths: dict[str, str]) -> bool:
-    """Have everything in the system's own store; False, with a word, if it cannot do that."""
-    if system.name == LIMIT:
-        harness.publish(system, work, image)
-    try:
-        for path in [*paths.values(), *paths.values()]:
-            load.get(system.url, path)
-    except (RuntimeError, ConnectionError, TimeoutError) as error:
-        print(f"{system.name} is left out: {error}", flush=True)
-        return False
-    return True
 
 
 def _write(given: Any, results: dict[tuple[str, int], dict[str, list[load.Load]]], peaks: dict[str, int]) -> None:

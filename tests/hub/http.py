@@ -225,7 +225,8 @@ class Listener:
 
     def _reserve(self, port: int) -> socket.socket:
         # Bound but not listening: connections are refused and nobody else can take the port meanwhile.
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # The protocol is named because asyncio turns off Nagle's delays only for sockets that say they are TCP.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((self.host, port))
         return sock
