@@ -11,6 +11,7 @@ from proxy.curator import Curator
 from proxy.flight import Flight, Flights
 from proxy.metrics import Metrics, PrometheusCollector
 from proxy.oci import DOCKER_HUB
+from proxy.prefetch import Prefetcher
 from proxy.pullthrough import Policy, PullThrough
 from proxy.settings import Settings
 from proxy.store.disk import DiskStore
@@ -99,11 +100,20 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             events=bus,
         )
         stack.push_async_callback(flights.aclose)
+        prefetcher = Prefetcher(
+            flights,
+            concurrency=settings.prefetch_concurrency,
+            # What is only likely to be asked for does not push out much of what was.
+            max_bytes=min(settings.prefetch_max_size, settings.max_size // 4),
+            events=bus,
+        )
+        stack.push_async_callback(prefetcher.aclose)
         pull_through = PullThrough(
             upstream=upstream,
             store=store,
             index=index,
             flights=flights,
+            prefetcher=prefetcher,
             policy=Policy(
                 tag_ttl_seconds=settings.tag_ttl,
                 stale_timeout_seconds=settings.stale_timeout,
@@ -159,7 +169,8 @@ def build_upstream(settings: Settings, bus: events.Events) -> Upstream:
         ),
         connect_timeout_seconds=settings.connect_timeout,
         read_timeout_seconds=settings.read_timeout,
-        connections=2 * settings.max_flights,  # flights, and as many direct streams
+        # Flights, as many direct streams, and what is fetched ahead.
+        connections=2 * settings.max_flights + settings.prefetch_concurrency,
         user_agent=f"registry-cache/{__version__}",
         events=bus,
     )

@@ -268,6 +268,23 @@ class FlightFailed(Event, frozen=True, kw_only=True):
     reason: str
 
 
+class Prefetched(Event, frozen=True, kw_only=True):
+    """A layer was fetched before a client asked for it."""
+
+    level: ClassVar[Level] = "debug"
+
+    digest: str
+    size_bytes: int
+
+
+class PrefetchWasted(Event, frozen=True, kw_only=True):
+    """A layer was fetched before a client asked for it, and then no client did."""
+
+    digest: str
+    size_bytes: int
+    reason: str
+
+
 Subscriber = Callable[[Event], None]
 
 

@@ -6,6 +6,7 @@ the bytes, every reader goes on with a stream of its own.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,7 @@ from proxy.errors import (
     UpstreamError,
 )
 from proxy.oci import Digest, Repository
-from proxy.storage import BlobStore, Hash, Partial, Sink
+from proxy.storage import BlobStore, Hash, OpenBlob, Partial, Sink
 
 # The longest pause before a broken transfer is taken up again; an origin that wants to be left alone for longer has
 # failed it.
@@ -209,16 +210,32 @@ class Flights:
         """The flight of *digest*, if there is one."""
         return self._flights.get(digest)
 
-    def join(self, repository: Repository, digest: Digest) -> "FlightReader":
+    async def stored(self, digest: Digest) -> OpenBlob | None:
+        """The blob, if it is here; None only if no flight has brought it while we looked.
+
+        From that answer to :meth:`join` nothing may be awaited, so that no blob is ever fetched twice.
+        """
+        while self._flights.get(digest) is None:
+            landings = self.landings
+            blob = await self._store.open(digest)
+            if blob is not None or landings == self.landings:
+                return blob
+        return None
+
+    def join(self, repository: Repository, digest: Digest, *, ahead: bool = False) -> "FlightReader":
         """A reader of the flight of *digest*, which is started if there is none.
 
         Synchronous, so that two callers never start two. The caller closes the reader.
+
+        Args:
+            ahead: no client has asked for it: it takes none of the clients' slots.
         """
         flight = self._flights.get(digest)
         if flight is not None:
             return FlightReader(self, flight, joined=True)
         flight = self._flights[digest] = Flight(repository, digest)
-        task = asyncio.create_task(self._fly(flight), name=f"flight {digest}")
+        slots = contextlib.nullcontext() if ahead else self._slots
+        task = asyncio.create_task(self._fly(flight, slots), name=f"flight {digest}")
         self._tasks[flight] = task
         task.add_done_callback(lambda _: self._tasks.pop(flight, None))
         return FlightReader(self, flight, joined=False)
@@ -233,9 +250,9 @@ class Flights:
         for flight in list(self._flights.values()):  # cancelled before they began
             flight.end(error=UpstreamBusy("the cache is shutting down"))
 
-    async def _fly(self, flight: Flight) -> None:
+    async def _fly(self, flight: Flight, slots: AbstractAsyncContextManager[None]) -> None:
         try:
-            async with self._slots:
+            async with slots:
                 await self._fill(flight)
         except NoSpace as error:
             self._events.emit(events.NotStored(digest=flight.digest, reason=str(error)))

@@ -53,6 +53,8 @@ class Metrics:
         self.happened: Counter[str] = Counter()  # by event: quarantined, flight_resumed, not_stored…
         self.evicted_objects = 0
         self.evicted_bytes = 0
+        self.prefetched_bytes = 0
+        self.prefetch_wasted_bytes = 0
         self.latency = {"hit": _Latency(), "miss": _Latency()}
         self.repositories: LRUCache[str, list[int]] = LRUCache(_REPOSITORIES)  # requests, bytes
 
@@ -68,6 +70,10 @@ class Metrics:
         elif isinstance(event, events.Evicted):
             self.evicted_objects += event.objects
             self.evicted_bytes += event.size_bytes
+        elif isinstance(event, events.Prefetched):
+            self.prefetched_bytes += event.size_bytes
+        elif isinstance(event, events.PrefetchWasted):
+            self.prefetch_wasted_bytes += event.size_bytes
         else:
             self.happened[str(type(event).__struct_config__.tag)] += 1
 
@@ -110,6 +116,7 @@ class Metrics:
             "bytes": {"served": served, "from_cache": self.from_cache_bytes, "from_upstream": self.received_bytes},
             "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},
             "repositories": [{"name": name, "requests": count, "bytes": size} for name, (count, size) in top],
+            "prefetch": {"fetched_bytes": self.prefetched_bytes, "wasted_bytes": self.prefetch_wasted_bytes},
             "events": dict(sorted(self.happened.items())),
         }
 
@@ -157,6 +164,14 @@ class PrometheusCollector(Collector):
         yield _labelled(prefix + "events", "Other things that happened.", "event", metrics.happened.items())
         yield CounterMetricFamily(prefix + "evicted_objects", "Blobs evicted.", metrics.evicted_objects)
         yield CounterMetricFamily(prefix + "evicted_bytes", "Bytes evicted.", metrics.evicted_bytes)
+        yield CounterMetricFamily(
+            prefix + "prefetched_bytes", "Bytes fetched before a client asked for them.", metrics.prefetched_bytes
+        )
+        yield CounterMetricFamily(
+            prefix + "prefetch_wasted_bytes",
+            "Bytes prefetched that no client asked for.",
+            metrics.prefetch_wasted_bytes,
+        )
         for name in ("size_bytes", "max_size_bytes", "partial_bytes", "blobs", "manifests", "tags", "quarantined"):
             yield GaugeMetricFamily(prefix + "store_" + name, f"Store: {name}.", stats["store"][name])
         yield GaugeMetricFamily(prefix + "flights", "Transfers from upstream under way.", stats["flights"])

@@ -153,12 +153,14 @@ class _RawManifest(msgspec.Struct):
 class Manifest(NamedTuple):
     """What the cache reads out of a manifest; everything else passes through unread.
 
-    ``children`` are manifests (of an index), ``blobs`` the config and the blobs that upstream itself holds.
+    ``children`` are manifests (of an index), ``blobs`` the config and the blobs that upstream itself holds, ``layers``
+    those without the config, in the manifest's order.
     """
 
     media_type: str
     children: tuple[Descriptor, ...]
     blobs: tuple[Descriptor, ...]
+    layers: tuple[Descriptor, ...]
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
@@ -170,7 +172,8 @@ class Manifest(NamedTuple):
         try:
             raw = msgspec.json.decode(body, type=_RawManifest)
             children = _descriptors(raw.manifests or [])
-            blobs = _descriptors([*([raw.config] if raw.config else []), *raw.layers, *raw.blobs])
+            layers = _descriptors([*raw.layers, *raw.blobs])
+            blobs = (*_descriptors([raw.config] if raw.config else []), *layers)
         except (msgspec.MsgspecError, UnicodeDecodeError, DigestInvalid) as error:
             raise ContentError(f"not a manifest: {error}") from error
         media_type = raw.mediaType
@@ -180,7 +183,7 @@ class Manifest(NamedTuple):
             media_type = OCI_INDEX if raw.manifests is not None else OCI_MANIFEST
         if raw.schemaVersion not in (1, 2) and not raw.mediaType:
             raise ContentError("not a manifest: it has neither schemaVersion nor mediaType")
-        return cls(media_type, children, blobs)
+        return cls(media_type, children, blobs, layers)
 
 
 def _descriptors(raw: list[_RawDescriptor]) -> tuple[Descriptor, ...]:

@@ -31,6 +31,7 @@ from proxy.errors import (
 from proxy.events import CacheResult
 from proxy.flight import BlobSource, FlightReader, Flights
 from proxy.oci import Digest, Reference, Repository
+from proxy.prefetch import Prefetcher
 from proxy.singleflight import SingleFlight
 from proxy.storage import Answer, BlobStore, Index, OpenBlob, Sink, TagEntry
 
@@ -182,6 +183,7 @@ class PullThrough:
         store: BlobStore,
         index: Index,
         flights: Flights,
+        prefetcher: Prefetcher,
         policy: Policy,
         clock: Callable[[], Clock],
         events: events.Events,
@@ -190,6 +192,7 @@ class PullThrough:
         self._store = store
         self._index = index
         self._flights = flights
+        self._prefetcher = prefetcher
         self._policy = policy
         self._clock = clock
         self._events = events
@@ -213,6 +216,12 @@ class PullThrough:
         Raises:
             RegistryCacheError: what upstream said, or that it could not be asked.
         """
+        answer = await self._manifest(reference, head=head)
+        if not head and answer.body is not None:
+            self._prefetcher.served(reference.repository, answer.digest, answer.body)
+        return answer
+
+    async def _manifest(self, reference: Reference, *, head: bool) -> ManifestAnswer:
         timer = _Timer()
         if reference.digest is not None:
             return await self._by_digest(reference, reference.digest, timer, head=head)
@@ -398,16 +407,21 @@ class PullThrough:
         Raises:
             RegistryCacheError: what upstream said, or that it could not be asked.
         """
-        blob = await self._stored(digest)
+        blob = await self._flights.stored(digest)
         if blob is not None:
             self._index.link(repository, digest)
-            return BlobAnswer(blob.size_bytes, blob, Served("hit"))
+            # What was fetched ahead cost upstream its bytes: its first request is no hit.
+            ahead = not head and self._prefetcher.asked(repository, digest)
+            return BlobAnswer(blob.size_bytes, blob, Served("collapsed" if ahead else "hit"))
         timer = _Timer()
         if head:
             return await self._blob_head(repository, digest, timer)
         reader = self._flights.join(repository, digest)
+        ahead = reader.joined and self._prefetcher.asked(repository, digest)
+        if not reader.joined:
+            self._prefetcher.missed(repository, digest)
         if reader.flight.complete and reader.flight.size_bytes is not None:  # verified, and on its way to the disk
-            return BlobAnswer(reader.flight.size_bytes, reader, Served("hit"))
+            return BlobAnswer(reader.flight.size_bytes, reader, Served("collapsed" if ahead else "hit"))
         try:
             size = await self._ask(timer, reader.size)
             if reader.flight.unstored:
@@ -452,17 +466,14 @@ class PullThrough:
             size = await self._ask(timer, lambda: self._upstream.blob_head(repository, digest))
         return BlobAnswer(size, None, Served("miss", timer.seconds))
 
-    async def _stored(self, digest: Digest) -> OpenBlob | None:
-        """The blob, if it is here; None only if no flight has brought it while we looked.
-
-        From that answer to ``flights.join()`` nothing is awaited, so that no blob is ever fetched twice.
-        """
-        while self._flights.get(digest) is None:
-            landings = self._flights.landings
-            blob = await self._store.open(digest)
-            if blob is not None or landings == self._flights.landings:
-                return blob
-        return None
+    async def _blob_head(self, repository: Repository, digest: Digest, timer: _Timer) -> BlobAnswer:
+        flight = self._flights.get(digest)
+        size = flight.size_bytes if flight is not None else None
+        if flight is not None and flight.complete and size is not None:  # as for GET, above
+            return BlobAnswer(size, None, Served("hit"))
+        if size is None:
+            size = await self._ask(timer, lambda: self._upstream.blob_head(repository, digest))
+        return BlobAnswer(size, None, Served("miss", timer.seconds))
 
     # --- lists --------------------------------------------------------------------------------------------------
 

@@ -263,6 +263,13 @@ class Settings(BaseSettings):
     )
     retries: int = Field(5, ge=0, le=100, description="How often a broken transfer from upstream is taken up again.")
     max_flights: int = Field(32, ge=1, le=1024, description="Blobs fetched from upstream at the same time.")
+    prefetch_concurrency: int = Field(
+        6, ge=0, le=64, description="Layers fetched before a running pull asks for them, at the same time; 0: none."
+    )
+    prefetch_max_size: Size = Field(
+        ByteSize(2_000_000_000),
+        description="The most bytes fetched ahead that no client has asked for yet (at most a quarter of MAX_SIZE).",
+    )
     max_connections: int = Field(2048, ge=8, le=65536, description="Client connections served at the same time.")
     client_timeout: Duration = Field(
         60.0, description="A client that neither sends its request nor takes a byte for this long is dropped."

@@ -31,6 +31,7 @@ class BulkReply:
         self.headers: Mapping[str, str] = response.headers
         self._response = response
         self._threads = threads
+        self._has_begun = False
 
     async def read(self) -> bytes:
         """The next piece of the body, empty at its end: what is there, up to 1 MiB.
@@ -43,9 +44,11 @@ class BulkReply:
     def _read(self) -> bytes:
         pieces: list[bytes] = []
         count, until = 0, 0.0
+        # The first piece goes out alone: on a slow upstream the client would wait for its first byte by the gathering.
+        gathers, self._has_begun = self._has_begun, True
         # Only what has arrived: a read that waited for a full buffer would hold bytes back from clients, and lose them
         # when the transfer breaks.
-        while count < READ_MAX_BYTES and (not pieces or self._has_more(until)):
+        while count < READ_MAX_BYTES and (not pieces or (gathers and self._has_more(until))):
             try:
                 piece = self._response.read1(READ_MAX_BYTES - count, decode_content=False)
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:

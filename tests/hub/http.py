@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 MAX_REQUEST_BODY_BYTES = 1 << 20
+CATCH_UP_SECONDS = 0.1
 
 
 @dataclass
@@ -82,8 +83,11 @@ class Connection:
         await self.writer.drain()
         if bytes_per_second:
             now = asyncio.get_running_loop().time()
-            self._send_at = max(now, self._send_at) + len(data) / bytes_per_second
-            await asyncio.sleep(self._send_at - now)
+            # Late wake-ups are caught up with, idle time is not saved up.
+            self._send_at = (self._send_at if now - self._send_at < CATCH_UP_SECONDS else now) + len(
+                data
+            ) / bytes_per_second
+            await asyncio.sleep(max(0.0, self._send_at - now))
 
     async def pause(self, seconds: float | None, released: asyncio.Event) -> None:
         """Wait for *seconds* (None: for ever) or until *released*.
@@ -221,7 +225,8 @@ class Listener:
 
     def _reserve(self, port: int) -> socket.socket:
         # Bound but not listening: connections are refused and nobody else can take the port meanwhile.
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # The protocol is named because asyncio turns off Nagle's delays only for sockets that say they are TCP.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((self.host, port))
         return sock
