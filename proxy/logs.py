@@ -38,6 +38,8 @@ class Log:
     def __init__(self, log_format: LogFormat, level: events.Level, fd: int = 1) -> None:
         self._encode = _json if log_format == "json" else _Console(os.isatty(fd)).line
         self._least = _LEVELS[level]
+        # People do not need a line for each health check; programs get every request.
+        self._quiet_pings = log_format == "console" and level != "debug"
         self._fd = fd
         self._lines: deque[bytes] = deque()
         self._wake = threading.Event()
@@ -48,6 +50,8 @@ class Log:
     def __call__(self, event: events.Event) -> None:
         """Log *event* if it is severe enough."""
         if _LEVELS[event.level] < self._least:
+            return
+        if self._quiet_pings and isinstance(event, events.Request) and event.kind == "ping":
             return
         if len(self._lines) >= _BACKLOG_LINES:
             self.dropped += 1

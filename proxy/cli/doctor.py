@@ -1,6 +1,7 @@
 """``registry-cache doctor``: what is wrong, and what to do about it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -66,19 +67,13 @@ def command(config: Path | None, cache_dir: Path | None, image: str, *, pull: bo
 async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool, show: bool) -> list[Check]:
     """All checks; each is shown as soon as it is known."""
     checks = []
-    console, waiting = Console(highlight=False, soft_wrap=True), Console(stderr=True)
-    with waiting.status("looking…") if show and waiting.is_terminal and sys.stdout.isatty() else _Nothing():
+    console = Console(highlight=False, soft_wrap=True)
+    with console.status("looking…") if show and console.is_terminal else contextlib.nullcontext():
         async for check in _checks(config, cache_dir, image, pull=pull):
             checks.append(check)
             if show:
                 _show(console, check)
     return checks
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool) -> AsyncIterator[Check]:

@@ -1,5 +1,6 @@
 """What ``registry-cache warm`` tells people."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,7 +28,11 @@ class Report:
 
     def looking(self, count: int) -> Any:
         """While nothing comes yet."""
-        return self._console.status(f"looking at {count} images…") if self._progress.disable is False else _Nothing()
+        return (
+            self._console.status(f"looking at {count} images…")
+            if self._progress.disable is False
+            else contextlib.nullcontext()
+        )
 
     def bars(self, images: int) -> Progress:
         """While images come."""
@@ -71,12 +76,6 @@ class Report:
 
     def _headline(self) -> str:
         return f"{self._done} of {self._images} images".ljust(24)
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def _plan_lines(plan: dict[str, Any], platforms: str, url: str) -> Iterator[str]:

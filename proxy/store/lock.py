@@ -12,7 +12,8 @@ class DirectoryLock:
 
     def __init__(self, root: Path) -> None:
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            # Private repositories may be in it: other users of the machine do not read it. One that is there stays.
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreError(f"{root}: {error.strerror}: the cache directory must be writable") from error

@@ -190,7 +190,7 @@ def _error_response(exchange: Exchange, error: RegistryCacheError) -> web.Respon
     # A "no" to only-if-cached is an answer, not an error, and no miss either: nobody was refused an image.
     result: CacheResult = "bypass" if isinstance(error, NotCached) else "error"
     exchange.served = Served(result, exchange.served.upstream_seconds)
-    exchange.error = str(error)
+    exchange.error = "" if result == "bypass" else str(error)
     status, body, headers = rendered(error, exchange.kind)
     exchange.body_bytes = 0 if exchange.request.method == "HEAD" else len(body)
     return web.Response(

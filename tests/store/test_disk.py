@@ -263,6 +263,14 @@ async def test_newer_index_is_refused_and_kept(tmp_path):
             pytest.fail("opened")
 
 
+@pytest.mark.parametrize("made_before", [False, True])
+def test_directory_is_private_unless_somebody_made_it_otherwise(tmp_path, made_before):
+    if made_before:
+        (tmp_path / "s").mkdir(mode=0o755)
+    DirectoryLock(tmp_path / "s").release()
+    assert (tmp_path / "s").stat().st_mode & 0o777 == (0o755 if made_before else 0o700)
+
+
 def test_directory_has_one_owner(tmp_path):
     lock = DirectoryLock(tmp_path / "s")
     with pytest.raises(StoreLocked, match=f"pid {os.getpid()}"):

@@ -1,0 +1,52 @@
+"""The log for people."""
+
+import os
+
+import pytest
+
+from proxy import events
+from proxy.logs import Log
+
+
+def written(log_format, level, *emitted):
+    """What comes out of a pipe."""
+    reader, writer = os.pipe()
+    log = Log(log_format, level, fd=writer)
+    for event in emitted:
+        log(event)
+    log.close()
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        return file.read().decode()
+
+
+def request(kind, **fields):
+    values = {
+        "cache": "bypass", "kind": kind, "registry": "docker.io", "repository": "", "reference": "", "digest": "",
+        "method": "GET", "status": 200, "bytes": 2, "duration_ms": 0.1, "upstream_ms": 0.0, "client": "127.0.0.1",
+        "user_agent": "",
+    }  # fmt: skip
+    return events.Request(**values | fields)
+
+
+@pytest.mark.parametrize(
+    ("log_format", "level", "lines"), [("console", "info", 0), ("console", "debug", 1), ("json", "info", 1)]
+)
+def test_health_checks_are_quiet_for_people_only(log_format, level, lines):
+    assert len(written(log_format, level, request("ping")).splitlines()) == lines
+
+
+def test_line_of_a_pull():
+    text = written("console", "info", request("blob", cache="hit", repository="library/nginx", bytes=3_000_000))
+    assert "hit         GET  200 blob      library/nginx  3.0 MB" in text
+    assert "\x1b" not in text  # no colours in a file
+
+
+def test_level_leaves_out_what_is_less_severe():
+    text = written("console", "warning", request("blob"), events.Warned(message="mind this"))
+    assert [line.split(" ", 1)[1].split() for line in text.splitlines()] == [["warned", "mind", "this"]]
+
+
+def test_names_from_the_network_cannot_steer_a_terminal():
+    text = written("console", "info", request("manifest", repository="evil\x1b[2J\x07"))
+    assert "evil?[2J?" in text
