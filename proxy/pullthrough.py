@@ -466,15 +466,6 @@ class PullThrough:
             size = await self._ask(timer, lambda: self._upstream.blob_head(repository, digest))
         return BlobAnswer(size, None, Served("miss", timer.seconds))
 
-    async def _blob_head(self, repository: Repository, digest: Digest, timer: _Timer) -> BlobAnswer:
-        flight = self._flights.get(digest)
-        size = flight.size_bytes if flight is not None else None
-        if flight is not None and flight.complete and size is not None:  # as for GET, above
-            return BlobAnswer(size, None, Served("hit"))
-        if size is None:
-            size = await self._ask(timer, lambda: self._upstream.blob_head(repository, digest))
-        return BlobAnswer(size, None, Served("miss", timer.seconds))
-
     # --- lists --------------------------------------------------------------------------------------------------
 
     async def listing(self, repository: Repository, path: str) -> ListAnswer:
