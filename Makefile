@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help run test soak lint daemons lock install uninstall clean
+.PHONY: help run test soak bench bench-quick lint daemons lock clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,12 +23,23 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5), then check every invariant
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
 
+BENCHMARKS := throughput latency cold crowd scale eviction
+
+bench: $(VENV)/bench.stamp daemons  ## measure against the peers, into docs/benchmarks (about 50 minutes)
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+bench-quick: $(VENV)/bench.stamp daemons  ## a glance at the same, about 3 minutes, kept out of docs/benchmarks
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
 daemons:  ## install what the tests run against (as root; else those tests are skipped)
 	@sh tests/install-daemons.sh
 
 lock:  ## pin the dependencies anew (needs pip-tools)
 	pip-compile -q --extra dev --generate-hashes --allow-unsafe --strip-extras --no-header \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-dev.lock pyproject.toml
+	pip-compile -q --extra dev --extra bench --generate-hashes --allow-unsafe --strip-extras --no-header \
+	  -c requirements-dev.lock \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-bench.lock pyproject.toml
 	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
 
@@ -57,3 +69,9 @@ $(VENV)/dev.stamp: $(VENV)/venv.stamp requirements-dev.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp requirements-bench.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@command -v nginx >/dev/null 2>&1 || apt-get install -y -qq --no-install-recommends nginx >/dev/null || \
+	  echo "nginx is missing: it is left out"
+	@touch $@

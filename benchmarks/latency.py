@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, load, systems
-from benchmarks.report import Report, figure
+from benchmarks.report import Report, figure, quantile
 from benchmarks.systems import DIRECT, LIMIT, System
 
 KINDS = ("manifest by tag", "manifest by digest", "1 KB blob", "8 MB blob")
@@ -76,11 +76,6 @@ def _measure(
                     times[latency, kind, what, system.name].append(got.first_byte_seconds)
 
 
-def _quantile(values: list[float], part: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
-
-
 def _write(given: Any, names: list[str], times: Times) -> None:
     report = Report(
         given.output,
@@ -96,7 +91,7 @@ def _write(given: Any, names: list[str], times: Times) -> None:
                 cells = []
                 for name in shown:
                     values = times[latency, kind, what, name]
-                    quantiles = [_quantile(values, part) for part in (0.5, 0.9, 0.99, 1.0)]
+                    quantiles = [quantile(values, part) for part in (0.5, 0.9, 0.99, 1.0)]
                     cells.append(" / ".join(figure(value * 1000) for value in quantiles))
                 rows.append([kind, *cells])
             report.table(f"{what}, upstream latency {latency * 1000:.0f} ms", ["", *shown], rows)
@@ -105,8 +100,8 @@ def _write(given: Any, names: list[str], times: Times) -> None:
             figure(
                 1000
                 * (
-                    _quantile(times[latency, kind, "miss", name], 0.5)
-                    - _quantile(times[latency, kind, "miss", DIRECT], 0.5)
+                    quantile(times[latency, kind, "miss", name], 0.5)
+                    - quantile(times[latency, kind, "miss", DIRECT], 0.5)
                 )
             )
             for latency in (0.0, 0.03)
@@ -124,7 +119,7 @@ def _write(given: Any, names: list[str], times: Times) -> None:
     report.bars(
         "Median time to the first byte of a hit",
         {
-            kind: {name: 1000 * _quantile(times[0.0, kind, "hit", name], 0.5) for name in names if name != DIRECT}
+            kind: {name: 1000 * quantile(times[0.0, kind, "hit", name], 0.5) for name in names if name != DIRECT}
             for kind in KINDS
         },
         "ms",

@@ -93,5 +93,11 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def quantile(values: Sequence[float], part: float) -> float:
+    """The value that *part* of all are not above; 0 of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else 0.0
+
+
 def ratio(value: float, base: float) -> str:
     return f"{figure(value / base)} x" if base else "-"

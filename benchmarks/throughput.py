@@ -17,6 +17,7 @@ CONNECTIONS = {"tag": (1, 16, 256), "digest": (1, 16, 256), "1 KB": (1, 16, 256)
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--seconds", type=float, default=2, help="of each run of wrk")
+        parser.add_argument("--connections", type=int, action="append", help="only with so many")
 
     given = harness.arguments(__doc__ or "", rounds=3, add=add)
     large = 8 if given.quick else 256
@@ -36,6 +37,8 @@ def main() -> None:
             results: dict[tuple[str, int], dict[str, list[load.Load]]] = {}
             for kind, path in paths.items():
                 for connections in CONNECTIONS[kind][: 2 if given.quick else None]:
+                    if given.connections and connections not in given.connections:
+                        continue
                     cell = results[kind, connections] = defaultdict(list)
                     for _, system in harness.alternated(running, given.rounds):
                         seconds = 1 if given.quick else given.seconds

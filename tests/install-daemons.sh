@@ -11,6 +11,7 @@ need skopeo skopeo
 need umoci umoci
 need containerd containerd
 need ctr containerd
+need wrk wrk
 need iptables iptables
 need ip iproute2
 need debootstrap debootstrap

@@ -1,0 +1,228 @@
+"""Many blobs: start, first hit, memory, eviction, and hits while the evictor, the scrubber or cold files are busy."""
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sqlite3
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness, load, systems
+from benchmarks.report import Report, figure, quantile, ratio
+from benchmarks.systems import OURS, System
+from proxy import events
+from proxy.store.index import SqliteIndex
+from tests.hub.client import HubClient
+
+BLOB_BYTES = 100
+QUIET_SECONDS = 4.0
+GIGABYTE = 1_000_000_000
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--blobs", type=int, action="append", help="default: 1000, 10000, 100000 and 1000000")
+
+    given = harness.arguments(__doc__ or "", rounds=3, add=add)
+    counts = given.blobs or ([1000] if given.quick else [1000, 10_000, 100_000, 1_000_000])
+    report = Report(
+        given.output,
+        "scale",
+        "Many blobs",
+        f"Ourselves alone, with so many blobs of {BLOB_BYTES} bytes in the store. The page cache is dropped before "
+        "each start; medians.",
+    )
+    with harness.upstream() as (hub, work):
+        image = hub.image("library/bench", "1", make="image", layers=[200_000])
+        rows = [_starts(given, hub, work, count, report) for count in counts]
+        report.table(
+            "Start",
+            ["blobs", "ready, s", "first hit after the start, s", "hit p50, ms", "hit p99, ms", "resident, MB"],
+            rows,
+        )
+        _busy(given, hub, work, image, report)
+    report.write()
+
+
+# --- the store --------------------------------------------------------------------------------------------------
+
+
+def fill(directory: Path, count: int) -> list[str]:
+    """Put *count* tiny blobs into the store below *directory*, index and all; their digests, least recently used first.
+
+    As rows of SQLite and files, because a million requests take an hour.
+    """
+    root, rows = directory / "cache", []
+    for prefix in range(256):
+        (root / "blobs/sha256" / f"{prefix:02x}").mkdir(parents=True, exist_ok=True)
+    now = time.time() - 2 * count
+    for number in range(count):
+        body = number.to_bytes(8, "big").ljust(BLOB_BYTES, b".")
+        encoded = hashlib.sha256(body).hexdigest()
+        fd = os.open(root / "blobs/sha256" / encoded[:2] / encoded, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(fd, body)
+        os.close(fd)
+        rows.append((f"sha256:{encoded}", BLOB_BYTES, now + number, now + number))
+    index = SqliteIndex(root / "index.sqlite3", events=events.Events())
+    index._open()  # noqa: SLF001 -- the schema, without a loop
+    db = index._db  # noqa: SLF001
+    assert db is not None
+    with db:
+        db.execute("BEGIN")
+        db.executemany("INSERT INTO blobs (digest, size_bytes, last_use, verified_at) VALUES (?, ?, ?, ?)", rows)
+        db.execute("REPLACE INTO meta VALUES ('ended', '')")  # as a run that was closed properly leaves it
+        db.execute("COMMIT")
+    db.close()
+    return [row[0] for row in rows]
+
+
+# --- starting ---------------------------------------------------------------------------------------------------
+
+
+def _starts(given: Any, hub: HubClient, work: Path, count: int, report: Report) -> list[str]:
+    directory = work / f"scale-{count}"
+    directory.mkdir()
+    digests = fill(directory, count)
+    ready, first, resident, hits = [], [], [], []
+    for number in range(given.rounds):
+        harness.drop_page_cache()
+        began = time.perf_counter()
+        with systems.running(OURS, systems.ours, hub, directory, keep=True) as system:
+            ready.append(time.perf_counter() - began)
+            load.get(system, f"/v2/library/bench/blobs/{digests[number]}")
+            first.append(time.perf_counter() - began)
+            with load.Client(system) as client:
+                step = max(1, count // 1000)
+                # Each is opened for the first time.
+                hits += [client.get(f"/v2/library/bench/blobs/{digest}").seconds for digest in digests[::step]]
+            resident.append(system.peak_bytes())
+    shutil.rmtree(directory)
+    report.raw.setdefault("starts", []).append({"blobs": count, "ready": ready, "first_hit": first, "peak": resident})
+    middle = given.rounds // 2
+    return [
+        f"{count:,}",
+        figure(sorted(ready)[middle]),
+        figure(sorted(first)[middle]),
+        figure(1000 * quantile(hits, 0.5)),
+        figure(1000 * quantile(hits, 0.99)),
+        figure(max(resident) / 1e6),
+    ]
+
+
+# --- while something else goes on -------------------------------------------------------------------------------
+
+
+def _busy(given: Any, hub: HubClient, work: Path, image: dict[str, Any], report: Report) -> None:
+    """p99 of hits of a manifest and a 200 kB blob, quiet and while work goes on beside them."""
+    count = 1000 if given.quick else 10_000
+    large = 2_000_000 if given.quick else 2 * GIGABYTE
+    seconds = 0.5 if given.quick else QUIET_SECONDS
+    directory = work / "busy"
+    directory.mkdir()
+    fill(directory, count)
+    stored = count * BLOB_BYTES
+    big = [hub.random_blob("library/bench", large, seed=f"big-{number}")["digest"] for number in range(2)]
+    small = hub.random_blob("library/bench", stored - 1000, seed="evicts")["digest"]
+    paths = [
+        f"/v2/library/bench/manifests/{image['digest']}",
+        f"/v2/library/bench/blobs/{image['layers'][0]['digest']}",
+    ]
+    rows: list[list[str]] = []
+    quiet: list[float] = []
+
+    def measured(label: str, system: System, work_beside: Callable[[], None] | None) -> None:
+        hits = _hits(system, paths, seconds, work_beside)
+        if work_beside is None:
+            quiet[:] = hits
+        report.raw.setdefault("busy", {})[label] = {"p50": quantile(hits, 0.5), "p99": quantile(hits, 0.99)}
+        rows.append(
+            [
+                label,
+                figure(1000 * quantile(hits, 0.5)),
+                figure(1000 * quantile(hits, 0.99)),
+                ratio(quantile(hits, 0.99), quantile(quiet, 0.99)),
+                str(len(hits)),
+            ]
+        )
+
+    cap = str(stored + 250_000)  # what is warm fits, and the next blob has to push the tiny ones out
+    with _warm(hub, directory, paths, {"max_size": cap, "scrub_rate": "0"}) as system:
+        measured("quiet", system, None)
+        before = system.cpu_seconds()
+        measured(
+            f"{count:,} blobs evicted", system, lambda: load.get(system, f"/v2/library/bench/blobs/{small}") and None
+        )
+        evicted = json.loads(_body(system, "/_stats"))["store"]["evicted_objects"]
+        report.raw["evicted"] = {"objects": evicted, "cpu_seconds": system.cpu_seconds() - before}
+        print(f"evicted {evicted} blobs")
+    with _warm(hub, directory, paths, {"max_size": "50GB", "scrub_rate": "0"}) as system:
+        for digest in big:
+            load.get(system, f"/v2/library/bench/blobs/{digest}")
+        measured("quiet again", system, None)
+
+        def read() -> None:
+            turns = itertools.cycle(big)
+            load.together(4, lambda: load.get(system, f"/v2/library/bench/blobs/{next(turns)}"))
+
+        harness.drop_page_cache()
+        measured("4 clients read 2 GB blobs from the disk", system, read)
+    with contextlib.closing(sqlite3.connect(directory / "cache/index.sqlite3", isolation_level=None)) as db:
+        db.execute("UPDATE blobs SET verified_at = 0")  # all of it is due
+    with _warm(hub, directory, paths, {"max_size": "50GB", "scrub_rate": "200MB"}) as system:
+        measured("a scrub at 200 MB/s", system, lambda: time.sleep(seconds))
+    report.table(
+        "Hits of a manifest and a 200 kB blob, one connection, while …",
+        ["", "p50, ms", "p99, ms", "p99 to quiet", "hits"],
+        rows,
+    )
+    report.bars("p99 of hits", {row[0]: {OURS: float(row[2].replace(",", ""))} for row in rows}, "ms")
+
+
+@contextlib.contextmanager
+def _warm(hub: HubClient, directory: Path, paths: list[str], settings: dict[str, str]) -> Iterator[System]:
+    with systems.running(OURS, systems.ours_with(**settings), hub, directory, keep=True) as system:
+        for path in paths * 100:
+            load.get(system, path)
+        yield system
+
+
+def _hits(system: System, paths: list[str], seconds: float, beside: Callable[[], None] | None) -> list[float]:
+    """Durations of hits, for so long, or for as long as *beside* takes."""
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            if beside is None:
+                time.sleep(seconds)
+            else:
+                beside()
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=work)
+    times = []
+    with load.Client(system) as client:
+        thread.start()
+        while not done.is_set():
+            times.extend(client.get(path).seconds for path in paths)
+            time.sleep(0.001)  # a steady client, not a load test: what is looked for are pauses
+    thread.join()
+    return times
+
+
+def _body(system: System, path: str) -> bytes:
+    with urllib.request.urlopen(system.url + path, timeout=10) as response:
+        body: bytes = response.read()
+        return body
+
+
+if __name__ == "__main__":
+    main()
