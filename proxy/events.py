@@ -269,9 +269,7 @@ class FlightFailed(Event, frozen=True, kw_only=True):
 
 
 class Prefetched(Event, frozen=True, kw_only=True):
-    """A layer was fetched before a client asked for it."""
-
-    level: ClassVar[Level] = "debug"
+    """A layer was fetched before a client asked for it: a request upstream that no miss in the log stands for."""
 
     digest: str
     size_bytes: int

@@ -91,6 +91,7 @@ async def run_cache(root: Path, hub: Hub, **flags: Any) -> AsyncIterator[Cache]:
             "min_free": "0",
             "listen": "127.0.0.1:0",
             "shutdown_grace": "2s",
+            "prefetch_concurrency": 0,  # what upstream is asked for is what the test asks for
             **flags,
         },
     )

@@ -12,6 +12,17 @@ from tests.hub import Fault
 SIZE = 200_000
 
 
+@pytest.fixture
+def start_cache(start_cache):
+    """With prefetch as it is by default; other tests have it turned off."""
+    return lambda **flags: start_cache(**{"prefetch_concurrency": 6, **flags})
+
+
+@pytest.fixture
+async def cache(start_cache):
+    return await start_cache()
+
+
 async def until(condition) -> None:
     async with asyncio.timeout(10):
         while not condition():
