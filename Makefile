@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test soak lint daemons lock install uninstall clean
+.PHONY: help run test soak verify verify-short lint daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,12 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 
 soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5), then check every invariant
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
+
+verify: $(VENV)/dev.stamp daemons  ## the whole proof: cold and warm deploys on a real swarm (as root, under 8 minutes)
+	$(BIN)/python -m tests.proof --report docs/verification
+
+verify-short: $(VENV)/dev.stamp daemons  ## its short form, which is in make test too
+	$(BIN)/python -m tests.proof --short
 
 daemons:  ## install what the tests run against (as root; else those tests are skipped)
 	@sh tests/install-daemons.sh
