@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: help run test soak lint daemons lock install uninstall clean
 .PHONY: help run test soak bench bench-quick lint daemons lock clean
+.PHONY: help run test soak verify verify-short lint daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +31,11 @@ bench: $(VENV)/bench.stamp daemons  ## measure against the peers, into docs/benc
 
 bench-quick: $(VENV)/bench.stamp daemons  ## a glance at the same, about 3 minutes, kept out of docs/benchmarks
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+verify: $(VENV)/dev.stamp daemons  ## the whole proof: cold and warm deploys on a real swarm (as root, under 8 minutes)
+	$(BIN)/python -m tests.proof --report docs/verification
+
+verify-short: $(VENV)/dev.stamp daemons  ## its short form, which is in make test too
+	$(BIN)/python -m tests.proof --short
 
 daemons:  ## install what the tests run against (as root; else those tests are skipped)
 	@sh tests/install-daemons.sh

@@ -43,7 +43,7 @@ def assert_agreement(cache: Command, hub: HubClient) -> None:
     until(lambda: cache.stats()["flights"] == 0, "every flight has landed")
     lines, stats, counters = cache.settled(), cache.stats(), hub.counters(records=True)
     _assert_log_is_stats(lines, stats)
-    _assert_log_is_upstream(lines, counters)
+    _assert_log_is_upstream(lines, counters, prefetched=len(cache.lines(event="prefetched")))
     _assert_stats_are_upstream(lines, stats, counters)
     assert counters["credential_leaks"] == []
     assert counters["anonymous_pulls"] == 0
@@ -58,13 +58,13 @@ def _assert_log_is_stats(lines: list[dict[str, Any]], stats: dict[str, Any]) -> 
     assert (stats["bytes"]["served"], stats["bytes"]["from_cache"]) == (served, from_cache)
 
 
-def _assert_log_is_upstream(lines: list[dict[str, Any]], counters: dict[str, Any]) -> None:
-    """Each miss in the log is one request upstream; nothing else is."""
+def _assert_log_is_upstream(lines: list[dict[str, Any]], counters: dict[str, Any], *, prefetched: int) -> None:
+    """Each miss in the log, and each layer that was fetched ahead, is one request upstream; nothing else is."""
     misses = Counter((line["kind"], line["method"]) for line in lines if line["cache"] == "miss")
     revalidated = sum(line["cache"] == "revalidated" for line in lines)
     assert misses["manifest", "GET"] == counters["counted_pulls"] == counters["manifest_gets"]
     assert misses["manifest", "HEAD"] + revalidated == counters["manifest_heads"]
-    assert misses["blob", "GET"] == counters["blob_gets"]
+    assert misses["blob", "GET"] + prefetched == counters["blob_gets"], (misses, prefetched, counters["blob_gets"])
 
 
 def _assert_stats_are_upstream(lines: list[dict[str, Any]], stats: dict[str, Any], counters: dict[str, Any]) -> None:

@@ -117,8 +117,10 @@ class Dockerd:
         address = f"127.0.0.1:{free_port()}"
         self.run("swarm", "init", "--listen-addr", address, "--advertise-addr", address)
 
-    def reload(self) -> None:
-        """Read daemon.json again."""
+    def reload(self, **changes: object) -> None:
+        """Read daemon.json again, with these keys changed."""
+        path = self.directory / "daemon.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
         self.process.send_signal(signal.SIGHUP)
 
 
@@ -164,11 +166,19 @@ def _tar(files: list[tuple[str, bytes, int]], links: list[tuple[str, str]] = [])
 
 
 @contextlib.contextmanager
-def running_dockerd(*, tmpfs_bytes: int | None = None, **daemon_json: object) -> Iterator[Dockerd]:
+def running_dockerd(
+    *,
+    tmpfs_bytes: int | None = None,
+    hosts: dict[str, str] | None = None,
+    ca_file: Path | None = None,
+    **daemon_json: object,
+) -> Iterator[Dockerd]:
     """A daemon of its own, stopped and cleaned up after.
 
     Args:
         tmpfs_bytes: give its data a filesystem of this size.
+        hosts: addresses of names, for it alone.
+        ca_file: what it trusts, instead of the system's certificates.
         daemon_json: keys beside those that make it private.
     """
     require_daemons("dockerd", "containerd", "docker", "busybox")
@@ -188,8 +198,18 @@ def running_dockerd(*, tmpfs_bytes: int | None = None, **daemon_json: object) ->
     }
     (directory / "daemon.json").write_text(json.dumps(config))
     command = ["dockerd", "--config-file", str(directory / "daemon.json")]
+    if hosts:
+        names = directory / "hosts"
+        names.write_text(
+            "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in hosts.items())
+        )
+        script = f'mount --bind {names} /etc/hosts && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+    environment = {**os.environ, "SSL_CERT_FILE": str(ca_file)} if ca_file else None
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
     daemon = Dockerd(directory, process)
     try:
         _wait_for_daemon(daemon)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.e2e.agreement import assert_agreement, cost
-from tests.e2e.command import until
+from tests.e2e.swarm import remove_images, wait_until_gone, wait_until_running
 
 pytestmark = pytest.mark.e2e
 
@@ -30,27 +30,6 @@ def swarm(swarm_process, docker):
     if services := docker.run("service", "ls", "--quiet").split():
         docker.run("service", "rm", *services)
         wait_until_gone(docker)
-
-
-def wait_until_running(docker, count):
-    def running():
-        replicas = docker.run("service", "ls", "--format", "{{.Replicas}}").split()
-        return replicas == ["1/1"] * count
-
-    until(running, f"{count} services have converged")
-
-
-def wait_until_gone(docker):
-    until(lambda: not docker.run("service", "ls", "--quiet"), "the services are gone")
-    # The swarm takes seconds to notice what it does not need any more, and gives it ten more to end by itself.
-    if containers := docker.run("ps", "--all", "--quiet").split():
-        docker.try_run("rm", "--force", *containers)
-    until(lambda: not docker.run("ps", "--all", "--quiet"), "their containers are gone")
-
-
-def remove_images(docker):
-    docker.run("image", "prune", "--all", "--force")
-    assert docker.image_ids() == set()
 
 
 def test_service_is_deployed_again_without_upstream(swarm, mirror, hub, repository):

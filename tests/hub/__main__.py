@@ -34,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{service}-port", type=int, default=0, help=f"port of the {service} service (0: a free one)"
         )
+    parser.add_argument("--registry-address", default="127.0.0.1", help="address of the registry service")
     parser.add_argument("--no-tls", action="store_true", help="plain http on all services")
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="before each response's headers")
     parser.add_argument(
@@ -58,6 +59,7 @@ async def run(arguments: argparse.Namespace) -> None:
         pat=arguments.pat,
         ports=ports,
         directory=arguments.state_dir,
+        registry_address=arguments.registry_address,
     ) as hub:
         hub.behaviour.latency_seconds = arguments.latency
         hub.behaviour.bandwidth_bytes_per_second = arguments.bandwidth

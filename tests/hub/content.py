@@ -176,14 +176,20 @@ def _add_file(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
 
 
 def image_config(
-    arch: str, diff_ids: list[str], *, command: tuple[str, ...] = (), created: str, labels: dict[str, str] | None = None
+    arch: str,
+    diff_ids: list[str],
+    *,
+    command: tuple[str, ...] = (),
+    created: str,
+    labels: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> bytes:
     return encode(
         {
             "architecture": arch,
             "os": "linux",
             "created": created,
-            "config": {"Cmd": list(command), "Env": ["PATH=/bin"], "Labels": labels or {}},
+            "config": {"Cmd": list(command), "Env": ["PATH=/bin"], "Labels": labels or {}, **(config or {})},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": [{"created": created, "created_by": "the look-alike"} for _ in diff_ids],
         }

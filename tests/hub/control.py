@@ -13,7 +13,7 @@ from .content import Descriptor
 from .faults import Fault
 from .hub import Hub
 
-MAKERS = ("image", "runnable", "multi_arch", "artifact", "random_blob")
+MAKERS = ("image", "runnable", "assembled", "multi_arch", "index", "artifact", "random_blob")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -107,6 +107,8 @@ class Control:
             raise ValueError(f"make={maker}: allowed are {', '.join(MAKERS)}")
         if "subject" in spec:
             spec["subject"] = Descriptor(**spec["subject"])
+        if "manifests" in spec:
+            spec["manifests"] = [Descriptor(**entry) for entry in spec["manifests"]]
         made = await getattr(self._hub.images, maker)(**spec)
         return _json(msgspec.to_builtins(made) | {"digest": made.digest})
 

@@ -42,6 +42,7 @@ class Hub:
         authority: Authority | None,
         account: Account,
         ports: dict[str, int],
+        registry_address: str = "127.0.0.1",
     ) -> None:
         self.origin = origin
         self.account = account
@@ -56,7 +57,7 @@ class Hub:
         self.token = Listener("127.0.0.1", ports.get("token", 0), self._token, contexts)
         self.untrusted = Listener("127.0.0.3", ports.get("untrusted", 0), self._untrusted, contexts)
         self.cdn = Listener("127.0.0.2", ports.get("cdn", 0), self._cdn, contexts)
-        self.registry = Listener("127.0.0.1", ports.get("registry", 0), self._registry, contexts)
+        self.registry = Listener(registry_address, ports.get("registry", 0), self._registry, contexts)
         self._cdn_content = Cdn(origin)
         self._front = RegistryFront(
             origin,
@@ -80,12 +81,14 @@ class Hub:
         pat: str = PAT,
         ports: dict[str, int] | None = None,
         directory: Path | None = None,
+        registry_address: str = "127.0.0.1",
     ) -> AsyncIterator["Hub"]:
         """Run a look-alike in front of *origin* (None: an own one, started and stopped here).
 
         Args:
             ports: by service ("registry", "token", "cdn", "untrusted"); free ones where it says nothing.
             directory: for the CA file and an own origin's storage; None is a temporary one.
+            registry_address: where the registry listens; an address of its own may have port 443, as Docker Hub does.
         """
         async with contextlib.AsyncExitStack() as stack:
             if directory is None:
@@ -94,7 +97,7 @@ class Hub:
             if origin is None:
                 origin = await stack.enter_async_context(OriginRegistry(directory / "origin"))
             session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-            hub = cls(origin, session, Authority(directory) if tls else None, Account(username, pat), ports or {})
+            hub = cls(origin, session, Authority(directory) if tls else None, Account(username, pat), ports or {}, registry_address)
             for listener in hub.listeners.values():
                 stack.push_async_callback(listener.close)
                 await listener.start()

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, Any
 
 import aiohttp
@@ -145,6 +146,24 @@ class Images:
         diff_ids = [layer.diff_id for layer in made]
         config = content.image_config(arch, diff_ids, command=tuple(command), created=created, labels=labels)
         return await self._image(repository, tag, pushed, config, oci=oci)
+
+    async def assembled(
+        self, repository: str, tag: str | None, layers: Sequence[dict[str, str]], *, config: dict[str, Any]
+    ) -> Image:
+        """Push an image of layer files that are there already.
+
+        Args:
+            layers: of each its ``path``, ``media_type``, ``digest`` and ``diff_id``.
+            config: as an image's configuration has it: ``Cmd``, ``Env``, ``User``, ``Healthcheck``.
+        """
+        pushed = []
+        for layer in layers:
+            path = Path(layer["path"])
+            with path.open("rb") as file:
+                await self._push(repository, layer["digest"], file)
+            pushed.append(Descriptor(layer["media_type"], layer["digest"], path.stat().st_size))
+        document = content.image_config("amd64", [layer["diff_id"] for layer in layers], created=CREATED, config=config)
+        return await self._image(repository, tag, pushed, document, oci=True)
 
     async def index(
         self,

@@ -1,0 +1,210 @@
+"""What is deployed: a stack of six services, in its real form (of Debian's packages) and in a small one (busybox)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.hub.client import HubClient
+from tests.proof.debian import LayerFile, Packages
+
+SERVICES = ("web", "app", "worker", "db", "cache", "setup")
+JOB = "setup"  # runs once and ends
+PINNED = "setup"  # deployed by digest
+
+_PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/15/bin"
+_APPLETS = ("cat", "echo", "mkdir", "sh", "sleep", "test", "touch", "true", "wget")
+_ROOT_FILES = {
+    "etc/passwd": "root:x:0:0::/:/bin/sh\npostgres:x:999:999::/tmp:/bin/sh\nwww-data:x:33:33::/tmp:/bin/sh\n",
+    "etc/group": "root:x:0:\npostgres:x:999:\nwww-data:x:33:\n",
+    "tmp/.keep": "",
+}
+_NGINX = """\
+daemon off; user root; pid /tmp/nginx.pid; error_log stderr;
+events {}
+http { access_log off; server { listen 127.0.0.1:PORT; location / { return 200 "web\\n"; } } }
+"""
+_WEB = '#!/bin/sh\nset -eu\necho "$(cat /etc/web.conf)" | /bin/busybox sed "s/PORT/$PORT/" >/tmp/nginx.conf\n\
+mkdir -p /var/log/nginx\nexec nginx -c /tmp/nginx.conf\n'
+_APP = """\
+#!/usr/bin/python3
+import http.server, os
+import django, lxml, sqlalchemy  # what the image is for
+
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"app\\n")
+
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Health).serve_forever()
+"""
+_WORKER = """\
+#!/usr/bin/python3
+import os, pathlib, time
+import redis, sqlalchemy
+
+queue = redis.Redis(port=int(os.environ["CACHE_PORT"]))
+while True:
+    try:
+        queue.blpop("work", timeout=1)
+        pathlib.Path("/tmp/working").touch()
+    except redis.ConnectionError:
+        time.sleep(0.2)
+"""
+_DB = '#!/bin/sh\nset -eu\ninitdb --pgdata /tmp/data --locale C --auth trust --username app >/dev/null\n\
+exec postgres -D /tmp/data -p "$PORT" -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp -c fsync=off\n'
+_CACHE = '#!/bin/sh\nexec redis-server --port "$PORT" --bind 127.0.0.1 --save "" --dir /tmp\n'
+_SETUP = '#!/bin/sh\nset -eu\n\
+until psql -h 127.0.0.1 -p "$DB_PORT" -U app -d postgres -c "create table if not exists ready (at timestamp)"; do\n\
+  sleep 0.2\ndone\n'
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Pushed images, and the stack file that deploys them.
+
+    Attributes:
+        references: what the stack names, by service.
+        sizes: compressed bytes, by service.
+    """
+
+    text: str
+    references: dict[str, str]
+    sizes: dict[str, int]
+    layers: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    layers: list[LayerFile]
+    command: str
+    health: str | None
+    user: str = "root"
+
+
+def debian_stack(hub: HubClient, directory: Path, ports: dict[str, int], *, zstd: bool) -> Stack:
+    """Push the six images made of Debian's packages.
+
+    Args:
+        directory: where packages and layers are kept from one run to the next.
+        zstd: whether the daemon can unpack a zstd layer; the worker then has one.
+    """
+    packages = Packages(directory)
+    wanted = {
+        "base": ["base-files", "busybox-static", "libc6", "libgcc-s1", "libssl3", "zlib1g"],
+        "web": ["nginx-light", "fonts-noto-core"],
+        "python": ["python3", "python3-redis", "python3-sqlalchemy"],
+        "app": ["python3-django", "python3-lxml"],
+        "worker": ["python3-celery"],
+        "db": ["postgresql-15"],
+        "cache": ["redis-server"],
+        "setup": ["postgresql-client-15"],
+    }
+    packages.download({name for names in wanted.values() for name in names})
+
+    def stage(name: str, below: Iterable[str], count: int) -> list[LayerFile]:
+        seen = {file for lower in below for file in packages.closure(wanted[lower])}
+        files = [file for file in packages.closure(wanted[name]) if file not in seen]
+        length = -(-len(files) // count)
+        return [packages.layer(files[first : first + length]) for first in range(0, len(files), length)]
+
+    links = {f"bin/{applet}": "busybox" for applet in _APPLETS}
+    base = [*stage("base", (), 1), packages.files(_ROOT_FILES, links=links)]
+    python = [*base, *stage("python", ["base"], 3)]
+    below_python = ["base", "python"]
+    parts = {
+        "web": _Parts(
+            [*base, *stage("web", ["base"], 4), packages.files({"etc/web.conf": _NGINX, "run": _WEB})],
+            "/run",
+            "wget -q -O /dev/null http://127.0.0.1:$PORT/",
+        ),
+        "app": _Parts(
+            [*python, *stage("app", below_python, 4), packages.files({"run": _APP})],
+            "/run",
+            "wget -q -O /dev/null http://127.0.0.1:$PORT/",
+        ),
+        "worker": _Parts(
+            [*python, *stage("worker", below_python, 2), packages.files({"run": _WORKER}, zstd=zstd)],
+            "/run",
+            "test -e /tmp/working",
+        ),
+        "db": _Parts(
+            [*base, *stage("db", ["base"], 8), packages.files({"run": _DB})],
+            "/run",
+            "pg_isready -q -h 127.0.0.1 -p $PORT",
+            "postgres",
+        ),
+        "cache": _Parts(
+            [*base, *stage("cache", ["base"], 3), packages.files({"run": _CACHE})],
+            "/run",
+            "redis-cli -p $PORT ping",
+        ),
+        "setup": _Parts([*base, *stage("setup", ["base"], 3), packages.files({"run": _SETUP})], "/run", None),
+    }
+    return _push(hub, ports, {service: _assembled(hub, part) for service, part in parts.items()})
+
+
+def small_stack(hub: HubClient, ports: dict[str, int]) -> Stack:
+    """Push six busybox images with some random megabytes: the same shape, made and pulled in seconds."""
+
+    def make(layers: list[int], command: list[str]) -> Callable[[str, str | None], dict[str, Any]]:
+        return lambda repository, tag: hub.image(
+            repository, tag, make="runnable", layers=layers, command=command, oci=True
+        )
+
+    serve = ["sh", "-c", "httpd -f -p 127.0.0.1:$PORT -h /www"]
+    forever = ["sleep", "86400"]
+    commands = {"web": serve, "app": serve, "worker": forever, "db": forever, "cache": forever, "setup": ["true"]}
+    return _push(
+        hub,
+        ports,
+        {
+            service: make([(number + 2) * 150_000] * (4 + number), command)
+            for number, (service, command) in enumerate(commands.items())
+        },
+    )
+
+
+def _assembled(hub: HubClient, parts: _Parts) -> Callable[[str, str | None], dict[str, Any]]:
+    config: dict[str, Any] = {"Cmd": [parts.command], "Env": [_PATH], "User": parts.user}
+    if parts.health:
+        second = 1_000_000_000
+        check = ["CMD-SHELL", parts.health]
+        config["Healthcheck"] = {"Test": check, "Interval": second, "Timeout": 10 * second, "Retries": 60}
+    layers = [
+        {"path": layer.path, "media_type": layer.media_type, "digest": layer.digest, "diff_id": layer.diff_id}
+        for layer in parts.layers
+    ]
+    return lambda repository, tag: hub.image(repository, tag, make="assembled", layers=layers, config=config)
+
+
+def _push(
+    hub: HubClient, ports: dict[str, int], makers: dict[str, Callable[[str, str | None], dict[str, Any]]]
+) -> Stack:
+    references, sizes, layers = {}, {}, {}
+    services: dict[str, Any] = {}
+    environment = [f"{name.upper()}_PORT={port}" for name, port in ports.items()]
+    for service, make in makers.items():
+        repository = f"shop/{service}"
+        image = make(repository, None if service == "cache" else "1.0")
+        if service == "cache":  # an index: this machine's image, and one that it never asks for
+            other = hub.image(repository, None, make="image", layers=[100_000], arch="arm64", oci=True)
+            entries = [
+                {**image["descriptor"], "platform": {"architecture": "amd64", "os": "linux"}},
+                {**other["descriptor"], "platform": {"architecture": "arm64", "os": "linux"}},
+            ]
+            hub.image(repository, "1.0", make="index", manifests=entries, oci=True)
+        references[service] = f"{repository}@{image['digest']}" if service == PINNED else f"{repository}:1.0"
+        sizes[service] = image["config"]["size_bytes"] + sum(layer["size_bytes"] for layer in image["layers"])
+        layers[service] = len(image["layers"])
+        services[service] = {
+            "image": references[service],
+            "environment": [*environment, f"PORT={ports[service]}"],
+            "networks": ["host"],
+            "stop_grace_period": "1s",
+            "deploy": {"restart_policy": {"condition": "none" if service == JOB else "on-failure"}},
+        }
+    # The host's network is the only one that a stack can use without giving it an overlay.
+    document = {"version": "3.8", "services": services, "networks": {"host": {"external": True, "name": "host"}}}
+    return Stack(yaml.safe_dump(document), references, sizes, layers)

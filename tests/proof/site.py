@@ -1,0 +1,162 @@
+"""Where the proof happens: a look-alike that dockerd takes for Docker Hub, a swarm of one, and what stands between."""
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.command import Command, free_port, running, settings_for, until
+from tests.e2e.dockerd import Dockerd, running_dockerd
+from tests.e2e.swarm import wait_until_gone
+from tests.hub.client import HubClient, running_hub
+from tests.proof.recipe import JOB, Stack
+
+HUB_ADDRESS = "127.0.0.4"
+CONVERGENCE_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Deploy:
+    """What one deploy took, in seconds: until the last image was pulled (0: none was), and until all was well."""
+
+    pull_seconds: float
+    seconds: float
+
+
+class Host:
+    """A dockerd in swarm mode, whose Docker Hub is the look-alike."""
+
+    def __init__(self, docker: Dockerd) -> None:
+        self.docker = docker
+
+    def use_mirror(self, url: str | None) -> None:
+        """Pull through *url* from now on; None pulls from Docker Hub itself."""
+        mirrors = [url] if url else []
+        self.docker.reload(**{"registry-mirrors": mirrors})
+        expected = f"[{url}/]" if url else "[]"
+        until(
+            lambda: self.docker.run("info", "--format", "{{.RegistryConfig.Mirrors}}") == expected,
+            "dockerd has read its mirrors",
+        )
+
+    def deploy(self, stack: Stack, directory: Path) -> Deploy:
+        """``docker stack deploy``, until every service has converged and the job has ended well."""
+        path = directory / "stack.yml"
+        path.write_text(stack.text)
+        began = time.time()
+        self.docker.run("stack", "deploy", "--compose-file", str(path), "shop", timeout_seconds=120)
+        until(lambda: self._converged(stack), "the stack has converged", seconds=CONVERGENCE_SECONDS)
+        return Deploy(self._last_pull(began), time.time() - began)
+
+    def _converged(self, stack: Stack) -> bool:
+        listed = self.docker.run("service", "ls", "--format", "{{.Name}} {{.Replicas}}").splitlines()
+        states = dict(line.split(maxsplit=1) for line in listed)
+        job = states.pop(f"shop_{JOB}", "")
+        if not job or len(states) != len(stack.references) - 1 or set(states.values()) != {"1/1"}:
+            return False
+        return self.docker.run("service", "ps", f"shop_{JOB}", "--format", "{{.CurrentState}}").startswith("Complete")
+
+    def _last_pull(self, began: float) -> float:
+        until_now = ("--since", f"{began:.9f}", "--until", f"{time.time():.9f}")
+        events = self.docker.run("events", *until_now, "--filter", "event=pull", "--format", "{{.TimeNano}}")
+        ends = [int(line) / 1e9 for line in events.splitlines()]
+        return max(ends) - began if ends else 0.0
+
+    def remove_stack(self) -> None:
+        """The services and their containers; the images stay."""
+        self.docker.run("stack", "rm", "shop")
+        wait_until_gone(self.docker)
+
+    def remove_service(self, name: str) -> None:
+        """One service, its container too."""
+        self.docker.run("service", "rm", name)
+        wait_until_gone(self.docker)
+
+    def prune_all(self) -> None:
+        """The reflex: ``docker image prune -af``."""
+        self.docker.run("image", "prune", "--all", "--force", timeout_seconds=120)
+
+    def pull(self, *references: str) -> list[subprocess.CompletedProcess[bytes]]:
+        """``docker pull`` of all of them at once, as a deploy does."""
+        with ThreadPoolExecutor(len(references)) as threads:
+            return list(threads.map(lambda name: self.docker.try_run("pull", name, timeout_seconds=180), references))
+
+
+@dataclass(frozen=True)
+class Site:
+    """Everything that runs."""
+
+    directory: Path
+    hub: HubClient
+    host: Host
+    mirror_port: int
+
+    @property
+    def mirror(self) -> str:
+        return f"http://127.0.0.1:{self.mirror_port}"
+
+    @contextlib.contextmanager
+    def cache(self, name: str = "cache", **settings: str) -> Iterator[Command]:
+        """Our cache, started as a user starts it; a *name* that was there before goes on with its content."""
+        directory = self.directory / name
+        directory.mkdir(exist_ok=True)
+        given = settings_for(self.hub, directory) | {"listen": f"127.0.0.1:{self.mirror_port}"} | settings
+        self.host.use_mirror(self.mirror)
+        with running(given) as command:
+            yield command
+
+    @contextlib.contextmanager
+    def registry2(self, name: str) -> Iterator[None]:
+        """registry:2 in our place: proxy mode, the same account, the same port."""
+        directory = self.directory / name
+        directory.mkdir(exist_ok=True)
+        config = directory / "config.yml"
+        config.write_text(
+            f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
+            f"http: {{addr: 127.0.0.1:{self.mirror_port}}}\n"
+            f"proxy: {{remoteurl: {self.hub.url}, username: {self.hub.ready['username']}, "
+            f"password: {self.hub.ready['pat']}}}\n"
+        )
+        config.chmod(0o600)
+        self.host.use_mirror(self.mirror)
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SSL_CERT_FILE": str(self.hub.ca_file)}
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log, env=environment)
+        try:
+            until(lambda: _answers(self.mirror_port), "registry:2 listens")
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    @contextlib.contextmanager
+    def direct(self) -> Iterator[None]:
+        """No cache at all."""
+        self.host.use_mirror(None)
+        yield
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def running_site(directory: Path, *, latency_seconds: float, bandwidth: int) -> Iterator[Site]:
+    """A look-alike at Docker Hub's name and port, for this dockerd alone, and the dockerd."""
+    flags = ["--registry-address", HUB_ADDRESS, "--registry-port", "443", "--state-dir", str(directory / "hub")]
+    with running_hub(*flags) as hub:
+        hub.set(pull_limit=None, latency_seconds=latency_seconds, bandwidth_bytes_per_second=bandwidth)
+        daemon = running_dockerd(
+            hosts={"registry-1.docker.io": HUB_ADDRESS},
+            ca_file=hub.ca_file,
+            **{"registry-mirrors": [], "max-download-attempts": 1},
+        )
+        with daemon as docker:
+            docker.init_swarm()
+            yield Site(directory, hub, Host(docker), free_port())
