@@ -43,6 +43,8 @@ class Report:
             print("no plots: matplotlib is missing", file=sys.stderr)
             return
         names = list(dict.fromkeys(name for group in groups.values() for name in group))
+        if not names:
+            return
         figure, axes = plt.subplots(figsize=(max(6.0, 1.6 * len(groups)), 4))
         width = 0.8 / len(names)
         for number, name in enumerate(names):
