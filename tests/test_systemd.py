@@ -86,11 +86,11 @@ def fill(name: str) -> None:
     sent = True
     while sent:
         sent = False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    sender.sendto(b"X=1\n", address)
-                    sent = True
+        sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        with sender, contextlib.suppress(BlockingIOError):
+            while True:
+                sender.sendto(b"X=1\n", address)
+                sent = True
 
 
 async def test_a_full_socket_delays_ready_and_loses_nothing(heard):

@@ -200,9 +200,7 @@ def running_dockerd(
     command = ["dockerd", "--config-file", str(directory / "daemon.json")]
     if hosts:
         names = directory / "hosts"
-        names.write_text(
-            "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in hosts.items())
-        )
+        names.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in hosts.items()))
         script = f'mount --bind {names} /etc/hosts && exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
     environment = {**os.environ, "SSL_CERT_FILE": str(ca_file)} if ca_file else None

@@ -97,7 +97,14 @@ class Hub:
             if origin is None:
                 origin = await stack.enter_async_context(OriginRegistry(directory / "origin"))
             session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-            hub = cls(origin, session, Authority(directory) if tls else None, Account(username, pat), ports or {}, registry_address)
+            hub = cls(
+                origin,
+                session,
+                Authority(directory) if tls else None,
+                Account(username, pat),
+                ports or {},
+                registry_address,
+            )
             for listener in hub.listeners.values():
                 stack.push_async_callback(listener.close)
                 await listener.start()

@@ -92,14 +92,16 @@ class Packages:
         folders: set[str] = set()
         for package in packages:
             command = ["dpkg-deb", "--fsys-tarfile", self._directory / "archives" / package]
-            with subprocess.Popen(command, stdout=subprocess.PIPE) as unpacked:
-                with tarfile.open(fileobj=unpacked.stdout, mode="r|") as source:
-                    for member in source:
-                        if member.name.startswith(_LEFT_OUT) or (member.isdir() and member.name in folders):
-                            continue
-                        if member.isdir():
-                            folders.add(member.name)
-                        tar.addfile(member, source.extractfile(member) if member.isreg() else None)
+            with (
+                subprocess.Popen(command, stdout=subprocess.PIPE) as unpacked,
+                tarfile.open(fileobj=unpacked.stdout, mode="r|") as source,
+            ):
+                for member in source:
+                    if member.name.startswith(_LEFT_OUT) or (member.isdir() and member.name in folders):
+                        continue
+                    if member.isdir():
+                        folders.add(member.name)
+                    tar.addfile(member, source.extractfile(member) if member.isreg() else None)
             if unpacked.returncode:
                 raise RuntimeError(f"dpkg-deb cannot read {package}")
 

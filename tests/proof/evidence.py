@@ -21,7 +21,7 @@ class Evidence:
         """Say what begins now."""
         sys.stderr.write(f"{time.monotonic() - self.began:6.1f} s  {text}\n")
 
-    def claim(self, claim: str, holds: bool, seen: str) -> None:  # noqa: FBT001 -- it is the finding
+    def claim(self, claim: str, holds: bool, seen: str) -> None:
         """A claim, whether it held, and what was seen."""
         self.findings.append((claim, holds, seen))
         self.step(f"{'✔' if holds else '✘ NOT'} {claim}: {seen}")
@@ -44,9 +44,8 @@ def places_of(secret: str, allowed: set[Path], below: list[Path]) -> list[str]:
                 except OSError:
                     continue
     for folder in below:
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.is_symlink() and path not in allowed and needle in path.read_bytes():
-                found.append(str(path))
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        found += [str(path) for path in files if path not in allowed and needle in path.read_bytes()]
     return found
 
 

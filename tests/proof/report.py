@@ -5,7 +5,14 @@ from typing import Any
 
 from tests.proof.evidence import Evidence, as_json
 
-ORDER = ("no cache", "registry:2, cold", "registry-cache, cold", "registry:2, warm", "registry-cache, warm", "warm host")
+ORDER = (
+    "no cache",
+    "registry:2, cold",
+    "registry-cache, cold",
+    "registry:2, warm",
+    "registry-cache, warm",
+    "warm host",
+)
 
 
 def write_report(directory: Path, evidence: Evidence, about: dict[str, Any]) -> None:

@@ -99,12 +99,17 @@ class Site:
     def mirror(self) -> str:
         return f"http://127.0.0.1:{self.mirror_port}"
 
+    @property
+    def own(self) -> dict[str, str]:
+        """Settings beside the tests' usual ones; the token service is on another address than the registry."""
+        return {"listen": f"127.0.0.1:{self.mirror_port}", "trusted_realms": "127.0.0.1"}
+
     @contextlib.contextmanager
     def cache(self, name: str = "cache", **settings: str) -> Iterator[Command]:
         """Our cache, started as a user starts it; a *name* that was there before goes on with its content."""
         directory = self.directory / name
         directory.mkdir(exist_ok=True)
-        given = settings_for(self.hub, directory) | {"listen": f"127.0.0.1:{self.mirror_port}"} | settings
+        given = settings_for(self.hub, directory) | self.own | settings
         self.host.use_mirror(self.mirror)
         with running(given) as command:
             yield command
@@ -151,7 +156,7 @@ def running_site(directory: Path, *, latency_seconds: float, bandwidth: int) -> 
     """A look-alike at Docker Hub's name and port, for this dockerd alone, and the dockerd."""
     flags = ["--registry-address", HUB_ADDRESS, "--registry-port", "443", "--state-dir", str(directory / "hub")]
     with running_hub(*flags) as hub:
-        hub.set(pull_limit=None, latency_seconds=latency_seconds, bandwidth_bytes_per_second=bandwidth)
+        hub.set(pull_limit=100_000, latency_seconds=latency_seconds, bandwidth_bytes_per_second=bandwidth)
         daemon = running_dockerd(
             hosts={"registry-1.docker.io": HUB_ADDRESS},
             ca_file=hub.ca_file,
