@@ -3,9 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test soak lint daemons lock install uninstall clean
-.PHONY: help run test soak bench bench-quick lint daemons lock clean
-.PHONY: help run test soak verify verify-short lint daemons lock install uninstall clean
+.PHONY: help run test lint soak bench bench-quick verify verify-short daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +29,7 @@ bench: $(VENV)/bench.stamp daemons  ## measure against the peers, into docs/benc
 
 bench-quick: $(VENV)/bench.stamp daemons  ## a glance at the same, about 3 minutes, kept out of docs/benchmarks
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
 verify: $(VENV)/dev.stamp daemons  ## the whole proof: cold and warm deploys on a real swarm (as root, under 8 minutes)
 	$(BIN)/python -m tests.proof --report docs/verification
 

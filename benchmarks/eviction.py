@@ -283,8 +283,8 @@ async def replay_ours(trace: Sequence[Request], cap_bytes: int) -> float:
             while used + request.size_bytes > cap_bytes:
                 page = await index.oldest(PAGE)
                 victims = choose_victims(page, used + request.size_bytes - cap_bytes, lambda _: False)
-                used -= (await index.forget_blobs([victim.digest for victim in victims]))[1]
-            used += await index.add_blob(BlobEntry(digest, request.size_bytes, None, clock.now()))
+                used -= (await index.forget_blobs([victim.digest for victim in victims])).size_bytes
+            used += (await index.add_blob(BlobEntry(digest, request.size_bytes, None, clock.now()))).size_bytes
         await index.aclose()
     return hit_bytes / sum(request.size_bytes for request in trace)
 
