@@ -9,9 +9,11 @@ from typing import Any
 from proxy import __version__, events
 from proxy.curator import Curator
 from proxy.flight import Flight, Flights
-from proxy.metrics import Metrics, PrometheusCollector
+from proxy.history import History
+from proxy.metrics import Metrics
 from proxy.oci import DOCKER_HUB
 from proxy.prefetch import Prefetcher
+from proxy.prometheus import PrometheusCollector
 from proxy.pullthrough import Policy, PullThrough
 from proxy.settings import Settings
 from proxy.store.disk import DiskStore
@@ -69,6 +71,9 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         index = SqliteIndex(settings.cache_dir / "index.sqlite3", events=bus)
         await index.start()
         stack.push_async_callback(index.aclose)
+        history = History(index, metrics.counts, index.clock.now)
+        history.start()
+        stack.push_async_callback(history.aclose)
         store = DiskStore(
             settings.cache_dir,
             cap_bytes=settings.max_size,
@@ -202,6 +207,7 @@ def _stats(
             "evicted_bytes": metrics.evicted_bytes,
             "quarantined": totals.quarantined,
         },
+        "disk": disk._asdict() if (disk := store.space()) else None,
         "upstream": {
             "reachable": not down,
             "down": down,
@@ -217,4 +223,15 @@ def _stats(
             "rate_limit": quota._asdict() if quota else None,
         },
         "flights": len(flights),
+        "transfers": [_transfer(flight) for flight in flights],
+    }
+
+
+def _transfer(flight: Flight) -> dict[str, Any]:
+    return {
+        "repository": flight.repository.name,
+        "digest": str(flight.digest),
+        "received_bytes": flight.available,
+        "size_bytes": flight.size_bytes,
+        "readers": flight.readers,
     }

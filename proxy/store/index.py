@@ -63,7 +63,8 @@ CREATE TABLE history (
     PRIMARY KEY (step_seconds, began_at)
 ) WITHOUT ROWID;
 """
-_SCHEMAS = (_SCHEMA_1, _SCHEMA_2)  # each brings an older index one version further
+_SCHEMA_3 = "ALTER TABLE history ADD COLUMN evicted_bytes INTEGER NOT NULL DEFAULT 0;"
+_SCHEMAS = (_SCHEMA_1, _SCHEMA_2, _SCHEMA_3)  # each brings an older index one version further
 SCHEMA_VERSION = len(_SCHEMAS)
 
 # Bounds of what is kept in memory: about 300 bytes an entry, so a few MB each.
@@ -327,16 +328,17 @@ class SqliteIndex:
         """Remember or forget pins."""
         await self._run(_update_pins, None, add, remove, self.clock.now())
 
-    async def add_history(self, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> None:
-        """Add *counts* (the columns of ``history``) to the step at *at* of each length; forget what is too old.
+    async def add_history(self, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> bool:
+        """See :class:`proxy.history.Ledger`; forgets what is too old.
 
         Args:
+            counts: as the columns of ``history``.
             kept: by length of a step in seconds, how many steps are kept.
         """
-        await self._run(_add_history, None, at, counts, kept)
+        return await self._run(_add_history, False, at, counts, kept)
 
     async def history(self, step_seconds: int, since: float) -> list[tuple[int, ...]]:
-        """The steps of this length since *since* (Unix seconds): when each began, then its counts."""
+        """See :class:`proxy.history.Ledger`."""
         return await self._run(_select_history, [], step_seconds, since)
 
     async def totals(self) -> Tally:
@@ -570,25 +572,31 @@ def _select_inventory(db: sqlite3.Connection) -> Inventory:
     )
 
 
-def _add_history(db: sqlite3.Connection, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> None:
+def _add_history(db: sqlite3.Connection, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> bool:
     with _transaction(db):
         for step, number in kept.items():
             began = int(at // step * step)
             db.execute(
-                "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "hits = hits + excluded.hits, misses = misses + excluded.misses, errors = errors + excluded.errors, "
                 "cached_bytes = cached_bytes + excluded.cached_bytes, "
                 "served_bytes = served_bytes + excluded.served_bytes, "
-                "received_bytes = received_bytes + excluded.received_bytes",
+                "received_bytes = received_bytes + excluded.received_bytes, "
+                "evicted_bytes = evicted_bytes + excluded.evicted_bytes",
                 (step, began, *counts),
             )
-            db.execute("DELETE FROM history WHERE step_seconds = ? AND began_at <= ?", (step, began - number * step))
+            # Steps behind now were written while the machine's clock was ahead.
+            db.execute(
+                "DELETE FROM history WHERE step_seconds = ? AND (began_at <= ? OR began_at > ?)",
+                (step, began - number * step, began),
+            )
+    return True
 
 
 def _select_history(db: sqlite3.Connection, step_seconds: int, since: float) -> list[tuple[int, ...]]:
     return db.execute(
-        "SELECT began_at, hits, misses, errors, cached_bytes, served_bytes, received_bytes FROM history "
-        "WHERE step_seconds = ? AND began_at >= ? ORDER BY began_at",
+        "SELECT began_at, hits, misses, errors, cached_bytes, served_bytes, received_bytes, evicted_bytes "
+        "FROM history WHERE step_seconds = ? AND began_at >= ? ORDER BY began_at",
         (step_seconds, since),
     ).fetchall()
 

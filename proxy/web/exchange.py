@@ -56,6 +56,7 @@ class Exchange:
             client=request.remote or "",
             user_agent=request.headers.get("User-Agent", "")[:200],
             error=self.error,
+            detail=self.served.detail,
         )
 
 
