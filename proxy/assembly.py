@@ -28,7 +28,10 @@ from proxy.web.admin import Admin, listening
 from proxy.web.app import Server
 from proxy.web.blob_response import BlobResponder
 from proxy.web.ops import Ops
+from proxy.web.page import Page, PageData
 from proxy.web.v2 import V2
+
+_PINS_SHOWN = 20
 
 
 @dataclass
@@ -138,6 +141,17 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         def stats() -> dict[str, Any]:
             return {"instance": identity.instance, **_stats(settings, metrics, store, upstream, flights)}
 
+        async def page_data() -> PageData:
+            return PageData(
+                now=index.clock.now(),
+                stats=stats(),
+                spans=await history.spans(),
+                misses=metrics.recent_misses,
+                trouble=metrics.recent_trouble,
+                pins=await index.pin_summary(_PINS_SHOWN),
+                settings=settings,
+            )
+
         def about() -> dict[str, Any]:
             return {**asdict(identity), "version": __version__, "settings": settings.model_dump(mode="json")}
 
@@ -148,7 +162,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         v2 = V2(pull_through, index, blobs, registries=frozenset({DOCKER_HUB}), events=bus)
         server = Server(
             v2,
-            Ops(stats, PrometheusCollector(metrics, stats).registry()),
+            Ops(stats, Page(page_data), PrometheusCollector(metrics, stats).registry()),
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.cli.admin import Service, cache_dir_option, json_option, service
-from proxy.cli.common import config_option, format_ago
-from proxy.settings import format_size
+from proxy.cli.common import config_option
+from proxy.settings import format_ago, format_size
 
 
 @click.command(

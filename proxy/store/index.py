@@ -16,7 +16,7 @@ from cachetools import LRUCache
 
 from proxy import events
 from proxy.clock import Clock
-from proxy.contents import Inventory, Pin, Stored, Tag
+from proxy.contents import Inventory, Pin, PinSummary, Stored, Tag
 from proxy.errors import StoreTooNew
 from proxy.oci import Digest, Repository
 from proxy.storage import Answer, TagEntry
@@ -302,6 +302,10 @@ class SqliteIndex:
         self.pinned_tags = frozenset((pin.repository, pin.target) for pin, _ in pinned)
         return pinned
 
+    async def pin_summary(self, limit: int) -> PinSummary:
+        """How much is pinned, and the first *limit* pins."""
+        return await self._run(_select_pin_summary, PinSummary(0, 0, []), limit)
+
     async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
         """Those of *digests* that are here."""
         return await self._run(_select_stored, dict[Digest, Stored](), digests)
@@ -523,6 +527,15 @@ def _select_pinned(db: sqlite3.Connection) -> list[tuple[Pin, Digest | None]]:
         (Pin(Repository(registry, name), target), Digest(digest) if digest else None)
         for registry, name, target, digest in rows
     ]
+
+
+def _select_pin_summary(db: sqlite3.Connection, limit: int) -> PinSummary:
+    rows = db.execute("SELECT registry, repository, target FROM pins ORDER BY repository, target LIMIT ?", (limit,))
+    return PinSummary(
+        db.execute("SELECT COUNT(*) FROM pins").fetchone()[0],
+        db.execute("SELECT COALESCE(SUM(size_bytes), 0) FROM blobs WHERE pinned = 1").fetchone()[0],
+        [Pin(Repository(registry, name), target) for registry, name, target in rows],
+    )
 
 
 def _select_stored(db: sqlite3.Connection, digests: Collection[Digest]) -> dict[Digest, Stored]:
