@@ -9,7 +9,7 @@ from typing import Any
 from proxy import __version__, events
 from proxy.curator import Curator
 from proxy.flight import Flight, Flights
-from proxy.history import History
+from proxy.history import History, total
 from proxy.metrics import Metrics
 from proxy.oci import DOCKER_HUB
 from proxy.prefetch import Prefetcher
@@ -158,7 +158,13 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             return {**asdict(identity), "version": __version__, "settings": settings.model_dump(mode="json")}
 
         async def full_stats() -> dict[str, Any]:
-            return {**stats(), "next_evictions": await _next_evictions(store, index)}
+            pins = await index.pin_summary(0)
+            return {
+                **stats(),
+                "history": {name: total(steps)._asdict() for name, steps in (await history.spans()).items()},
+                "pins": {"number": pins.number, "size_bytes": pins.size_bytes},
+                "next_evictions": await _next_evictions(store, index),
+            }
 
         blobs = BlobResponder(pull_through, flights, client_timeout_seconds=settings.client_timeout, threads=reads)
         fast = FastPath(pull_through, bus)
