@@ -148,8 +148,8 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
                 now=index.clock.now(),
                 stats=stats(),
                 spans=spans,
-                misses=metrics.recent_misses,
-                trouble=metrics.recent_trouble,
+                misses=tuple(metrics.recent_misses),
+                trouble=tuple(metrics.recent_trouble),
                 pins=await index.pin_summary(_PINS_SHOWN),
                 settings=settings,
             )

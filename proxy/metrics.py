@@ -4,6 +4,7 @@ import heapq
 import time
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from proxy import events
@@ -139,7 +140,7 @@ class Metrics:
     def all_repositories(self) -> RepositoryUse:
         """Every repository that is counted here, together."""
         counts = self.repositories.values()
-        return RepositoryUse(sum(count for count, _ in counts), sum(size for _, size in counts))
+        return RepositoryUse(sum(map(itemgetter(0), counts)), sum(map(itemgetter(1), counts)))
 
     def snapshot(self) -> dict[str, Any]:
         """The part of ``/_stats`` that is counted here."""

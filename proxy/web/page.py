@@ -31,7 +31,7 @@ _CONFIDENTIAL = ("username", "password_file")
 
 
 class PageData(NamedTuple):
-    """Everything that is shown, as it is at ``now`` (Unix seconds).
+    """Everything that is shown, as it is at ``now`` (Unix seconds). Nothing in it changes any more.
 
     Attributes:
         stats: the whole of ``/_stats``.
@@ -86,10 +86,12 @@ class Page:
         Args:
             refresh: whether the browser shall load it again every few seconds: only if the reader asked for it.
         """
-        template = await asyncio.to_thread(_template)
-        return template.render(
-            _shown_values(await self._gather()), refresh_seconds=REFRESH_SECONDS if refresh else None
-        )
+        return await asyncio.to_thread(_render, await self._gather(), refresh=refresh)
+
+
+def _render(data: PageData, *, refresh: bool) -> str:
+    """Runs in a thread: it takes some milliseconds, and the template is compiled at the first look."""
+    return _template().render(_shown_values(data), refresh_seconds=REFRESH_SECONDS if refresh else None)
 
 
 @functools.cache
@@ -99,7 +101,7 @@ def _style() -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    """Compiled once a process, when somebody first looks: it takes a twentieth of a second."""
+    """Compiled once a process: it takes a twentieth of a second."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
