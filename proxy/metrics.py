@@ -97,21 +97,23 @@ class Metrics:
             self.latency["miss"].observe(event.duration_ms / 1000)
             if result == "miss":
                 self.recent_misses.append(event)
-        if event.repository and result != "error":
-            self._used(event.repository, event.bytes)
+        repository = event.repository
+        if repository and result != "error":
+            counts = self.repositories.get(repository)
+            if counts is None:
+                counts = self._new_repository(repository)
+            else:
+                self.repositories.move_to_end(repository)
+            counts[0] += 1
+            counts[1] += event.bytes
         if event.error or result == "stale":
             self.recent_trouble.append(event)
 
-    def _used(self, repository: str, size_bytes: int) -> None:
-        counts = self.repositories.get(repository)
-        if counts is None:
-            counts = self.repositories[repository] = [0, 0]
-            if len(self.repositories) > _REPOSITORIES:
-                self.repositories.popitem(last=False)
-        else:
-            self.repositories.move_to_end(repository)
-        counts[0] += 1
-        counts[1] += size_bytes
+    def _new_repository(self, name: str) -> list[int]:
+        if len(self.repositories) >= _REPOSITORIES:
+            self.repositories.popitem(last=False)
+        counts = self.repositories[name] = [0, 0]
+        return counts
 
     @property
     def from_cache_bytes(self) -> int:
