@@ -50,6 +50,14 @@ class Pin(NamedTuple):
         return familiar(self.repository, self.target)
 
 
+class PinSummary(NamedTuple):
+    """What is pinned: how many pins, the bytes that are here for them, and the first few pins by name."""
+
+    number: int
+    size_bytes: int
+    first: list[Pin]
+
+
 class Inventory(NamedTuple):
     """Everything that the index knows, at one moment."""
 

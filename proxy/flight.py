@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -202,6 +202,9 @@ class Flights:
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._flights.values()))
 
     def __repr__(self) -> str:
         return f"<Flights {list(self._flights.values())}>"

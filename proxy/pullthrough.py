@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 # After an upstream that was too slow, stale tags are served at once for this long while it is asked in the background.
 _SUSPECT_SECONDS = 10.0
+# Why a tag was a miss, in the log's ``detail``.
+_NEW_TAG, _MOVED_TAG = "new tag", "tag moved"
 
 
 class ManifestHead(Protocol):
@@ -95,7 +97,7 @@ class Upstream(BlobSource, Protocol):
 class Served(NamedTuple):
     """How an answer came about, for the log and the ``Cache-Status`` header.
 
-    ``age_seconds`` is set for tags served from here, ``detail`` says why a stale one was.
+    ``age_seconds`` is set for tags served from here, ``detail`` says why a stale one was, or why a tag was a miss.
     """
 
     result: CacheResult
@@ -300,9 +302,9 @@ class PullThrough:
         if head:
             entry = (await self._ask(timer, lambda: self._heads.do(reference, lambda: self._head(reference)))).value
             if entry is not None:
-                served = Served("miss", timer.seconds)
+                served = Served("miss", timer.seconds, detail=_NEW_TAG)
                 return ManifestAnswer(entry.digest, entry.media_type, entry.size_bytes, None, served)
-        return await self._fetch(reference, timer)
+        return _because(_NEW_TAG, await self._fetch(reference, timer))
 
     async def _revalidated(self, reference: Reference, entry: TagEntry, timer: _Timer, *, head: bool) -> ManifestAnswer:
         """Ask upstream whether an expired tag is still what it was."""
@@ -318,9 +320,11 @@ class PullThrough:
             return await self._stale(reference, entry, error, timer, head=head)
         if fresh is None:  # upstream does not name digests in answers to HEAD
             return await self._fetch(reference, timer)
-        result: CacheResult = "revalidated" if fresh.digest == entry.digest else "miss"
-        served = Served(result, timer.seconds, age_seconds=0.0 if result == "revalidated" else None)
-        return await self._from_entry(reference, fresh, served, timer, head=head)
+        if fresh.digest == entry.digest:
+            served = Served("revalidated", timer.seconds, age_seconds=0.0)
+            return await self._from_entry(reference, fresh, served, timer, head=head)
+        served = Served("miss", timer.seconds, detail=_MOVED_TAG)
+        return _because(_MOVED_TAG, await self._from_entry(reference, fresh, served, timer, head=head))
 
     async def _ask_head(self, reference: Reference) -> TagEntry | None:
         """HEAD under the short deadline; the question goes on when nobody waits for it any more."""
@@ -545,6 +549,13 @@ class PullThrough:
                 if time.monotonic() + error.retry_in_seconds > until:
                     raise
                 await asyncio.sleep(error.retry_in_seconds)
+
+
+def _because(reason: str, answer: ManifestAnswer) -> ManifestAnswer:
+    """*answer*; if it is a miss, for this reason."""
+    if answer.served.result not in ("miss", "collapsed"):
+        return answer
+    return answer._replace(served=answer.served._replace(detail=reason))
 
 
 def _token(error: RegistryCacheError) -> str:

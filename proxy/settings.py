@@ -64,6 +64,14 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:g}s"
 
 
+def format_ago(seconds: float) -> str:
+    """``3 h``, ``5 d``: how long ago, for people."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 class Threshold(BaseModel):
     """A part of a filesystem: percent of it, or bytes. Exactly one of the two is set."""
 

@@ -18,6 +18,8 @@ need debootstrap debootstrap
 need make make
 need systemd-analyze systemd
 need nix-instantiate nix-bin
+need chromium chromium
+need promtool prometheus
 [ -x /bin/busybox ] || missing="$missing busybox-static"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

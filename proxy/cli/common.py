@@ -36,14 +36,6 @@ config_option = click.option(
 )
 
 
-def format_ago(seconds: float) -> str:
-    """``3 h``, ``5 d``: how long ago, for people."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
 def settings_flags(
     model: type[BaseModel], *, without: Collection[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -25,7 +25,7 @@ from proxy.errors import ContentError, DigestInvalid, NoSpace, ReadFailed, Store
 from proxy.oci import MANIFEST_MAX_BYTES, Digest, Manifest
 from proxy.storage import Sink, StoreTotals
 from proxy.store.eviction import Entry, choose_victims
-from proxy.store.files import inspect, rename, sizes, unlink_all
+from proxy.store.files import DiskSpace, disk_space, inspect, rename, sizes, unlink_all
 from proxy.store.index import BlobEntry, SqliteIndex, Tally
 from proxy.store.partial import DiskPartial, refused
 from proxy.threads import Threads, finish
@@ -363,18 +363,17 @@ class DiskStore:
             quarantined=len(self._quarantined),
         )
 
+    def space(self) -> DiskSpace | None:
+        """The filesystem that the cache is on; None where it cannot be asked."""
+        return disk_space(self.root, self._min_free_bytes)
+
     def _lacking_free_bytes(self, more: int) -> int:
         """How many bytes the filesystem lacks for *more*, beside what is already promised and MIN_FREE."""
-        try:
-            disk = os.statvfs(self.root)
-        except OSError:
+        disk = self.space()
+        if disk is None:
             return 0  # the write itself will tell
-        total_bytes, free_bytes = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-        floor = self._min_free_bytes
-        if floor is None:
-            floor = min(1_000_000_000, total_bytes // 20)
         promised = sum(self._reserved[d] - partial.offset for d, partial in self._active.items() if d in self._reserved)
-        return more + promised + floor - free_bytes
+        return more + promised + disk.min_free_bytes - disk.free_bytes
 
     async def _make_room(self, more: int) -> None:
         if self._lacking_free_bytes(more) > 0 or self.total_bytes + more > self.cap_bytes:

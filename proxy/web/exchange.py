@@ -56,6 +56,7 @@ class Exchange:
             client=request.remote or "",
             user_agent=user_agent(request),
             error=self.error,
+            detail=self.served.detail,
         )
 
 
