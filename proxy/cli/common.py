@@ -31,8 +31,9 @@ class Program(click.Group):
 config_option = click.option(
     "--config",
     type=click.Path(path_type=Path),
-    envvar="REGISTRY_CACHE_CONFIG",
-    help="TOML file with settings; flags and environment variables win over it.",
+    # The second is where a registry:2 looks for its file.
+    envvar=["REGISTRY_CACHE_CONFIG", "REGISTRY_CONFIGURATION_PATH"],
+    help="TOML file with settings, or a registry:2's config.yml; flags and environment variables win over it.",
 )
 
 
