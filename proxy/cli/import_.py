@@ -1,8 +1,10 @@
 """``registry-cache import``: take over what a ``registry:2`` has in its storage folder."""
 
 import asyncio
+import contextlib
 import json
 import os
+import pwd
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from proxy.oci import Digest
 from proxy.settings import Settings, load_settings
 from proxy.store.scrub import stored_files
 
+_SERVICE_USER = "registry-cache"
 _NOT_ALL = 1
 _BUSY = 3
 _INTERRUPTED = 130
@@ -88,12 +91,16 @@ def command(
 def _check(cache_dir: Path, folder: Folder) -> None:
     if cache_dir.resolve() == folder.root.resolve():
         raise click.UsageError(f"{cache_dir} is the registry:2's own folder: name another with --cache-dir")
-    if os.geteuid() == 0 and not cache_dir.is_dir():
-        # Root would make one that the service's own user cannot use.
-        raise click.UsageError(
-            f"the cache directory {cache_dir} does not exist: start the service once, make it for the service's user, "
-            "or name another with --cache-dir"
-        )
+
+
+def _make(cache_dir: Path) -> None:
+    """Root makes it for the service's user, where `make install` or the NixOS module has made one."""
+    if os.geteuid() != 0 or cache_dir.exists():
+        return
+    cache_dir.mkdir(mode=0o700, parents=True)
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwnam(_SERVICE_USER)
+        os.chown(cache_dir, user.pw_uid, user.pw_gid)
 
 
 def _dry_run(settings: Settings, folder: Folder, report: Report) -> dict[str, Any]:
@@ -106,6 +113,7 @@ def _dry_run(settings: Settings, folder: Folder, report: Report) -> dict[str, An
 
 
 async def _import(settings: Settings, folder: Folder, report: Report) -> dict[str, Any]:
+    _make(settings.cache_dir)
     bus = events.Events()
     bus.subscribe(report.trouble)
     async with open_store(settings, bus) as (index, store):

@@ -3,9 +3,12 @@
 import asyncio
 import json
 import os
+import pwd
 import sqlite3
+import stat
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -346,8 +349,17 @@ def test_root_imports_for_the_services_own_user(run, old, cache_dir):
     assert Path(old.path(closed)).stat().st_uid == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root would make a directory that the service cannot use")
-def test_root_makes_no_cache_directory(run, old, cache_dir):
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a directory for another user: needs root")
+@pytest.mark.parametrize("exists", [True, False])
+def test_root_makes_the_cache_directory_for_the_services_user(run, old, cache_dir, exists, monkeypatch):
+    def getpwnam(name):
+        if not exists:
+            raise KeyError(name)
+        return types.SimpleNamespace(pw_uid=65532, pw_gid=65532)
+
+    monkeypatch.setattr(pwd, "getpwnam", getpwnam)
     cache_dir.rmdir()
-    code, output = run()
-    assert (code, "start the service once" in output, cache_dir.exists()) == (2, True, False)
+    old.blob(b"x", "library/a")
+    assert run()[0] == 0
+    assert (cache_dir.stat().st_uid, stat.S_IMODE(cache_dir.stat().st_mode)) == (65532 if exists else 0, 0o700)
+    assert (cache_dir / "index.sqlite3").stat().st_uid == cache_dir.stat().st_uid
