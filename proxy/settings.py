@@ -367,12 +367,13 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
             return flags, environment, InitSettingsSource(settings_cls, old), file
 
     try:
-        # The subclass exists only to name the TOML file; callers get the plain class.
-        return Settings.model_construct(**dict(Configured(**_without_none(flags or {}))))
+        configured = Configured(**_without_none(flags or {}))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config: {str(config)!r} is not TOML: {error}") from error
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from error
+    # The subclass exists only to name the sources; callers get the plain class.
+    return Settings.model_construct(configured.model_fields_set, **dict(configured))
 
 
 def _of_registry2(config: Path | None) -> dict[str, Any]:
