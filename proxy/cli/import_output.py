@@ -80,10 +80,10 @@ def show_result(result: dict[str, Any]) -> None:
         click.echo(f"{len(left_out)} did not fit ({size}): raise MAX_SIZE and run it again, or let upstream have them.")
     here = f"; {_blobs(result['here'])} of the folder were here already" if result["here"]["blobs"] else ""
     if result["dry_run"]:
-        click.echo(f"{result['images']['taken']} tags and {_blobs(result['to_bring'])} would come in{here}.")
+        click.echo(f"{_tags(result['images']['taken'])} and {_blobs(result['to_bring'])} would come in{here}.")
         return
     click.echo(
-        f"{result['tags']['imported']} tags imported, {_blobs(result['linked'])} linked, "
+        f"{_tags(result['tags']['imported'])} imported, {_blobs(result['linked'])} linked, "
         f"{_blobs(result['copied'])} copied{here}."
     )
 
@@ -93,6 +93,10 @@ def _show_some(lines: list[str]) -> None:
         click.echo(line)
     if len(lines) > _SHOWN:
         click.echo(f"… and {len(lines) - _SHOWN} more (--json has them all)")
+
+
+def _tags(count: int) -> str:
+    return f"{count} tag{'' if count == 1 else 's'}"
 
 
 def _blobs(count: dict[str, int]) -> str:

@@ -131,7 +131,7 @@ def test_the_compose_file_of_a_registry2_goes_on_with_the_lines_that_the_docs_ad
     env = [f"--env={name}={value}" for name, value in variables.items()]
     mount = f"--volume={old.directory}:{folder}"
     said = docker.run("run", "--rm", *CONFINED, user, authority, mount, *env, IMAGE, "import", folder)
-    assert said.startswith("1 tags imported, 3 blobs")
+    assert said.startswith("1 tag imported, 3 blobs")
     assert "3 blobs" in said
     assert "0 blobs (0 B) copied" in said
     container, url = run(old.directory, user, authority, at=folder, **variables)
