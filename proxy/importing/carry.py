@@ -169,6 +169,8 @@ class Carrier:
 
     async def _copy(self, entry: BlobEntry, source: Path) -> None:
         async with self._store.ingest(entry.digest) as partial:
+            if self._owner is not None:
+                self._owner.take(partial.path)  # before anything can break off: the service goes on with it
             try:
                 async with self._reserving:  # two that both find room for one would have something evicted
                     if await self._store.spare_bytes(on_disk=True) < entry.size_bytes - partial.offset:
@@ -187,8 +189,6 @@ class Carrier:
                 await partial.publish(entry.media_type)
             finally:
                 partial.close()
-        if self._owner is not None:
-            self._owner.take(self._store.path(entry.digest))
         await self._index.add_blob(entry)  # its last use is the folder's, not now
         self.outcome.copied[entry.digest] = entry.size_bytes
 
