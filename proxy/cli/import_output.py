@@ -70,14 +70,13 @@ def show_result(result: dict[str, Any]) -> None:
     """The same for people: trouble first, the sum last."""
     for rot in result["rotten"]:
         click.echo(f"rotten, skipped: {rot['digest']}: {rot['reason']}")
-    for failure in result["failed"]:
-        click.echo(f"not brought in: {failure['digest']}: {failure['reason']}")
+    _show_some([f"not brought in: {each['digest']}: {each['reason']}" for each in result["failed"]])
     _show_some([f"skipped: {each['name']}: {each['reason']}" for each in result["incomplete"]])
     left_out = result["left_out"]
     _show_some([f"no room: {each['name']}  {format_size(each['size_bytes'])}" for each in left_out])
     if left_out:
         size = format_size(sum(each["size_bytes"] for each in left_out))
-        click.echo(f"{len(left_out)} did not fit ({size}): raise MAX_SIZE and run it again, or let upstream have them.")
+        click.echo(f"{len(left_out)} did not fit ({size}): raise MAX_SIZE (or free some of the disk) and run it again.")
     here = f"; {_blobs(result['here'])} of the folder were here already" if result["here"]["blobs"] else ""
     if result["dry_run"]:
         click.echo(f"{_tags(result['images']['taken'])} and {_blobs(result['to_bring'])} would come in{here}.")
@@ -86,6 +85,8 @@ def show_result(result: dict[str, Any]) -> None:
         f"{_tags(result['tags']['imported'])} imported, {_blobs(result['linked'])} linked, "
         f"{_blobs(result['copied'])} copied{here}."
     )
+    if result["linked"]["blobs"]:
+        click.echo(f"Remove {result['folder']} once pulls work: as long as it is there, evicting frees no disk space.")
 
 
 def _show_some(lines: list[str]) -> None:

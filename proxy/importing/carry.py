@@ -168,9 +168,16 @@ class Carrier:
         return True
 
     async def _copy(self, entry: BlobEntry, source: Path) -> None:
+        if await self._copied(entry, source) or await self._copied(entry, source):
+            await self._index.add_blob(entry)  # its last use is the folder's, not now
+            self.outcome.copied[entry.digest] = entry.size_bytes
+
+    async def _copied(self, entry: BlobEntry, source: Path) -> bool:
+        """False when an earlier run had left something else: that is thrown away, and it can be tried again."""
         async with self._store.ingest(entry.digest) as partial:
             if self._owner is not None:
                 self._owner.take(partial.path)  # before anything can break off: the service goes on with it
+            resumed = partial.offset > 0
             try:
                 async with self._reserving:  # two that both find room for one would have something evicted
                     if await self._store.spare_bytes(on_disk=True) < entry.size_bytes - partial.offset:
@@ -185,12 +192,13 @@ class Carrier:
                     partial.verify()
                 except DigestMismatch:
                     await partial.discard()
+                    if resumed:
+                        return False
                     raise
                 await partial.publish(entry.media_type)
             finally:
                 partial.close()
-        await self._index.add_blob(entry)  # its last use is the folder's, not now
-        self.outcome.copied[entry.digest] = entry.size_bytes
+        return True
 
     async def _name(self, item: Item) -> None:
         """All of *item* that could come is here: link it to its repositories, and keep its tag."""

@@ -332,8 +332,9 @@ class DiskStore:
             NoSpace: not without evicting something.
             OSError: *place* cannot do it.
         """
+        await self._known.wait()
         async with self._changing:
-            if entry.size_bytes > self.cap_bytes - self.total_bytes or self._lacking_free_bytes(0) > 0:
+            if entry.size_bytes > self._spare_bytes(on_disk=False):
                 raise NoSpace("there is no room under the cap, or the filesystem is too full (MIN_FREE)")
             await finish(self._place(entry, place))
 
@@ -392,11 +393,16 @@ class DiskStore:
         """How many bytes may come in without anything having to go, once what is here has been counted.
 
         Args:
-            on_disk: they are to be written; else they are on the disk already, and only the cap counts.
+            on_disk: they are to be written; else they are on the disk already, and take nothing of it.
         """
         await self._known.wait()
-        under_cap = self.cap_bytes - self.total_bytes
-        return min(under_cap, -self._lacking_free_bytes(0)) if on_disk else under_cap
+        return self._spare_bytes(on_disk=on_disk)
+
+    def _spare_bytes(self, *, on_disk: bool) -> int:
+        spare, on_filesystem = self.cap_bytes - self.total_bytes, -self._lacking_free_bytes(0)
+        if on_disk or on_filesystem < 0:
+            spare = min(spare, on_filesystem)
+        return max(0, spare)
 
     async def _make_room(self, more: int) -> None:
         if self._lacking_free_bytes(more) > 0 or self.total_bytes + more > self.cap_bytes:

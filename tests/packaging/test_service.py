@@ -161,7 +161,7 @@ def test_root_imports_a_registry2_and_the_service_serves_and_evicts_it(machine, 
         assert (refused.returncode, "systemctl stop registry-cache" in refused.stderr) == (3, True)
         machine.systemctl("stop", CACHE)
     before = tree(old.directory)
-    assert machine.run(*take_over) == "1 tag imported, 3 blobs (1.0 MB) linked, 0 blobs (0 B) copied.\n"
+    assert machine.run(*take_over).startswith("1 tag imported, 3 blobs (1.0 MB) linked, 0 blobs (0 B) copied.\n")
     machine.systemctl("start", CACHE)
     with httpx.Client(trust_env=False) as http:
         for path in (f"manifests/{image}", f"blobs/{Digest.of(layer)}"):
