@@ -174,15 +174,16 @@ class Carrier:
 
     async def _copied(self, entry: BlobEntry, source: Path) -> bool:
         """False when an earlier run had left something else: that is thrown away, and it can be tried again."""
-        async with self._store.ingest(entry.digest) as partial:
-            if self._owner is not None:
-                self._owner.take(partial.path)  # before anything can break off: the service goes on with it
-            resumed = partial.offset > 0
-            try:
+        with contextlib.ExitStack() as last:
+            async with self._store.ingest(entry.digest) as partial:
+                last.callback(partial.close)  # not before the store has left it
+                resumed = partial.offset > 0
                 async with self._reserving:  # two that both find room for one would have something evicted
                     if await self._store.spare_bytes(on_disk=True) < entry.size_bytes - partial.offset:
                         raise NoSpace("there is no room under the cap, or the filesystem is too full (MIN_FREE)")
                     await partial.expect(entry.size_bytes)
+                if self._owner is not None:
+                    self._owner.take(partial.path)  # at once: if this breaks off, the service goes on with it
                 with source.open("rb", buffering=0) as file:
                     file.seek(partial.offset)
                     while piece := await self._read(lambda: file.read(_PIECE_BYTES)):
@@ -196,8 +197,6 @@ class Carrier:
                         return False
                     raise
                 await partial.publish(entry.media_type)
-            finally:
-                partial.close()
         return True
 
     async def _name(self, item: Item) -> None:
