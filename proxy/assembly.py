@@ -70,23 +70,10 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
     async with contextlib.AsyncExitStack() as stack:
         metrics = Metrics()
         bus.subscribe(metrics)
-        lock = DirectoryLock(settings.cache_dir)
-        stack.callback(lock.release)
-        index = SqliteIndex(settings.cache_dir / "index.sqlite3", events=bus)
-        await index.start()
-        stack.push_async_callback(index.aclose)
+        index, store = await stack.enter_async_context(open_store(settings, bus))
         history = History(index, metrics.counts, index.clock.now)
         history.start()
         stack.push_async_callback(history.aclose)
-        store = DiskStore(
-            settings.cache_dir,
-            cap_bytes=settings.max_size,
-            min_free_bytes=settings.min_free,
-            index=index,
-            events=bus,
-        )
-        await store.start()
-        stack.push_async_callback(store.aclose)
         curator = Curator(store, index, cap_bytes=int(settings.max_size), events=bus)
         await curator.start()
         stack.push_async_callback(curator.aclose)
@@ -178,6 +165,32 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         )
         await stack.enter_async_context(listening(Admin(curator, full_stats, about), settings.cache_dir, bus))
         yield Proxy(server, pull_through, store, index, upstream, flights, metrics, identity)
+
+
+@contextlib.asynccontextmanager
+async def open_store(settings: Settings, bus: events.Events) -> AsyncIterator[tuple[SqliteIndex, DiskStore]]:
+    """What is cached, for this process alone.
+
+    Raises:
+        StoreLocked: another process has it.
+        StoreError: the cache directory cannot be used.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        lock = DirectoryLock(settings.cache_dir)
+        stack.callback(lock.release)
+        index = SqliteIndex(settings.cache_dir / "index.sqlite3", events=bus)
+        await index.start()
+        stack.push_async_callback(index.aclose)
+        store = DiskStore(
+            settings.cache_dir,
+            cap_bytes=settings.max_size,
+            min_free_bytes=settings.min_free,
+            index=index,
+            events=bus,
+        )
+        await store.start()
+        stack.push_async_callback(store.aclose)
+        yield index, store
 
 
 def build_upstream(settings: Settings, bus: events.Events) -> Upstream:

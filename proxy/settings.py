@@ -1,6 +1,7 @@
 """Every setting: its name, its type, its default and what it is for.
 
-Flags over environment (``REGISTRY_CACHE_…``) over a TOML file over the defaults below.
+Flags over environment (``REGISTRY_CACHE_…``) over a TOML file over the defaults below. The environment and the
+``config.yml`` of a ``registry:2`` are understood too (:mod:`proxy.registry2`), below our own.
 """
 
 import difflib
@@ -15,8 +16,15 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic import model_validator as model_check
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
+from proxy import registry2
 from proxy.errors import SettingsError
 
 ENV_PREFIX = "REGISTRY_CACHE_"
@@ -340,7 +348,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from *flags*, the environment, the TOML file *config* and the defaults.
+    """Settings from *flags*, the environment, the file *config* (TOML, or a registry:2's YAML) and the defaults.
 
     Args:
         flags: by setting name; nested ones as a mapping (``{"prune": {"min_age": "7d"}}``); ``None`` is not set.
@@ -348,19 +356,57 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
     Raises:
         SettingsError: something is wrong; the text is one line for the operator.
     """
-
-    class Configured(Settings):
-        model_config = SettingsConfigDict(toml_file=config)
-
     if config is not None and not config.is_file():
         raise SettingsError(f"--config: {str(config)!r} is not a file")
+    old = _of_registry2(config)
+    is_toml = config is not None and not registry2.is_config(config)
+
+    class Configured(Settings):
+        model_config = SettingsConfigDict(toml_file=config if is_toml else None)
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            *sources: PydanticBaseSettingsSource,
+            **named: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            flags, environment, file = Settings.settings_customise_sources(settings_cls, *sources, **named)
+            return flags, environment, InitSettingsSource(settings_cls, old), file
+
     try:
-        # The subclass exists only to name the TOML file; callers get the plain class.
-        return Settings.model_construct(**dict(Configured(**_without_none(flags or {}))))
+        configured = Configured(**_without_none(flags or {}))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config: {str(config)!r} is not TOML: {error}") from error
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from error
+    # The subclass exists only to name the sources; callers get the plain class.
+    return Settings.model_construct(configured.model_fields_set, **dict(configured))
+
+
+def _of_registry2(config: Path | None) -> dict[str, Any]:
+    """What a registry:2's environment and ``config.yml`` set, by the names of our settings."""
+    old = _translation(config, os.environ)
+    # The unit's own credential is ours, and ours wins.
+    if old.password is None or _default_password_file() is not None:
+        return dict(old.values)
+    return {**old.values, "password_file": registry2.password_file(old.password)}
+
+
+def _translation(config: Path | None, environ: Mapping[str, str]) -> registry2.Translation:
+    return registry2.translate(config if config is not None and registry2.is_config(config) else None, environ)
+
+
+def not_honoured(config: Path | None, environ: Mapping[str, str]) -> list[str]:
+    """One line for each setting of a registry:2 that does nothing here, and why.
+
+    Raises:
+        SettingsError: it would be unsafe to go on without one of them; one line for each.
+    """
+    old = _translation(config, environ)
+    if old.refusals:
+        raise SettingsError("\n".join(old.refusals))
+    return old.notes
 
 
 def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
@@ -393,7 +439,8 @@ def _one_line(error: ValidationError) -> str:
         model: type[BaseModel] = PruneSettings if names[0] == "prune" else Settings
         message = f"no such setting{_suggestion(names[-1], model.model_fields)}"
     elif name:
-        message = f"{first['input']!r}: {message}"
+        # A URL may carry a password.
+        message = f"{re.sub(r'://[^/@]*@', '://…@', repr(first['input']))}: {message}"
     also = f" (and {len(more)} more)" if more else ""
     return f"{name}: {message}{also}" if name else f"{message}{also}"
 

@@ -216,6 +216,9 @@ in
   };
 
   config = mkMerge [
+    # `registry-cache stats`, `doctor`, `guard` and the others.
+    (mkIf (cfg.enable || cfg.prune.enable) { environment.systemPackages = [ cfg.package ]; })
+
     (mkIf cfg.enable {
       assertions = [
         {

@@ -25,9 +25,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command; wrong settings are one line and exit code 2."""
+    """Run the command; wrong settings are one line each and exit code 2."""
     try:
         cli.main(prog_name="registry-cache")
     except SettingsError as error:
-        click.echo(f"registry-cache: {error}", err=True)
+        for line in str(error).splitlines():
+            click.echo(f"registry-cache: {line}", err=True)
         sys.exit(2)

@@ -1,6 +1,7 @@
 """What the commands share: finding commands, and flags made from the settings themselves."""
 
 import importlib
+import keyword
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic.fields import FieldInfo
 from proxy.settings import PruneSettings, format_duration, format_size
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.
-COMMANDS = ("serve", "stats", "list", "pin", "unpin", "purge", "warm", "doctor", "verify", "prune", "guard")
+COMMANDS = ("serve", "stats", "list", "pin", "unpin", "purge", "warm", "doctor", "verify", "import", "prune", "guard")
 
 
 class Program(click.Group):
@@ -23,7 +24,8 @@ class Program(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
-            command: click.Command = importlib.import_module(f"proxy.cli.{cmd_name}").command
+            module = f"proxy.cli.{cmd_name}" + "_" * keyword.iskeyword(cmd_name)
+            command: click.Command = importlib.import_module(module).command
             return command
         return super().get_command(ctx, cmd_name)
 
@@ -31,8 +33,9 @@ class Program(click.Group):
 config_option = click.option(
     "--config",
     type=click.Path(path_type=Path),
-    envvar="REGISTRY_CACHE_CONFIG",
-    help="TOML file with settings; flags and environment variables win over it.",
+    # The second is where a registry:2 looks for its file.
+    envvar=["REGISTRY_CACHE_CONFIG", "REGISTRY_CONFIGURATION_PATH"],
+    help="TOML file with settings, or a registry:2's config.yml; flags and environment variables win over it.",
 )
 
 

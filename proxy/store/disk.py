@@ -11,10 +11,11 @@ All accounting is in :class:`DiskStore` and happens on the event loop, between a
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -323,18 +324,36 @@ class DiskStore:
         now = self._index.clock.now()
         entry = BlobEntry(partial.digest, partial.offset, media_type, now, verified_at=now)
         async with self._changing:
-            # The row first: if the process dies in between, the index claims too much, never too little.
-            came = await self._index.add_blob(entry)
-            try:
-                await self._threads.run(rename, partial.path, self.path(partial.digest))
-            except OSError:
-                came = came.minus(await self._index.forget_blobs([partial.digest]))
-                raise
-            else:
-                partial.ended = True
-                self._reserved.pop(partial.digest, None)
-            finally:
-                self._here = self._here.plus(came)
+            await self._place(entry, functools.partial(rename, partial.path))
+            partial.ended = True
+            self._reserved.pop(partial.digest, None)
+
+    async def adopt(self, entry: BlobEntry, place: Callable[[Path], None]) -> None:
+        """Take in content that was verified where it is; nothing is evicted for it.
+
+        Args:
+            place: puts the file at the path that it is given, as it is meant to stay: nothing here ever writes to it.
+
+        Raises:
+            NoSpace: not without evicting something.
+            OSError: *place* cannot do it.
+        """
+        await self._known.wait()
+        async with self._changing:
+            if entry.size_bytes > self._spare_bytes(on_disk=False):
+                raise NoSpace("there is no room under the cap, or the filesystem is too full (MIN_FREE)")
+            await finish(self._place(entry, place))
+
+    async def _place(self, entry: BlobEntry, place: Callable[[Path], None]) -> None:
+        # The row first: if the process dies in between, the index claims too much, never too little.
+        came = await self._index.add_blob(entry)
+        try:
+            await self._threads.run(place, self.path(entry.digest))
+        except OSError:
+            came = came.minus(await self._index.forget_blobs([entry.digest]))
+            raise
+        finally:
+            self._here = self._here.plus(came)
 
     async def _discard(self, partial: DiskPartial) -> None:
         partial.ended = True
@@ -374,6 +393,21 @@ class DiskStore:
             return 0  # the write itself will tell
         promised = sum(self._reserved[d] - partial.offset for d, partial in self._active.items() if d in self._reserved)
         return more + promised + disk.min_free_bytes - disk.free_bytes
+
+    async def spare_bytes(self, *, on_disk: bool) -> int:
+        """How many bytes may come in without anything having to go, once what is here has been counted.
+
+        Args:
+            on_disk: they are to be written; else they are on the disk already, and take nothing of it.
+        """
+        await self._known.wait()
+        return self._spare_bytes(on_disk=on_disk)
+
+    def _spare_bytes(self, *, on_disk: bool) -> int:
+        spare, on_filesystem = self.cap_bytes - self.total_bytes, -self._lacking_free_bytes(0)
+        if on_disk or on_filesystem < 0:
+            spare = min(spare, on_filesystem)
+        return max(0, spare)
 
     async def _make_room(self, more: int) -> None:
         if self._lacking_free_bytes(more) > 0 or self.total_bytes + more > self.cap_bytes:

@@ -64,6 +64,18 @@ def inspect(path: Path) -> tuple[int, str | None]:
 def rename(source: Path, target: Path) -> None:
     """Rename so that it survives a crash of the machine; the file itself has been synced before."""
     source.replace(target)
+    _sync(target)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the file *source*, so that it survives a crash of the machine."""
+    target.unlink(missing_ok=True)  # left by a crash, of another size than its row says
+    target.hardlink_to(source)
+    _sync(target)
+
+
+def _sync(target: Path) -> None:
+    """Write down the folder that *target* is in."""
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -41,6 +41,7 @@ async def exposition(cache, hub) -> str:
         await cache.manifest("library/metrics", "1")
         await cache.blob("library/metrics", image.layers[0].digest)
     assert (await cache.manifest("library/not-there", "1")).status == 401
+    await cache.settled()
     return (await cache.get("/metrics")).body.decode()
 
 
