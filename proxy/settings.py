@@ -8,7 +8,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -221,7 +221,9 @@ class Settings(BaseSettings):
         "127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at."
     )
     cache_dir: Path = Field(
-        default_factory=_default_cache_dir, description="Where cached content lives; blobs/ in it is the truth."
+        default_factory=_default_cache_dir,
+        description="Where cached content lives; blobs/ in it is the truth (default: /var/cache/registry-cache, or "
+        "~/.cache/registry-cache without root; a systemd unit's CacheDirectory= first).",
     )
     max_size: Size = Field(
         ByteSize(20_000_000_000), description="The cap: blobs and partials together never take more bytes."
@@ -235,7 +237,8 @@ class Settings(BaseSettings):
     username: str | None = Field(None, description="Account for upstream; anonymous without it.")
     password_file: ReadableFile | None = Field(
         default_factory=_default_password_file,
-        description="File that holds the account's access token (PAT); read again when a token is needed.",
+        description="File that holds the account's access token (PAT); read again when a token is needed (default: the "
+        "credential `password` of a systemd unit).",
     )
     ca_file: ReadableFile | None = Field(
         None, description="PEM file of certificate authorities to trust beside the system's."
@@ -344,6 +347,9 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
     class Configured(Settings):
         model_config = SettingsConfigDict(toml_file=config)
 
+    mistakes, _ = unknown_environment(os.environ)
+    if mistakes:
+        raise SettingsError(mistakes[0])
     if config is not None and not config.is_file():
         raise SettingsError(f"--config: {str(config)!r} is not a file")
     try:
@@ -382,28 +388,50 @@ def _one_line(error: ValidationError) -> str:
     name = "__".join(names).upper()
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        model: type[BaseModel] = PruneSettings if names[0] == "prune" else Settings
-        message = f"no such setting{_suggestion(names[-1], model.model_fields)}"
+        message = f"no such setting{_suggestion(name)}"
     elif name:
         message = f"{first['input']!r}: {message}"
     also = f" (and {len(more)} more)" if more else ""
     return f"{name}: {message}{also}" if name else f"{message}{also}"
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f": did you mean {matches[0].upper()}?" if matches else ""
+def setting_names() -> list[str]:
+    """Every setting as the environment has it, without the prefix: ``TAG_TTL``, ``PRUNE__KEEP``."""
+    names = [name.upper() for name in Settings.model_fields if name != "prune"]
+    return names + [f"PRUNE__{name.upper()}" for name in PruneSettings.model_fields]
 
 
-def unknown_environment(environ: Mapping[str, str]) -> list[str]:
-    """One warning for each ``REGISTRY_CACHE_…`` variable that is no setting.
+def _suggestion(name: str, closeness: float = 0.6) -> str:
+    """``: did you mean …?`` for a name that is no setting; empty when none resembles it.
 
-    A warning and not an error: Kubernetes sets ``REGISTRY_CACHE_PORT`` and the like for a Service of that name.
+    Args:
+        closeness: how much it has to resemble one, from 0 to 1 (:func:`difflib.get_close_matches`).
     """
-    known = {name.upper() for name in Settings.model_fields}
-    nested = {f"PRUNE__{name.upper()}" for name in PruneSettings.model_fields}
-    return [
-        f"{variable} is not a setting{_suggestion(name, [k.lower() for k in known | nested])}"
-        for variable in sorted(environ)
-        if variable.startswith(ENV_PREFIX) and (name := variable.removeprefix(ENV_PREFIX)) not in known | nested
-    ]
+    wanted, known = name.upper().replace("-", "_"), setting_names()
+    # A key of [prune] that stands outside it is meant as well.
+    by_key = {known_name.removeprefix("PRUNE__"): known_name for known_name in reversed(known)}
+    matches = difflib.get_close_matches(wanted, [*known, *by_key], n=1, cutoff=closeness)
+    return f": did you mean {by_key.get(matches[0], matches[0])}?" if matches else ""
+
+
+# What Kubernetes sets for a Service that is named registry-cache, or registry-cache-something.
+_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
+_MISTYPED = 0.8
+
+
+def unknown_environment(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """``REGISTRY_CACHE_…`` variables that are no setting: one line for each.
+
+    Returns:
+        those that resemble a setting, which are mistakes; and the others, which may be somebody else's.
+    """
+    known = {*setting_names(), "CONFIG"}
+    mistakes: list[str] = []
+    others: list[str] = []
+    for variable in sorted(environ):
+        name = variable.removeprefix(ENV_PREFIX)
+        if not variable.startswith(ENV_PREFIX) or name in known or _KUBERNETES.fullmatch(name):
+            continue
+        meant = _suggestion(name, _MISTYPED)
+        (mistakes if meant else others).append(f"{variable} is not a setting{meant}")
+    return mistakes, others

@@ -116,7 +116,7 @@ async def _stats(url: str) -> dict[str, Any] | None:
 
 
 def _settings(settings: Settings) -> Check:
-    unknown = unknown_environment(os.environ)
+    _, unknown = unknown_environment(os.environ)
     if unknown:
         return Check("settings", "warning", "; ".join(unknown), "correct the name, or unset the variable")
     if not settings.is_loopback and settings.username:

@@ -42,7 +42,7 @@ def command(config: Path | None, **flags: Any) -> None:
     log = logs.Log(settings.log_format or logs.default_format(), settings.log_level)
     bus.subscribe(log)
     logs.bridge_libraries(bus)
-    for warning in unknown_environment(os.environ):
+    for warning in unknown_environment(os.environ)[1]:
         bus.emit(events.Warned(message=warning))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -197,10 +197,13 @@ async def test_wrong_settings_are_one_line(doctor):
     assert "TAG_TTL: 'soon'" in checks["settings"]["text"]
 
 
-async def test_mistyped_variable_is_a_warning(doctor):
-    _, checks = await doctor(REGISTRY_CACHE_MAX_SISE="1GB")
-    assert checks["settings"]["state"] == "warning"
+async def test_mistyped_variable_is_broken_and_a_foreign_one_a_warning(doctor):
+    code, checks = await doctor(REGISTRY_CACHE_MAX_SISE="1GB")
+    assert (code, checks["settings"]["state"]) == (1, "broken")
     assert "MAX_SIZE" in checks["settings"]["text"]
+    code, checks = await doctor(REGISTRY_CACHE_XYZZY="1")
+    assert (code, checks["settings"]["state"]) == (0, "warning")
+    assert "REGISTRY_CACHE_XYZZY is not a setting" in checks["settings"]["text"]
 
 
 # --- dockerd's mirrors --------------------------------------------------------------------------------------------
