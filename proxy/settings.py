@@ -133,7 +133,8 @@ def _words(value: object) -> object:
 
 
 def _readable_file(value: Path) -> Path:
-    if not value.is_file() or not os.access(value, os.R_OK):
+    # Not is_file(): it raises where a folder on the way is closed to this user.
+    if not os.access(value, os.R_OK) or not value.is_file():
         raise ValueError("allowed is an existing, readable file")
     return value
 
@@ -350,6 +351,9 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
     mistakes, _ = unknown_environment(os.environ)
     if mistakes:
         raise SettingsError(mistakes[0])
+    if config is not None and not os.access(config, os.R_OK):
+        why = "this user may not read it" if os.access(config, os.F_OK) else "there is no such file, or it is hidden"
+        raise SettingsError(f"--config: {str(config)!r}: {why}")
     if config is not None and not config.is_file():
         raise SettingsError(f"--config: {str(config)!r} is not a file")
     try:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -69,6 +70,23 @@ def test_mistyped_key_of_the_settings_file(tmp_path, text, meant):
     file.write_text(text)
     done = run("serve", "--config", file)
     assert (done.returncode, done.stderr) == (2, f"registry-cache: {meant}\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("setting", ["--config", "--ca-file", "--password-file"])
+def test_file_that_this_user_may_not_see_is_one_line(tmp_path, setting):
+    """In a closed folder, where even to ask whether it is there is refused."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    (hidden / "file").write_text("")
+    arguments = ["serve", setting, str(hidden / "file"), "--cache-dir", "/nowhere", "--username", "a"]
+    # Imported before: the program itself may be where nobody else can go.
+    script = "import os, proxy.cli.serve; from proxy.cli import main; os.setgroups([]); os.setuid(65534); main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True, env=environment()
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert str(hidden) in done.stderr
 
 
 def test_variables_of_others_do_not_stop_it():

@@ -84,11 +84,15 @@ class Service:
 
 
 class Running(NamedTuple):
-    """The cache that these options mean: its settings, its address, and who it is where that could be asked."""
+    """The cache that these options mean: its settings, its address, and who it is where that could be asked.
+
+    ``config`` is the settings file that it was started with, if it has one.
+    """
 
     settings: Settings
     url: str
     instance: str | None
+    config: Path | None = None
 
 
 def running(settings: Settings) -> Running:
@@ -100,7 +104,9 @@ def running(settings: Settings) -> Running:
     settings = as_running(settings, about["settings"])
     # Bound to every interface, it is asked on this machine's own.
     wide = settings.listen_host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
-    return Running(settings, settings.local_url if wide else about["address"] or settings.local_url, about["instance"])
+    url = settings.local_url if wide else about["address"] or settings.local_url
+    config = about.get("config")
+    return Running(settings, url, about["instance"], Path(config) if config else None)
 
 
 def service(config: Path | None, cache_dir: Path | None) -> Service:

@@ -85,7 +85,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     found = running(settings)
     settings = found.settings
     yield _settings(settings)
-    if check := host.settings_file(config):
+    if check := host.settings_file(found.config or config):
         yield check
     yield host.secret(settings)
     stats = await _stats(found.url)

@@ -46,7 +46,7 @@ def command(config: Path | None, **flags: Any) -> None:
         bus.emit(events.Warned(message=warning))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, bus))
+            runner.run(_serve(settings, bus, config.absolute() if config else None))
     except (StoreError, OSError) as error:
         log.close()
         click.echo(f"registry-cache: {error}", err=True)
@@ -54,7 +54,7 @@ def command(config: Path | None, **flags: Any) -> None:
     log.close()
 
 
-async def _serve(settings: Settings, bus: events.Events) -> None:
+async def _serve(settings: Settings, bus: events.Events, config: Path | None) -> None:
     _allow_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -72,6 +72,7 @@ async def _serve(settings: Settings, bus: events.Events) -> None:
             except OSError as error:
                 raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno or 0)}") from error
             address = proxy.identity.address = _address(runner)
+            proxy.identity.config = str(config or "")
             _warn(settings, bus)
             bus.emit(
                 events.Ready(

@@ -43,7 +43,11 @@ def settings_file(path: Path | None) -> Check | None:
     """Who can write the settings file can point the credential elsewhere."""
     if path is None:
         return None
-    mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        remedy = "run doctor as root, on the machine and in the container where the service runs"
+        return Check("settings file", "warning", f"{path}: {(error.strerror or '').lower()}", remedy)
     if mode & stat.S_IWOTH:
         text = f"{path}: everybody may write it ({mode & 0o777:o})"
         return Check("settings file", "warning", text, f"chmod o-w {path}")

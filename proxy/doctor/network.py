@@ -26,7 +26,7 @@ from proxy.oci import Reference
 from proxy.settings import Settings, format_duration, format_size
 from proxy.upstream.client import Upstream, tls_context
 from proxy.upstream.ratelimit import Quota
-from proxy.warming.puller import Name, Puller, PullFailed, host_platform
+from proxy.warming.puller import Name, Puller, PullFailed, host_platform, reason_of
 
 # Tokens and certificates are judged by the clock; Hub's tokens live for five minutes.
 _CLOCK_WARNING_SECONDS = 60.0
@@ -66,12 +66,11 @@ async def upstream(settings: Settings) -> AsyncIterator[Check]:
                 return
     except aiohttp.ClientSSLError as error:
         remedy = "if a company's proxy signs certificates itself, name its authority with CA_FILE; check the clock"
-        yield Check("upstream", "broken", f"{settings.upstream}: TLS: {error}", remedy)
+        yield Check("upstream", "broken", f"{settings.upstream}: TLS: {reason_of(error)}", remedy)
         return
     except (aiohttp.ClientError, OSError) as error:
         remedy = "check DNS, the firewall and the proxy variables (HTTPS_PROXY); cached images are served meanwhile"
-        text = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-        yield Check("upstream", "broken", f"{settings.upstream}: {text}", remedy)
+        yield Check("upstream", "broken", f"{settings.upstream}: {reason_of(error)}", remedy)
         return
     tls = ", TLS is good" if settings.upstream.startswith("https") else ""
     yield Check("upstream", "ok", f"{settings.upstream} answers{tls}")

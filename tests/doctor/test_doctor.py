@@ -111,6 +111,27 @@ async def test_dead_upstream_is_one_finding(doctor, hub):
     assert "credential" not in checks
 
 
+async def test_what_is_wrong_with_upstream_is_in_plain_words(doctor, hub):
+    await hub.registry.stop()
+    _, checks = await doctor()
+    assert checks["upstream"]["text"] == f"{hub.url}: connection refused"
+    await hub.registry.start(unknown_ca=True)
+    _, checks = await doctor()
+    assert checks["upstream"]["text"] == f"{hub.url}: TLS: unable to get local issuer certificate"
+
+
+async def test_the_settings_file_is_the_one_that_the_service_was_started_with(doctor, cache, tmp_path):
+    file = tmp_path / "service.toml"
+    file.write_text("")
+    file.chmod(0o666)
+    cache.proxy.identity.config = str(file)
+    _, checks = await doctor()
+    assert (checks["settings file"]["state"], checks["settings file"]["remedy"]) == ("warning", f"chmod o-w {file}")
+    file.unlink()
+    _, checks = await doctor()
+    assert "no such file" in checks["settings file"]["text"]
+
+
 async def test_bad_certificate_names_the_remedy(doctor, hub):
     await hub.registry.stop()
     await hub.registry.start(unknown_ca=True)
