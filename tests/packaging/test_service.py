@@ -71,6 +71,12 @@ def test_a_private_image_is_pulled_with_the_credential_and_outlives_a_restart(
         assert machine.show(CACHE, "MainPID") != pid
         assert http.get(f"{base}/blobs/{digest}").headers["Cache-Status"] == "registry-cache; hit"
     assert hub.counters()["requests"] == before
+    # The index is as it was left: the sandbox hides the boot's ID, by which a killed run is told from a stopped one.
+    assert "index_rebuilt" not in "\n".join(machine.journal(CACHE))
+    machine.run("systemctl", "kill", "--signal=KILL", CACHE)
+    until(lambda: machine.show(CACHE, "MainPID") not in (pid, "0"), "systemd starts it again")
+    killed = '"reason":"the last run was killed"'
+    until(lambda: killed in "\n".join(machine.journal(CACHE)), "it tells that it was killed")
     process = machine.root / f"proc/{machine.show(CACHE, 'MainPID')}"
     assert hub.ready["pat"] not in (process / "environ").read_text() + (process / "cmdline").read_text()
     assert hub.ready["pat"] not in "\n".join(machine.journal(CACHE))
