@@ -362,7 +362,7 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config: {str(config)!r} is not TOML: {error}") from error
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from error
+        raise SettingsError(_one_line(error) + _place(error, config)) from error
 
 
 def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
@@ -397,6 +397,17 @@ def _one_line(error: ValidationError) -> str:
         message = f"{first['input']!r}: {message}"
     also = f" (and {len(more)} more)" if more else ""
     return f"{name}: {message}{also}" if name else f"{message}{also}"
+
+
+def _place(error: ValidationError, config: Path | None) -> str:
+    """`` (in FILE)`` where what is wrong is a key of that file; flags and the environment win over it."""
+    if config is None:
+        return ""
+    place: Any = tomllib.loads(config.read_text())
+    first = error.errors(include_url=False)[0]
+    for part in first["loc"]:
+        place = place.get(part) if isinstance(place, dict) else None
+    return f" (in {config})" if place is not None and place == first["input"] else ""
 
 
 def setting_names() -> list[str]:

@@ -5,8 +5,11 @@ import shutil
 import subprocess
 import sys
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from proxy.cli import cli, common
 from proxy.cli.common import COMMANDS
 from tests.e2e.command import PROGRAM, environment
 
@@ -69,7 +72,7 @@ def test_mistyped_key_of_the_settings_file(tmp_path, text, meant):
     file = tmp_path / "settings.toml"
     file.write_text(text)
     done = run("serve", "--config", file)
-    assert (done.returncode, done.stderr) == (2, f"registry-cache: {meant}\n")
+    assert (done.returncode, done.stderr) == (2, f"registry-cache: {meant} (in {file})\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -87,6 +90,21 @@ def test_file_that_this_user_may_not_see_is_one_line(tmp_path, setting):
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert str(hidden) in done.stderr
+
+
+@pytest.mark.parametrize(("uid", "taken"), [(0, True), (1000, False)])
+def test_settings_of_the_installed_service_are_the_default_for_root(tmp_path, monkeypatch, uid, taken):
+    """After make install nobody has to say --config; others than root may not ask the service anyway."""
+    installed = tmp_path / "registry-cache.toml"
+    installed.write_text(f'cache_dir = "{tmp_path}/here"\n')
+    monkeypatch.setattr(common, "INSTALLED_CONFIG", installed)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/elsewhere")
+    for name in ("stats", "list", "pin", "unpin", "purge", "warm", "doctor", "verify"):
+        (config,) = (p for p in cli.get_command(None, name).params if p.name == "config")
+        assert config.get_default(click.Context(cli)) == (installed if taken else None)
+    result = CliRunner().invoke(cli, ["stats"])
+    assert (f"no cache is running in {tmp_path}/here" in result.stderr) == taken
 
 
 def test_variables_of_others_do_not_stop_it():

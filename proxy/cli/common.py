@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, get_args
@@ -46,6 +47,25 @@ config_option = click.option(
     type=click.Path(path_type=Path),
     envvar="REGISTRY_CACHE_CONFIG",
     help="TOML file with settings; flags and environment variables win over it.",
+)
+
+
+# What make install lays down and its unit reads.
+INSTALLED_CONFIG = Path("/etc/registry-cache.toml")
+
+
+def _installed_config() -> Path | None:
+    """For root, who alone may ask the service that reads it."""
+    return INSTALLED_CONFIG if os.geteuid() == 0 and INSTALLED_CONFIG.is_file() else None
+
+
+# For the commands that look at a service which somebody else has started.
+service_config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="REGISTRY_CACHE_CONFIG",
+    default=_installed_config,
+    help=f"The service's settings file.  [default: {INSTALLED_CONFIG}, for root where it is there]",
 )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from proxy.cli.admin import cache_dir_option, json_option, running
-from proxy.cli.common import config_option
+from proxy.cli.common import service_config_option
 from proxy.doctor import host, network
 from proxy.doctor.check import Check
 from proxy.errors import RegistryCacheError, SettingsError
@@ -35,7 +35,7 @@ Examples:
   registry-cache doctor --config /etc/registry-cache.toml --json
 """,
 )
-@config_option
+@service_config_option
 @cache_dir_option
 @click.option(
     "--pull", is_flag=True, help="Also pull the image through the running cache (may cost two pulls of quota)."
@@ -72,7 +72,9 @@ async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull:
         async for check in _checks(config, cache_dir, image, pull=pull):
             checks.append(check)
             if show:
-                _show(console, check)
+                # Rich ends the program when the pipe is closed (doctor | head): the rest is looked at unseen.
+                with contextlib.suppress(SystemExit):
+                    _show(console, check)
     return checks
 
 
@@ -91,7 +93,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     stats = await _stats(found.url)
     for check in host.cache_directory(settings, stats["store"]["size_bytes"] if stats else None):
         yield check
-    yield network.service(stats, found.url)
+    yield network.service(stats, found.url, settings)
     reachable = True
     async for check in network.upstream(settings):
         reachable = reachable and not (check.name == "upstream" and check.state == "broken")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.cli.admin import Service, cache_dir_option, json_option, service
-from proxy.cli.common import config_option, format_ago
+from proxy.cli.common import format_ago, service_config_option
 from proxy.settings import format_size
 
 
@@ -25,7 +25,7 @@ Examples:
   registry-cache stats --json | jq .hit_ratio
 """,
 )
-@config_option
+@service_config_option
 @cache_dir_option
 @json_option
 @click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
@@ -64,7 +64,7 @@ def _facts(stats: dict[str, Any]) -> Table:
     used = store["size_bytes"] + store["partial_bytes"]
     cap = store["max_size_bytes"]
     table.add_row("up", f"{format_ago(stats['uptime_seconds'])}, version {stats['version']}")
-    table.add_row("hits", f"{_percent(stats['hit_ratio'])} of pulls, {_percent(stats['byte_hit_ratio'])} of bytes")
+    table.add_row("hits", _hits(stats["hit_ratio"], stats["byte_hit_ratio"]))
     table.add_row("requests", ", ".join(f"{count} {name}" for name, count in requests.items() if count) or "none yet")
     table.add_row("saved", f"{format_size(stats['bytes']['from_cache'])} came from here")
     table.add_row("disk", f"{format_size(used)} of {format_size(cap)} ({used / cap if cap else 0:.0%})")
@@ -75,8 +75,10 @@ def _facts(stats: dict[str, Any]) -> Table:
     return table
 
 
-def _percent(ratio: float | None) -> str:
-    return "no figure yet" if ratio is None else f"{ratio:.1%}"
+def _hits(ratio: float | None, byte_ratio: float | None) -> str:
+    if ratio is None:
+        return "nothing was pulled yet"
+    return f"{ratio:.1%} of pulls" + ("" if byte_ratio is None else f", {byte_ratio:.1%} of bytes")
 
 
 def _upstream(upstream: dict[str, Any]) -> Text:
@@ -91,7 +93,7 @@ def _upstream(upstream: dict[str, Any]) -> Text:
 
 def _quota(quota: dict[str, Any] | None) -> str:
     if quota is None:
-        return "not told yet"
+        return "not told yet: upstream says it with the first miss"
     return f"{quota['remaining']} of {quota['limit']} pulls left in {quota['window_seconds'] / 3600:g} h"
 
 

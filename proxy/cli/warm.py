@@ -10,7 +10,7 @@ import aiohttp
 import click
 
 from proxy.cli.admin import Service, cache_dir_option, json_option, running
-from proxy.cli.common import config_option
+from proxy.cli.common import service_config_option
 from proxy.cli.warm_output import Report, summary
 from proxy.cli.warm_sources import wishes_from
 from proxy.settings import load_settings
@@ -84,7 +84,7 @@ Examples:
 )
 @click.option("--dry-run", is_flag=True, help="Only show what it would cost.")
 @click.option("--url", help="Warm through the cache there, such as http://cache.example:5000.  [default: this host's]")
-@config_option
+@service_config_option
 @cache_dir_option
 @json_option
 def command(

@@ -36,7 +36,7 @@ _SMALL_DISK = 0.15
 _NIXOS = Path("/etc/NIXOS")
 
 
-def service(stats: Mapping[str, Any] | None, url: str) -> Check:
+def service(stats: Mapping[str, Any] | None, url: str, settings: Settings) -> Check:
     """The service answers, and what it says of its credential.
 
     Args:
@@ -46,9 +46,18 @@ def service(stats: Mapping[str, Any] | None, url: str) -> Check:
         remedy = "start it: systemctl start registry-cache, or registry-cache serve; why it stopped: journalctl -u "
         return Check("service", "broken", f"no cache answers on {url}", remedy + "registry-cache")
     if stats["upstream"]["credential_rejected"]:
-        remedy = "make a new access token and write it into PASSWORD_FILE; the service reads it again by itself"
-        return Check("service", "broken", f"{url} answers, but upstream rejects its credential", remedy)
+        text = f"{url} answers, but upstream rejects its credential"
+        return Check("service", "broken", text, _new_token(settings))
     return Check("service", "ok", f"{url} answers, version {stats['version']}")
+
+
+def _new_token(settings: Settings) -> str:
+    path = settings.password_file
+    if path is not None and path.is_relative_to("/run/credentials"):
+        # systemd copied it when the service started: a changed file alone changes nothing.
+        where = "the file that its unit names (make install: /etc/credstore/registry-cache.password)"
+        return f"make a new access token, write it into {where}, then: systemctl restart registry-cache"
+    return f"make a new access token and write it into PASSWORD_FILE ({path}); the service reads it again by itself"
 
 
 async def upstream(settings: Settings) -> AsyncIterator[Check]:
@@ -126,8 +135,7 @@ async def _credential(client: Upstream, watch: _Watch, settings: Settings, image
     try:
         await client.manifest_head(Reference.parse(name.repository, name.reference), attempts=1)
     except CredentialRefused as error:
-        remedy = "make a new access token and write it into PASSWORD_FILE (it is read again by itself); check USERNAME"
-        return Check("credential", "broken", str(error), remedy)
+        return Check("credential", "broken", str(error), f"check USERNAME; or {_new_token(settings)}")
     except RateLimited as error:
         remedy = "wait, or use an account with a higher limit; cached images are served meanwhile"
         return Check("quota", "broken", f"upstream limits us: {error}", remedy)

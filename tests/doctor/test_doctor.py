@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import time
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -93,6 +94,19 @@ async def test_what_people_see_in_a_terminal(doctor, cache, tmp_path):
     assert not [line for line in found if "looking" in line]
 
 
+async def test_a_reader_that_leaves_is_no_crash(doctor, cache, tmp_path):
+    """``registry-cache doctor | head -1``."""
+    reader, writer = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM, "doctor", "--image", "tiny", "--cache-dir", str(cache.root), stdout=writer,
+        stderr=asyncio.subprocess.PIPE, env=environment(DOCKER_HOST=f"unix://{tmp_path}/no-engine"),
+    )  # fmt: skip
+    os.close(writer)
+    os.close(reader)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
 def read_all(fd):
     seen = bytearray()
     with contextlib.suppress(OSError):  # the other end is closed
@@ -153,6 +167,17 @@ async def test_rejected_credential_is_shown_by_doctor_stats_and_page(doctor, cac
     assert "rejects its credential" in checks["service"]["text"]
     assert "rejected the credential of 'ci-account'" in checks["credential"]["text"]
     assert "PASSWORD_FILE" in checks["credential"]["remedy"]
+
+
+def test_a_new_token_goes_where_the_service_takes_it_from():
+    stats = {"upstream": {"credential_rejected": True}, "version": "1"}
+
+    def remedy(path):
+        settings = load_settings(None, {}).model_copy(update={"password_file": Path(path)})
+        return network.service(stats, "http://x", settings).remedy
+
+    assert "systemctl restart registry-cache" in remedy("/run/credentials/registry-cache.service/password")
+    assert "/etc/my-token); the service reads it again by itself" in remedy("/etc/my-token")
 
 
 async def test_bad_secret_permissions_are_a_warning(doctor, cache):
