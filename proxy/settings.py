@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
@@ -290,9 +290,12 @@ class Settings(BaseSettings):
     )
     prune: PruneSettings = Field(PruneSettings(), description="The host's image prune policy.")
 
+    # Whether an account without its token is an error: it is for whoever uses it.
+    needs_token: ClassVar[bool] = True
+
     @model_check(mode="after")
     def _credential_is_whole(self) -> Self:
-        if self.username and not self.password_file:
+        if self.username and not self.password_file and self.needs_token:
             raise ValueError("USERNAME is set but PASSWORD_FILE is not: allowed is both or neither")
         if self.password_file and not self.username and "password_file" in self.model_fields_set:
             raise ValueError("PASSWORD_FILE is set but USERNAME is not: allowed is both or neither")
@@ -335,11 +338,14 @@ class Settings(BaseSettings):
         return host == "localhost" or (bool(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+def load_settings(
+    config: Path | None = None, flags: Mapping[str, Any] | None = None, *, with_token: bool = True
+) -> Settings:
     """Settings from *flags*, the environment, the TOML file *config* and the defaults.
 
     Args:
         flags: by setting name; nested ones as a mapping (``{"prune": {"min_age": "7d"}}``); ``None`` is not set.
+        with_token: an account needs its token. False for those who look at another process, whose unit has it.
 
     Raises:
         SettingsError: something is wrong; the text is one line for the operator.
@@ -347,6 +353,7 @@ def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = 
 
     class Configured(Settings):
         model_config = SettingsConfigDict(toml_file=config)
+        needs_token = with_token
 
     mistakes, _ = unknown_environment(os.environ)
     if mistakes:

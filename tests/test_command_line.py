@@ -96,7 +96,8 @@ def test_file_that_this_user_may_not_see_is_one_line(tmp_path, setting):
 def test_settings_of_the_installed_service_are_the_default_for_root(tmp_path, monkeypatch, uid, taken):
     """After make install nobody has to say --config; others than root may not ask the service anyway."""
     installed = tmp_path / "registry-cache.toml"
-    installed.write_text(f'cache_dir = "{tmp_path}/here"\n')
+    # The account's token is the unit's credential: only the service itself sees it.
+    installed.write_text(f'cache_dir = "{tmp_path}/here"\nusername = "ci"\n')
     monkeypatch.setattr(common, "INSTALLED_CONFIG", installed)
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/elsewhere")

@@ -84,6 +84,8 @@ def test_credential_is_whole(tmp_path):
     secret.write_text("x")
     with pytest.raises(SettingsError, match="PASSWORD_FILE is not"):
         load_settings(None, {"username": "a"})
+    # Who looks at a service that has its token from systemd does not need it.
+    assert load_settings(None, {"username": "a"}, with_token=False).password_file is None
     with pytest.raises(SettingsError, match="USERNAME is not"):
         load_settings(None, {"password_file": str(secret)})
     with pytest.raises(SettingsError, match="without a credential in it"):

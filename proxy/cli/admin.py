@@ -111,4 +111,4 @@ def running(settings: Settings) -> Running:
 
 def service(config: Path | None, cache_dir: Path | None) -> Service:
     """The service that these options mean."""
-    return Service(load_settings(config, {"cache_dir": cache_dir}).cache_dir)
+    return Service(load_settings(config, {"cache_dir": cache_dir}, with_token=False).cache_dir)

@@ -80,12 +80,12 @@ async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull:
 
 async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool) -> AsyncIterator[Check]:
     try:
-        settings = load_settings(config, {"cache_dir": cache_dir})
+        settings = load_settings(config, {"cache_dir": cache_dir}, with_token=False)
     except SettingsError as error:
         yield Check("settings", "broken", str(error), "correct it: registry-cache serve --help lists every setting")
         return
     found = running(settings)
-    settings = found.settings
+    settings = host.with_installed_token(found.settings)
     yield _settings(settings)
     if check := host.settings_file(found.config or config):
         yield check

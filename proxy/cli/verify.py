@@ -53,7 +53,7 @@ def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_jso
 
     Exit codes: 0 when everything is as it was stored, 1 when rot was found (repaired or not), 2 for wrong settings.
     """
-    service = running(load_settings(config, {"cache_dir": cache_dir}))
+    service = running(load_settings(config, {"cache_dir": cache_dir}, with_token=False))
     settings = service.settings
     if not (settings.cache_dir / "blobs").is_dir():
         raise click.UsageError(f"there is no cache in {settings.cache_dir}: name it with --cache-dir")

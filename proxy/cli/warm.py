@@ -113,7 +113,7 @@ def command(
         raise click.UsageError(
             "--pin is for this host's own cache: it goes through the cache's socket, not through --url"
         )
-    settings = load_settings(config, {"cache_dir": cache_dir})
+    settings = load_settings(config, {"cache_dir": cache_dir}, with_token=False)
     found = running(settings)
     wanted = tuple(map(full_platform, platforms)) or (host_platform(),)
     wishes, notes = wishes_from(images, wanted, settings, **sources)

@@ -37,6 +37,8 @@ _AUTO_PRUNE = ("etc/systemd/system/docker-prune.timer", "etc/systemd/system/dock
 _READ_BYTES = 1024 * 1024
 _SCRIPT = re.compile(r"(?<![\w.$/-])/[\w.+/@-]+")
 _FEW_INODES = 0.05
+# Where packaging/systemd/registry-cache.service has systemd take the token from.
+INSTALLED_TOKEN = Path("/etc/credstore/registry-cache.password")
 
 
 def settings_file(path: Path | None) -> Check | None:
@@ -54,12 +56,22 @@ def settings_file(path: Path | None) -> Check | None:
     return Check("settings file", "ok", f"{path}")
 
 
+def with_installed_token(settings: Settings) -> Settings:
+    """*settings* with the token that the installed unit would be given, where they have an account without one."""
+    if settings.username and settings.password_file is None and os.access(INSTALLED_TOKEN, os.R_OK):
+        return settings.model_copy(update={"password_file": INSTALLED_TOKEN})
+    return settings
+
+
 def secret(settings: Settings) -> Check:
     """The file with the credential: nobody else may read it."""
     path = settings.password_file
     if path is None or not settings.username:
         remedy = "set USERNAME and PASSWORD_FILE (a personal access token that may only read)"
         text = "no account: Docker Hub allows few anonymous pulls"
+        if settings.username:
+            remedy = f"set PASSWORD_FILE; with make install: write it into {INSTALLED_TOKEN}, mode 600"
+            text = f"no token is known for {settings.username}, or only its unit knows it"
         return Check("credential file", "warning", text, remedy)
     try:
         mode, content = path.stat().st_mode, path.read_bytes().strip()

@@ -130,7 +130,7 @@ async def account(settings: Settings, image: str) -> AsyncIterator[Check]:
 
 
 async def _credential(client: Upstream, watch: _Watch, settings: Settings, image: str) -> Check:
-    who = f"as {settings.username}" if settings.username else "anonymously"
+    who = f"as {settings.username}" if settings.username and settings.password_file else "anonymously"
     name = Name.parse(image)
     try:
         await client.manifest_head(Reference.parse(name.repository, name.reference), attempts=1)
