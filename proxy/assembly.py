@@ -25,6 +25,7 @@ from proxy.upstream.resilience import backoff_seconds
 from proxy.web.admin import Admin, listening
 from proxy.web.app import Server
 from proxy.web.blob_response import BlobResponder
+from proxy.web.fast_path import FastPath
 from proxy.web.ops import Ops
 from proxy.web.v2 import V2
 
@@ -141,10 +142,12 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             return {**stats(), "next_evictions": await _next_evictions(store, index)}
 
         blobs = BlobResponder(pull_through, flights, client_timeout_seconds=settings.client_timeout, threads=reads)
-        v2 = V2(pull_through, index, blobs, registries=frozenset({DOCKER_HUB}), events=bus)
+        fast = FastPath(pull_through, bus)
+        v2 = V2(pull_through, index, blobs, fast, registries=frozenset({DOCKER_HUB}), events=bus)
         server = Server(
             v2,
             Ops(stats, PrometheusCollector(metrics, stats).registry()),
+            fast,
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )

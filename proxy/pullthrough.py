@@ -104,6 +104,9 @@ class Served(NamedTuple):
     detail: str = ""
 
 
+_HIT, _COLLAPSED = Served("hit"), Served("collapsed")
+
+
 class ManifestAnswer(NamedTuple):
     """A manifest; ``body`` is None where only its head was asked for."""
 
@@ -216,10 +219,32 @@ class PullThrough:
         Raises:
             RegistryCacheError: what upstream said, or that it could not be asked.
         """
+        at_hand = self.manifest_at_hand(reference, head=head)
+        if at_hand is not None:
+            return at_hand
         answer = await self._manifest(reference, head=head)
         if not head and answer.body is not None:
             self._prefetcher.served(reference.repository, answer.digest, answer.body)
         return answer
+
+    def manifest_at_hand(self, reference: Reference, *, head: bool) -> ManifestAnswer | None:
+        """A hit that needs nothing but memory, a fresh tag or a digest. None: ask :meth:`manifest`."""
+        digest, served = reference.digest, _HIT
+        if digest is None:
+            entry = self._index.tag_at_hand(reference.repository, reference.target)
+            if entry is None or not self._is_fresh(entry):
+                return None
+            served = Served("hit", age_seconds=self._clock().now() - entry.fetched_at)
+            if head:
+                return ManifestAnswer(entry.digest, entry.media_type, entry.size_bytes, None, served)
+            digest = entry.digest
+        blob = self._store.at_hand(digest)
+        if blob is None or blob.media_type is None or blob.body is None:
+            return None
+        self._index.link(reference.repository, digest)
+        if not head:
+            self._prefetcher.served(reference.repository, digest, blob.body)
+        return ManifestAnswer(digest, blob.media_type, blob.size_bytes, blob.body, served)
 
     async def _manifest(self, reference: Reference, *, head: bool) -> ManifestAnswer:
         timer = _Timer()
@@ -409,10 +434,7 @@ class PullThrough:
         """
         blob = await self._flights.stored(digest)
         if blob is not None:
-            self._index.link(repository, digest)
-            # What was fetched ahead cost upstream its bytes: its first request is no hit.
-            ahead = not head and self._prefetcher.asked(repository, digest)
-            return BlobAnswer(blob.size_bytes, blob, Served("collapsed" if ahead else "hit"))
+            return BlobAnswer(blob.size_bytes, blob, self._stored_as(repository, digest, head=head))
         timer = _Timer()
         if head:
             return await self._blob_head(repository, digest, timer)
@@ -441,6 +463,19 @@ class PullThrough:
         if not reader.flight.asked_upstream:  # an earlier run died between the last byte and the rename
             result = "hit"
         return BlobAnswer(size, reader, Served(result, timer.seconds))
+
+    def blob_at_hand(self, repository: Repository, digest: Digest, *, head: bool) -> tuple[bytes, Served] | None:
+        """A small blob that is in memory, verified. None: ask :meth:`blob`."""
+        blob = self._store.at_hand(digest)
+        if blob is None or blob.body is None:
+            return None
+        return blob.body, self._stored_as(repository, digest, head=head)
+
+    def _stored_as(self, repository: Repository, digest: Digest, *, head: bool) -> Served:
+        self._index.link(repository, digest)
+        # What was fetched ahead cost upstream its bytes: its first request is no hit.
+        ahead = not head and self._prefetcher.asked(repository, digest)
+        return _COLLAPSED if ahead else _HIT
 
     async def cached_blob(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, if it is here whole; upstream is not asked.

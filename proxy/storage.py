@@ -120,6 +120,9 @@ class BlobStore(Protocol):
     async def open(self, digest: Digest) -> OpenBlob | None:
         """The blob, marked as just used; None when it is not here."""
 
+    def at_hand(self, digest: Digest) -> OpenBlob | None:
+        """The blob, marked as just used, if its body is in memory; there is nothing to close."""
+
     def ingest(self, digest: Digest) -> AbstractAsyncContextManager[Partial]:
         """Begin to write a blob, or go on where an earlier ingest stopped.
 
@@ -155,6 +158,9 @@ class Index(Protocol):
 
     async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
         """What the tag was when upstream was last asked."""
+
+    def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
+        """As :meth:`tag`, if it is in memory."""
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
         """Remember it."""

@@ -160,9 +160,8 @@ class DiskStore:
 
         The file is opened on the event loop: a thread hop costs more than an open of a cached directory entry.
         """
-        blob = self._memory.get(digest)
+        blob = self.at_hand(digest)
         if blob is not None:
-            self._index.touch(digest)
             return blob
         entry = await self._index.blob(digest)
         if entry is None:
@@ -181,6 +180,13 @@ class DiskStore:
             await self.quarantine(digest, str(error))
             return None
         self._index.touch(digest)
+        return blob
+
+    def at_hand(self, digest: Digest) -> DiskBlob | None:
+        """See :class:`proxy.storage.BlobStore`."""
+        blob = self._memory.get(digest)
+        if blob is not None:
+            self._index.touch(digest)
         return blob
 
     def _open_file(self, entry: BlobEntry) -> DiskBlob:

@@ -348,12 +348,16 @@ class SqliteIndex:
 
     async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
         """See :class:`proxy.storage.Index`."""
-        entry = self._tags.get((repository, tag))
+        entry = self.tag_at_hand(repository, tag)
         if entry is None:
             entry = await self._run(_select_tag, None, repository, tag)
             if entry is not None:
                 self._tags[repository, tag] = entry
         return entry
+
+    def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
+        """See :class:`proxy.storage.Index`."""
+        return self._tags.get((repository, tag))
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
         """See :class:`proxy.storage.Index`."""
