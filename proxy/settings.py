@@ -401,7 +401,8 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         message = f"no such setting{_suggestion(name)}"
     elif name:
-        message = f"{first['input']!r}: {message}"
+        # In the words that our own checks have.
+        message = f"{first['input']!r}: {message.replace('Input should be', 'allowed is')}"
     also = f" (and {len(more)} more)" if more else ""
     return f"{name}: {message}{also}" if name else f"{message}{also}"
 

@@ -46,7 +46,7 @@ def test_the_program_alone_shows_its_commands():
         (["stats", "--jsn"], {}, "registry-cache stats: No such option: --jsn. Did you mean --json?"),
         (["serve"], {"REGISTRY_CACHE_MAXSIZE": "1GB"}, "_CACHE_MAXSIZE is not a setting: did you mean MAX_SIZE?"),
         (["prune"], {"REGISTRY_CACHE_PRUNE_KEEP": "x"}, "did you mean PRUNE__KEEP?"),
-        (["serve"], {"REGISTRY_CACHE_LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud': "),
+        (["serve"], {"REGISTRY_CACHE_LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud': allowed is 'debug', "),
         (["warm", "--parallel", "99", "alpine"], {}, "99 is not in the range 1<=x<=32."),
         (["completion", "tcsh"], {}, "'tcsh' is not one of 'bash', 'zsh', 'fish'."),
     ],

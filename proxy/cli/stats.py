@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from proxy.cli.admin import Service, cache_dir_option, json_option, service
+from proxy.cli.admin import Service, ServiceUnreachable, cache_dir_option, json_option, service
 from proxy.cli.common import format_ago, service_config_option
 from proxy.settings import format_size
 
@@ -47,7 +47,11 @@ def _watch(asked: Service) -> None:
     with Live(figures(asked.ask("stats")), screen=True, auto_refresh=False) as live:
         try:
             while True:
-                live.update(figures(asked.ask("stats")), refresh=True)
+                try:
+                    shown: RenderableType = figures(asked.ask("stats"))
+                except ServiceUnreachable as error:  # restarted, perhaps: it is watched for
+                    shown = Text(error.format_message(), style="bold red")
+                live.update(shown, refresh=True)
                 time.sleep(2)
         except KeyboardInterrupt:
             return
