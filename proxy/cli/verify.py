@@ -69,7 +69,8 @@ def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_jso
             state = "repaired" if repaired.get(rot.digest) else "not repaired" if repair else "found"
             click.echo(f"rot {state}: {rot.digest}: {rot.reason}")
         good = f"{count - len(rotten)} of {count} blobs ({format_size(size_bytes)}) are as they were stored"
-        click.echo(good + ("" if repair or not rotten else "; --repair fetches the others anew"))
+        done = f"; {sum(repaired.values())} of the others repaired" if repair else "; --repair fetches the others anew"
+        click.echo(good + (done if rotten else ""))
     sys.exit(1 if rotten else 0)
 
 

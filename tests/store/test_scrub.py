@@ -85,6 +85,7 @@ async def test_verify_command(start_cache, hub, tmp_path):
     result = await run("--cache-dir", cache.root, "--repair", "--config", config)
     assert result.exit_code == 1
     assert result.stdout.count("rot repaired") == 2
+    assert "; 2 of the others repaired" in result.stdout
     await cache.settled()
     # The manifest is right in the cache's memory, and so need not come back from upstream yet.
     assert cache.proxy.store.path(rotten[1]).read_bytes() == hub.images.read(rotten[1])
