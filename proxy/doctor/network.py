@@ -1,6 +1,7 @@
 """Looks at what is around: the running cache, upstream, its token service and clock, dockerd."""
 
 import email.utils
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ _CLOCK_BROKEN_SECONDS = 300.0
 _FEW_PULLS = 0.1
 _SMALL_DISK = 0.15
 _NIXOS = Path("/etc/NIXOS")
+_DAEMON_JSON = Path("/etc/docker/daemon.json")
 
 
 def service(stats: Mapping[str, Any] | None, url: str, settings: Settings) -> Check:
@@ -206,9 +208,7 @@ def mirror_check(mirrors: list[str], found: list[str | None], url: str, instance
         found: for each mirror, what :func:`instance_at` said.
     """
     name = "dockerd mirror"
-    remedy = f'put "registry-mirrors": ["{url}"] into /etc/docker/daemon.json, then: systemctl reload docker'
-    if _NIXOS.exists():
-        remedy = f'virtualisation.docker.daemon.settings.registry-mirrors = [ "{url}" ]; then rebuild (restarts docker)'
+    remedy = _mirror_remedy(url)
     if not mirrors:
         return Check(name, "broken", "dockerd has no registry-mirrors: pulls go past the cache", remedy)
     listed = ", ".join(mirrors)
@@ -226,6 +226,22 @@ def mirror_check(mirrors: list[str], found: list[str | None], url: str, instance
         text = f"dockerd asks {', '.join(mirrors[:place])} before this cache"
         return Check(name, "warning", text, "put this cache first in registry-mirrors")
     return Check(name, "ok", f"dockerd pulls through this cache ({mirrors[0]})")
+
+
+def _mirror_remedy(url: str) -> str:
+    """What to do so that dockerd asks *url*; its file may have it already, unread, or be unreadable for it."""
+    if _NIXOS.exists():
+        return f'virtualisation.docker.daemon.settings.registry-mirrors = [ "{url}" ]; then rebuild (restarts docker)'
+    reload = "systemctl reload docker (or: kill -HUP $(cat /run/docker.pid))"
+    try:
+        written = json.loads(_DAEMON_JSON.read_bytes())["registry-mirrors"]
+    except ValueError as error:
+        return f"{_DAEMON_JSON} is not JSON ({error}): correct it, then: {reload}"
+    except (OSError, KeyError, TypeError):
+        written = []
+    if isinstance(written, list) and any(str(mirror).rstrip("/") == url for mirror in written):
+        return f"{_DAEMON_JSON} names it, but dockerd has not read it: {reload}"
+    return f'put "registry-mirrors": ["{url}"] into {_DAEMON_JSON}, then: {reload}'
 
 
 async def real_pull(url: str, image: str) -> Check:

@@ -295,6 +295,27 @@ async def test_mirrors_are_told_apart_by_who_answers(start_cache):
     assert network.mirror_check([ours.url], [None], ours.url, None).state == "warning"
 
 
+@pytest.mark.parametrize(
+    ("written", "remedy"),
+    [
+        (None, 'put "registry-mirrors": ["http://127.0.0.1:5000"] into'),
+        ('{"registry-mirrors": ["http://other:5000"]}', 'put "registry-mirrors": ["http://127.0.0.1:5000"] into'),
+        ("[]", 'put "registry-mirrors": ["http://127.0.0.1:5000"] into'),
+        ('{"registry-mirrors": ["http://127.0.0.1:5000/"]}', "names it, but dockerd has not read it: systemctl reload"),
+        ('{"registry-mirrors": [}', "is not JSON"),
+    ],
+)
+def test_the_remedy_knows_what_dockerds_file_has_already(tmp_path, monkeypatch, written, remedy):
+    file = tmp_path / "daemon.json"
+    if written is not None:
+        file.write_text(written)
+    monkeypatch.setattr(network, "_DAEMON_JSON", file)
+    check = network.mirror_check([], [], "http://127.0.0.1:5000", "me")
+    assert check.state == "broken"
+    assert remedy in check.remedy
+    assert str(file) in check.remedy
+
+
 def test_where_a_cache_answers_on_this_machine():
     def url(listen):
         return load_settings(None, {"listen": listen}).local_url
