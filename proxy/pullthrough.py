@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy import events
 from proxy.clock import Clock
@@ -339,7 +339,7 @@ class PullThrough:
         if found.digest is None or found.size_bytes is None:
             return None
         entry = TagEntry(found.digest, found.media_type, found.size_bytes, self._clock().now())
-        await self._index.put_tag(reference.repository, reference.target, entry)
+        self._in_background(self._index.put_tag(reference.repository, reference.target, entry))
         return entry
 
     async def _stale(
@@ -369,8 +369,8 @@ class PullThrough:
         return answer._replace(served=Served("collapsed" if joined else "miss", timer.seconds))
 
     async def _fetch_once(self, reference: Reference) -> ManifestAnswer:
-        known = await self._known_by_now(reference)
-        if known is not None:
+        known = self.manifest_at_hand(reference, head=False)
+        if known is not None:  # somebody else has fetched it while we looked: a second GET would cost quota
             return known
         fetched = await self._patiently(lambda: self._upstream.manifest(reference))
         wanted = reference.digest
@@ -381,29 +381,23 @@ class PullThrough:
         wanted.verify(fetched.body)
         answer = ManifestAnswer(wanted, fetched.media_type, len(fetched.body), fetched.body, Served("miss"))
         self._store.remember(wanted, fetched.body, fetched.media_type)
-        task = asyncio.create_task(self._keep(reference.repository, answer))
-        self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
         if reference.digest is None:
             entry = TagEntry(wanted, fetched.media_type, len(fetched.body), self._clock().now())
-            await self._index.put_tag(reference.repository, reference.target, entry)
+            self._in_background(self._index.put_tag(reference.repository, reference.target, entry))
+        self._in_background(self._keep(reference.repository, answer))
         return answer
 
-    async def _known_by_now(self, reference: Reference) -> ManifestAnswer | None:
-        """The manifest, if somebody else has fetched it while we looked: a second GET would cost quota."""
-        digest = reference.digest
-        if digest is None:
-            entry = await self._index.tag(reference.repository, reference.target)
-            if entry is None or not self._is_fresh(entry):
-                return None
-            digest = entry.digest
-        return await self._stored_manifest(reference.repository, digest)
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Write to the disk beside the answer: the client does not wait for it. Memory knows at once."""
+        task = asyncio.create_task(work)
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
 
     def _is_fresh(self, entry: TagEntry) -> bool:
         return 0 <= self._clock().now() - entry.fetched_at < self._policy.tag_ttl_seconds
 
     async def _keep(self, repository: Repository, answer: ManifestAnswer) -> None:
-        """Store a verified manifest, beside the answer: the client does not wait for the disk."""
+        """Store a verified manifest."""
         body = answer.body or b""
         try:
             async with self._store.ingest(answer.digest) as partial:

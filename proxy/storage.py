@@ -10,6 +10,9 @@ from typing import NamedTuple, Protocol
 
 from proxy.oci import Digest, Repository
 
+# A piece of a body; whoever reads it may keep it.
+Piece = bytes | memoryview
+
 
 class Hash(Protocol):
     """A running hash, as :mod:`hashlib` has it."""
@@ -31,7 +34,7 @@ class Sink(Protocol):
         ConnectionError: the client is gone, or has taken nothing for too long.
     """
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Piece) -> None:
         """Send *data*."""
 
     async def send_file(self, fd: int, start: int, stop: int) -> None:
@@ -69,7 +72,7 @@ class Partial(Protocol):
             NoSpace: there is none, even after eviction.
         """
 
-    async def append(self, data: bytes) -> None:
+    async def append(self, data: Piece) -> None:
         """Add *data* behind what is there.
 
         Raises:

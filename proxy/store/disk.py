@@ -239,7 +239,8 @@ class DiskStore:
         """See :class:`proxy.storage.BlobStore`.
 
         Raises:
-            NoSpace: the disk refuses even an empty file.
+            NoSpace: it is being written already, or the disk does not give what it took. What it does not take is
+                found by the partial's first expect() or append().
         """
         path = self.root / "partials" / f"{digest.algorithm}-{digest.encoded}"
         if digest in self._ingesting:
@@ -252,32 +253,34 @@ class DiskStore:
                 yield partial
             finally:
                 del self._active[digest]
-                if not partial.ended:
-                    if partial.offset:
-                        self._reserved[digest] = partial.offset
-                    else:
-                        await self._discard(partial)
+                await finish(self._leave(partial))
         finally:
             self._ingesting.discard(digest)
 
+    async def _leave(self, partial: DiskPartial) -> None:
+        """Keep what has arrived for the next ingest, and no more room than it takes."""
+        await partial.settle()
+        if not partial.ended:
+            if partial.offset:
+                self._reserved[partial.digest] = partial.offset
+            else:
+                await self._discard(partial)
+
     async def _begin(self, digest: Digest, path: Path) -> DiskPartial:
         resumed = digest in self._reserved
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if resumed else os.O_TRUNC)
-        try:
-            fd = await self._threads.run_interruptible(lambda: os.open(path, flags, 0o644), dispose=os.close)
-        except OSError as error:
-            raise refused(error) from error
         partial = DiskPartial(
-            digest, path, fd, threads=self._threads, reserve=self._reserve, publish=self._publish, discard=self._discard
+            digest, path, threads=self._threads, reserve=self._reserve, publish=self._publish, discard=self._discard
         )
-        try:
-            if resumed:
+        if resumed:
+            try:
                 await self._threads.run(partial.rehash)
-        except BaseException as error:
-            partial.close()
-            if isinstance(error, OSError):
-                raise refused(error) from error
-            raise
+            except BaseException as error:
+                partial.close()
+                if isinstance(error, OSError):
+                    raise refused(error) from error
+                raise
+        else:
+            partial.open_soon()
         self._reserved.setdefault(digest, 0)
         return partial
 
@@ -293,8 +296,11 @@ class DiskStore:
         promised = self._reserved.get(partial.digest, 0)
         if size_bytes <= promised:
             return
+        more = size_bytes - promised
+        if self.total_bytes + more <= self.cap_bytes and self._lacking_free_bytes(more) <= 0:
+            self._reserved[partial.digest] = size_bytes  # at once: no miss waits for what others publish
+            return
         async with self._changing:
-            more = size_bytes - promised
             if self._lacking_free_bytes(more) > self._here.size_bytes + sum(self._quarantined.values()):
                 raise NoSpace("the filesystem is too full, whatever were evicted (MIN_FREE)")
             await finish(self._evict(more))

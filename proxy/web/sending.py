@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from proxy.errors import ReadFailed
+from proxy.storage import Piece
 from proxy.threads import Threads
 
 # Sent per turn of the event loop: more lets one fast client starve the others; half of it cost 15 % more CPU.
@@ -42,7 +43,7 @@ class SocketSink:
         self._threads = threads
         self._socket = -1
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Piece) -> None:
         """See :class:`proxy.storage.Sink`."""
         async with self._patience():
             await self._response.write(data)
