@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from proxy.cli import cli, common
+from proxy.cli import admin, cli, common
 from proxy.cli.common import COMMANDS
 from tests.e2e.command import PROGRAM, environment
 
@@ -75,6 +75,14 @@ def test_mistyped_key_of_the_settings_file(tmp_path, text, meant):
     assert (done.returncode, done.stderr) == (2, f"registry-cache: {meant} (in {file})\n")
 
 
+def as_somebody_else(*arguments):
+    # Imported before: the program itself may be where nobody else can go.
+    modules = "proxy.cli.serve, proxy.cli.stats"
+    script = f"import os, {modules}; from proxy.cli import main; os.setgroups([]); os.setuid(65534); main()"
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment())
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("setting", ["--config", "--ca-file", "--password-file"])
 def test_file_that_this_user_may_not_see_is_one_line(tmp_path, setting):
@@ -83,13 +91,17 @@ def test_file_that_this_user_may_not_see_is_one_line(tmp_path, setting):
     hidden.mkdir(mode=0o700)
     (hidden / "file").write_text("")
     arguments = ["serve", setting, str(hidden / "file"), "--cache-dir", "/nowhere", "--username", "a"]
-    # Imported before: the program itself may be where nobody else can go.
-    script = "import os, proxy.cli.serve; from proxy.cli import main; os.setgroups([]); os.setuid(65534); main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True, env=environment()
-    )
+    done = as_somebody_else(*arguments)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert str(hidden) in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_ask_the_service_is_told_so(tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o700)
+    done = as_somebody_else("stats", "--cache-dir", str(tmp_path / "cache"))
+    assert done.returncode == 3
+    assert done.stderr.endswith("only root and the user that runs the cache may ask it: try sudo\n")
 
 
 @pytest.mark.parametrize(("uid", "taken"), [(0, True), (1000, False)])
@@ -104,8 +116,10 @@ def test_settings_of_the_installed_service_are_the_default_for_root(tmp_path, mo
     for name in ("stats", "list", "pin", "unpin", "purge", "warm", "doctor", "verify"):
         (config,) = (p for p in cli.get_command(None, name).params if p.name == "config")
         assert config.get_default(click.Context(cli)) == (installed if taken else None)
+    monkeypatch.setattr(admin, "INSTALLED_CONFIG", installed)
     result = CliRunner().invoke(cli, ["stats"])
-    assert (f"no cache is running in {tmp_path}/here" in result.stderr) == taken
+    assert (f"no cache is running in {tmp_path}/here: start it" in result.stderr) == taken
+    assert ("the installed service is asked as root: try sudo" in result.stderr) == (not taken)
 
 
 def test_variables_of_others_do_not_stop_it():

@@ -44,7 +44,7 @@ class Program(click.Group):
 
 config_option = click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="REGISTRY_CACHE_CONFIG",
     help="TOML file with settings; flags and environment variables win over it.",
 )
@@ -62,7 +62,7 @@ def _installed_config() -> Path | None:
 # For the commands that look at a service which somebody else has started.
 service_config_option = click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="REGISTRY_CACHE_CONFIG",
     default=_installed_config,
     help=f"The service's settings file.  [default: {INSTALLED_CONFIG}, for root where it is there]",

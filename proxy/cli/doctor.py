@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from proxy.cli.admin import cache_dir_option, json_option, running
-from proxy.cli.common import service_config_option
+from proxy.cli.common import INSTALLED_CONFIG, service_config_option
 from proxy.doctor import host, network
 from proxy.doctor.check import Check
 from proxy.errors import RegistryCacheError, SettingsError
@@ -86,7 +86,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
         return
     found = running(settings)
     settings = host.with_installed_token(found.settings)
-    yield _settings(settings)
+    yield _settings(settings, found.config or config)
     if check := host.settings_file(found.config or config):
         yield check
     yield host.secret(settings)
@@ -117,10 +117,13 @@ async def _stats(url: str) -> dict[str, Any] | None:
             return None
 
 
-def _settings(settings: Settings) -> Check:
+def _settings(settings: Settings, config: Path | None) -> Check:
     _, unknown = unknown_environment(os.environ)
     if unknown:
         return Check("settings", "warning", "; ".join(unknown), "correct the name, or unset the variable")
+    if config is None and os.geteuid() != 0 and INSTALLED_CONFIG.is_file():
+        text = f"this user's, not those of the installed service ({INSTALLED_CONFIG})"
+        return Check("settings", "warning", text, "run doctor as root")
     if not settings.is_loopback and settings.username:
         text = f"LISTEN is {settings.listen}: whoever reaches it can pull what {settings.username} can"
         return Check("settings", "warning", text, "firewall the port, or listen on 127.0.0.1 only")
