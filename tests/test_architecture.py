@@ -1,7 +1,10 @@
 """Imports point downwards, and foreign libraries stay where they belong."""
 
 import ast
+import tomllib
 from pathlib import Path
+
+import proxy
 
 ROOT = Path(__file__).parent.parent / "proxy"
 
@@ -65,3 +68,8 @@ def test_foreign_libraries_stay_where_they_belong():
         for name in imported(tree):
             homes = FOREIGN.get(name.partition(".")[0])
             assert homes is None or module.startswith(homes), f"{module} imports {name}"
+
+
+def test_the_version_is_the_projects():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    assert proxy.__version__ == project["version"]

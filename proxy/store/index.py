@@ -416,6 +416,8 @@ class SqliteIndex:
             return
         if not await self._run(_write_buffered, False, used, links):
             self._used = dict([*used.items(), *self._used.items()][-_MEMORY_ENTRIES:])
+            if len(self._links) < _MEMORY_ENTRIES:
+                self._links |= links
 
 
 # --- SQL: everything below runs in the index thread ---------------------------------------------------------------
