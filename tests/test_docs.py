@@ -4,8 +4,10 @@ import importlib.util
 import re
 from pathlib import Path
 
+import click
 import pytest
 
+from proxy.cli import cli
 from proxy.cli.common import COMMANDS
 from proxy.settings import ENV_PREFIX, setting_names
 
@@ -82,3 +84,31 @@ def test_every_page_is_reached_from_the_readme():
         links = {(page.parent / link.partition("#")[0]).resolve() for link in links_of(page) if ":" not in link}
         new |= {link for link in links if link.suffix == ".md" and link.exists()} - reached
     assert set(PAGES) - reached == set()
+
+
+def commands_of(page):
+    """Every call of the program in the page's console blocks, as its arguments."""
+    for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^[#$] (.*)$", block, re.MULTILINE):
+            for part in re.split(r"[|;]|\$\(", line.partition("  #")[0]):
+                words = part.split()
+                if "registry-cache" in words:
+                    yield words[words.index("registry-cache") + 1 :]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_are_shown_exist_with_these_options(page):
+    for words in commands_of(page):
+        arguments = [word.strip("'\"") for word in words]
+        # systemctl status registry-cache, journalctl -u registry-cache -o cat: a name, not the program.
+        if not arguments or arguments[0] not in COMMANDS:
+            continue
+        with click.Context(cli, info_name="registry-cache") as root:
+            command = cli.get_command(root, arguments[0])
+            with click.Context(command, parent=root, **command.context_settings) as context:
+                command.make_parser(context).parse_args(arguments[1:])
+
+
+def test_commands_are_found_in_the_pages():
+    found = [words for page in PAGES for words in commands_of(page)]
+    assert len([words for words in found if words and words[0] in COMMANDS]) > 50
