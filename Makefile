@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint soak bench bench-quick verify verify-short daemons lock install uninstall clean
+.PHONY: help run test lint docs soak bench bench-quick verify verify-short daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/dev.stamp  ## write docs/commands.md and docs/configuration.md from the program itself
+	$(BIN)/python docs/generate.py
 
 soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5), then check every invariant
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)

@@ -39,11 +39,12 @@ _PINS_SHOWN = 20
 class Identity:
     """Which cache this is: what answers on a mirror's address can be told from another one.
 
-    ``address`` is set by whoever listens.
+    ``address`` and ``config``, the settings file, are set by whoever listens.
     """
 
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
     address: str = ""
+    config: str = ""
 
 
 @dataclass(frozen=True)

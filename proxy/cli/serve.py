@@ -39,7 +39,7 @@ def command(config: Path | None, **flags: Any) -> None:
     Exit codes: 0 after SIGTERM, 1 when the cache cannot run (its directory, its address), 2 for wrong settings.
     """
     settings = load_settings(config, flags)
-    warnings = [*unknown_environment(os.environ), *not_honoured(config, os.environ)]
+    warnings = [*unknown_environment(os.environ)[1], *not_honoured(config, os.environ)]
     bus = events.Events()
     log = logs.Log(settings.log_format or logs.default_format(), settings.log_level)
     bus.subscribe(log)
@@ -48,7 +48,7 @@ def command(config: Path | None, **flags: Any) -> None:
         bus.emit(events.Warned(message=warning))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, bus))
+            runner.run(_serve(settings, bus, config.absolute() if config else None))
     except (StoreError, OSError) as error:
         log.close()
         click.echo(f"registry-cache: {error}", err=True)
@@ -56,7 +56,7 @@ def command(config: Path | None, **flags: Any) -> None:
     log.close()
 
 
-async def _serve(settings: Settings, bus: events.Events) -> None:
+async def _serve(settings: Settings, bus: events.Events, config: Path | None) -> None:
     _allow_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -74,6 +74,7 @@ async def _serve(settings: Settings, bus: events.Events) -> None:
             except OSError as error:
                 raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno or 0)}") from error
             address = proxy.identity.address = _address(runner)
+            proxy.identity.config = str(config or "")
             _warn(settings, bus)
             bus.emit(
                 events.Ready(

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from proxy.attention import notices
 from proxy.cli.admin import Service, ServiceUnreachable, cache_dir_option, json_option, service
-from proxy.cli.common import config_option
+from proxy.cli.common import service_config_option
 from proxy.history import Counts
 from proxy.settings import format_ago, format_size
 
@@ -33,7 +33,7 @@ Examples:
   registry-cache stats --watch --json | jq --unbuffered .flights
 """,
 )
-@config_option
+@service_config_option
 @cache_dir_option
 @json_option
 @click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C; with --json a line each.")
@@ -66,7 +66,9 @@ def _watch(asked: Service, stats: dict[str, Any]) -> None:
             try:
                 shown: RenderableType = _shown(asked.ask("stats"))
             except ServiceUnreachable as error:
-                shown = Text(f"{error.message}\n\nasking again every {_WATCH_SECONDS} s; Ctrl-C ends this", style="red")
+                shown = Text(
+                    f"{error.format_message()}\n\nasking again every {_WATCH_SECONDS} s; Ctrl-C ends this", style="red"
+                )
             live.update(shown, refresh=True)
 
 
@@ -103,7 +105,7 @@ def _facts(stats: Mapping[str, Any], now: float) -> Table:
     used, cap = store["size_bytes"] + store["partial_bytes"], store["max_size_bytes"]
     free = f", {format_size(disk['free_bytes'])} free on the filesystem" if disk else ""
     table.add_row("up", f"{format_ago(stats['uptime_seconds'])}, version {stats['version']}")
-    table.add_row("hits", f"{_percent(stats['hit_ratio'])} of pulls, {_percent(stats['byte_hit_ratio'])} of bytes")
+    table.add_row("hits", _hits(stats["hit_ratio"], stats["byte_hit_ratio"]))
     table.add_row("requests", ", ".join(f"{count} {name}" for name, count in requests.items() if count) or "none yet")
     table.add_row("saved", f"{format_size(stats['bytes']['from_cache'])} came from here")
     table.add_row("disk", f"{format_size(used)} of {format_size(cap)} ({used / cap if cap else 0:.0%}){free}")
@@ -116,8 +118,10 @@ def _facts(stats: Mapping[str, Any], now: float) -> Table:
     return table
 
 
-def _percent(ratio: float | None) -> str:
-    return "no figure yet" if ratio is None else f"{ratio:.1%}"
+def _hits(ratio: float | None, byte_ratio: float | None) -> str:
+    if ratio is None:
+        return "nothing was pulled yet"
+    return f"{ratio:.1%} of pulls" + ("" if byte_ratio is None else f", {byte_ratio:.1%} of bytes")
 
 
 def _upstream(upstream: Mapping[str, Any], now: float) -> Text:
@@ -134,7 +138,7 @@ def _upstream(upstream: Mapping[str, Any], now: float) -> Text:
 
 def _quota(quota: Mapping[str, Any] | None, now: float) -> str:
     if quota is None:
-        return "not told yet"
+        return "not told yet: upstream says it with the first miss"
     told = f"{quota['remaining']} of {quota['limit']} pulls left in {quota['window_seconds'] / 3600:g} h"
     all_back_at = quota["observed_at"] + quota["window_seconds"]
     if all_back_at <= now:
@@ -148,7 +152,7 @@ def _history(history: Mapping[str, Mapping[str, int]]) -> Table:
         counts = Counts(**history[name])
         table.add_row(
             title,
-            "–" if counts.hit_ratio is None else _percent(counts.hit_ratio),  # noqa: RUF001 -- a dash for people
+            "–" if counts.hit_ratio is None else f"{counts.hit_ratio:.1%}",  # noqa: RUF001 -- a dash for people
             str(counts.hits + counts.misses),
             format_size(counts.cached_bytes),
             format_size(counts.received_bytes),

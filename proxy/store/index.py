@@ -7,6 +7,7 @@ never fails because of it.
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -174,16 +175,16 @@ class SqliteIndex:
             )
         if version < SCHEMA_VERSION:
             db.executescript(f"BEGIN; {' '.join(_SCHEMAS[version:])} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        boot = _boot_id()
         ended = _get_meta(db, "ended")
         if version == 0:
             self.doubt = "the index is new"
-        elif ended == boot:
+        elif ended and ended == boot:
             self.doubt = "the last run was killed"
         elif ended:
             self.doubt = "the machine went down during the last run"
             self.machine_crashed = True
-        _set_meta(db, "ended", boot or "?")  # until aclose() says that the run ended properly
+        _set_meta(db, "ended", boot or "unknown boot")  # until aclose() says that the run ended properly
         self.tag_count = db.execute("SELECT COUNT(*) FROM tags").fetchone()[0]
         row = db.execute(
             "SELECT MAX(t) FROM (SELECT MAX(last_use) AS t FROM blobs UNION SELECT MAX(fetched_at) FROM tags)"
@@ -689,3 +690,15 @@ def _write_buffered(
             [(*repository, digest) for repository, digest in links],
         )
     return True
+
+
+def _boot_id() -> str:
+    """Which boot of the machine this is; empty when that is hidden.
+
+    A unit with ``ProcSubset=pid`` does not see the kernel's file; ours has ``Environment=BOOT_ID=%b`` for that.
+    """
+    try:
+        text = _BOOT_ID.read_text()
+    except OSError:
+        text = os.environ.get("BOOT_ID", "")
+    return text.strip().replace("-", "")

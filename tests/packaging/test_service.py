@@ -73,6 +73,12 @@ def test_a_private_image_is_pulled_with_the_credential_and_outlives_a_restart(
         assert machine.show(CACHE, "MainPID") != pid
         assert http.get(f"{base}/blobs/{digest}").headers["Cache-Status"] == "registry-cache; hit"
     assert hub.counters()["requests"] == before
+    # The index is as it was left: the sandbox hides the boot's ID, by which a killed run is told from a stopped one.
+    assert "index_rebuilt" not in "\n".join(machine.journal(CACHE))
+    machine.run("systemctl", "kill", "--signal=KILL", CACHE)
+    until(lambda: machine.show(CACHE, "MainPID") not in (pid, "0"), "systemd starts it again")
+    killed = '"reason":"the last run was killed"'
+    until(lambda: killed in "\n".join(machine.journal(CACHE)), "it tells that it was killed")
     process = machine.root / f"proc/{machine.show(CACHE, 'MainPID')}"
     assert hub.ready["pat"] not in (process / "environ").read_text() + (process / "cmdline").read_text()
     assert hub.ready["pat"] not in "\n".join(machine.journal(CACHE))
@@ -116,7 +122,8 @@ def test_wrong_settings_are_one_line_and_are_not_tried_again(machine, configure)
     assert machine.try_run("systemctl", "start", CACHE).returncode != 0
     assert (machine.show(CACHE, "ActiveState"), machine.show(CACHE, "NRestarts")) == ("failed", "0")
     own = [line for line in journal_since(machine, mark) if line.startswith("registry-cache: ")]
-    assert own == ["registry-cache: MAX_SIZE: 'plenty': allowed is a size such as 500MB, 20GB or 1.5TiB"]
+    allowed = "allowed is a size such as 500MB, 20GB or 1.5TiB"
+    assert own == [f"registry-cache: MAX_SIZE: 'plenty': {allowed} (in /etc/registry-cache.toml)"]
 
 
 def test_an_account_without_its_token_is_told_what_is_missing(machine, configure):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import socket
 import sqlite3
@@ -318,3 +319,27 @@ async def test_others_are_turned_away_even_if_the_socket_is_open_to_them(cache, 
     monkeypatch.setattr("proxy.web.admin._ROOT", 54321)
     code, _, err = await run(cache.root, "list")
     assert (code, "only root and the user that runs the cache" in err) == (3, True)
+
+
+async def test_watch_outlives_a_restart_of_the_service(tmp_path, hub):
+    primary, secondary = pty.openpty()
+    async with run_cache(tmp_path / "cache", hub):
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM, "stats", "--watch", "--cache-dir", str(tmp_path / "cache"), stdout=secondary, stderr=secondary,
+            env=environment(COLUMNS="200", TERM="xterm"),
+        )  # fmt: skip
+        os.close(secondary)
+        await asyncio.to_thread(read_until, primary, "nothing was pulled yet")
+    await asyncio.to_thread(read_until, primary, "no cache is running")
+    async with run_cache(tmp_path / "cache", hub):
+        await asyncio.to_thread(read_until, primary, "nothing was pulled yet")
+    process.send_signal(signal.SIGINT)
+    assert await process.wait() == 0
+    os.close(primary)
+
+
+def read_until(fd, text):
+    """Read what is shown until *text* is; the test's own timeout ends the wait."""
+    seen = ""
+    while text not in seen:
+        seen += os.read(fd, 65536).decode(errors="replace")
