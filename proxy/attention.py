@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from proxy.settings import format_size
+from proxy.units import format_size
 
 _QUOTA_LOW = 0.1
 

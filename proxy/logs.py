@@ -17,8 +17,8 @@ import click
 import msgspec
 
 from proxy import events
-from proxy.settings import format_size
 from proxy.threads import start_daemon
+from proxy.units import format_size
 
 LogFormat = Literal["json", "console"]
 

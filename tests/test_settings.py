@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from proxy.cli import main
 from proxy.errors import SettingsError
-from proxy.settings import Settings, Threshold, load_settings, parse_duration, parse_threshold, unknown_environment
+from proxy.settings import Settings, load_settings, unknown_environment
+from proxy.units import Threshold, parse_duration, parse_threshold
 
 
 @pytest.fixture(autouse=True)

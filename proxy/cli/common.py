@@ -12,7 +12,8 @@ import click
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize
 from pydantic.fields import FieldInfo
 
-from proxy.settings import PruneSettings, Threshold, format_duration, format_size
+from proxy.settings import PruneSettings
+from proxy.units import Threshold, format_duration, format_size
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.
 COMMANDS = (

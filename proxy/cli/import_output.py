@@ -12,7 +12,7 @@ from proxy import events
 from proxy.importing.carry import Outcome
 from proxy.importing.plan import Contents, Plan
 from proxy.oci import Digest
-from proxy.settings import format_size
+from proxy.units import format_size
 
 _SHOWN = 10
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from proxy.cli.admin import cache_dir_option, json_option, service
 from proxy.cli.common import service_config_option
-from proxy.settings import format_ago, format_size
+from proxy.units import format_ago, format_size
 
 
 @click.command(

@@ -8,7 +8,7 @@ import click
 
 from proxy.cli.admin import cache_dir_option, json_option, pattern_argument, service
 from proxy.cli.common import service_config_option
-from proxy.settings import format_size
+from proxy.units import format_size
 
 
 @click.command(

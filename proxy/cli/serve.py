@@ -16,8 +16,9 @@ from proxy import __version__, events, logs
 from proxy.assembly import Proxy, open_proxy
 from proxy.cli.common import config_option, settings_flags
 from proxy.errors import StoreError
-from proxy.settings import Settings, format_size, load_settings, not_honoured, unknown_environment
+from proxy.settings import Settings, load_settings, not_honoured, unknown_environment
 from proxy.systemd import Notifier
+from proxy.units import format_size
 
 
 @click.command(

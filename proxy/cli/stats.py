@@ -16,7 +16,7 @@ from proxy.attention import notices
 from proxy.cli.admin import Service, ServiceUnreachable, cache_dir_option, json_option, service
 from proxy.cli.common import service_config_option
 from proxy.history import Counts
-from proxy.settings import format_ago, format_size
+from proxy.units import format_ago, format_size
 
 _WATCH_SECONDS = 2
 _TRANSFERS, _REPOSITORIES, _VICTIMS = 5, 10, 5

@@ -23,8 +23,9 @@ from proxy.cli.admin import Running, cache_dir_option, json_option, running
 from proxy.cli.common import service_config_option
 from proxy.errors import StoreLocked
 from proxy.oci import Digest
-from proxy.settings import format_size, load_settings
+from proxy.settings import load_settings
 from proxy.store.scrub import find_rot, stored_files
+from proxy.units import format_size
 
 
 class Rot(NamedTuple):

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from proxy.settings import format_duration, format_size
+from proxy.units import format_duration, format_size
 from proxy.warming.warm import Outcome, Planned, would_be
 
 _MARKS = {"here": "=", "warmed": "✔", "failed": "✘", "skipped": "-"}

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from proxy.doctor.check import Check
-from proxy.settings import Settings, format_size
+from proxy.settings import Settings
+from proxy.units import format_size
 
 # Filesystems that lose data, locks or sockets in ways that a cache directory does not bear.
 _UNSUITABLE = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "vfat", "exfat"}

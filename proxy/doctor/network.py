@@ -24,7 +24,8 @@ from proxy.errors import (
 from proxy.hostprune.address import engine_socket
 from proxy.hostprune.engine import connect
 from proxy.oci import Reference
-from proxy.settings import Settings, format_duration, format_size
+from proxy.settings import Settings
+from proxy.units import format_duration, format_size
 from proxy.upstream.client import Upstream, tls_context
 from proxy.upstream.ratelimit import Quota
 from proxy.warming.puller import Name, Puller, PullFailed, host_platform, reason_of

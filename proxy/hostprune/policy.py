@@ -12,7 +12,8 @@ from proxy.hostprune.lineage import Lineage
 from proxy.hostprune.references import matching_pattern
 from proxy.hostprune.snapshot import Disk, Image, Snapshot
 from proxy.hostprune.uses import runs_under_way, uses_of
-from proxy.settings import PruneSettings, format_duration, format_size
+from proxy.settings import PruneSettings
+from proxy.units import format_duration, format_size
 
 _DEFAULT_TARGET_MARGIN = 0.05  # of the filesystem, above free_below
 

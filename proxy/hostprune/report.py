@@ -7,7 +7,7 @@ from typing import Any
 from proxy.hostprune.policy import Plan, Removal, Stay
 from proxy.hostprune.prune import CacheFailed, CacheRemoved, Event, Failed, Removed, Skipped
 from proxy.hostprune.snapshot import Disk, Image
-from proxy.settings import format_duration, format_size
+from proxy.units import format_duration, format_size
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 
 from proxy.hostprune.references import ImageName
 from proxy.hostprune.snapshot import Image, Snapshot
-from proxy.settings import format_duration
+from proxy.units import format_duration
 
 # `docker create` without a start may stay for ever; a run does not stand between the two for longer than this.
 CREATED_IS_A_RUN_SECONDS = 3600.0

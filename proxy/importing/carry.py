@@ -18,8 +18,9 @@ from proxy.oci import Digest
 from proxy.storage import TagEntry
 from proxy.store.disk import DiskStore
 from proxy.store.files import link
-from proxy.store.index import BlobEntry, SqliteIndex
+from proxy.store.index import SqliteIndex
 from proxy.store.scrub import find_rot
+from proxy.store.statements import BlobEntry
 from proxy.threads import Threads
 
 T = TypeVar("T")

@@ -27,8 +27,9 @@ from proxy.oci import MANIFEST_MAX_BYTES, Digest, Manifest
 from proxy.storage import Sink, StoreTotals
 from proxy.store.eviction import Entry, choose_victims
 from proxy.store.files import DiskSpace, disk_space, inspect, rename, sizes, unlink_all
-from proxy.store.index import BlobEntry, SqliteIndex, Tally
+from proxy.store.index import SqliteIndex
 from proxy.store.partial import DiskPartial, refused
+from proxy.store.statements import BlobEntry, Tally
 from proxy.threads import Threads, finish
 
 # Content up to this size is served from memory: manifests, configs, signatures. Measured in docs/benchmarks.

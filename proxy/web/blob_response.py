@@ -2,10 +2,11 @@
 
 from aiohttp import web
 
+from proxy.answers import BlobAnswer, Direct, Served
 from proxy.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError
 from proxy.flight import FlightReader, Flights
 from proxy.oci import Digest, Repository
-from proxy.pullthrough import BlobAnswer, Direct, PullThrough, Served
+from proxy.pullthrough import PullThrough
 from proxy.ranges import ContentRange, Range
 from proxy.storage import OpenBlob
 from proxy.threads import Threads

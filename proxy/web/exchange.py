@@ -5,9 +5,9 @@ import time
 from aiohttp import web
 
 from proxy import events
+from proxy.answers import Served
 from proxy.events import CacheResult, Kind
 from proxy.oci import DOCKER_HUB, Digest, Repository
-from proxy.pullthrough import Served
 
 API_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 

@@ -19,9 +19,10 @@ from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 
 from proxy import events
+from proxy.answers import Served
 from proxy.events import CacheResult
 from proxy.oci import Digest, Reference, Repository
-from proxy.pullthrough import PullThrough, Served
+from proxy.pullthrough import PullThrough
 from proxy.web.exchange import blob_headers, manifest_headers, user_agent
 
 _HEADS = 4096

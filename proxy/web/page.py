@@ -17,7 +17,8 @@ from proxy import events
 from proxy.attention import notices
 from proxy.contents import PinSummary
 from proxy.history import SPANS, Span, Step, total
-from proxy.settings import Settings, format_ago, format_duration, format_size
+from proxy.settings import Settings
+from proxy.units import format_ago, format_duration, format_size
 from proxy.web.plots import HEIGHT, Plot, bytes_plot, ratio_plot
 
 REFRESH_SECONDS = 10

@@ -12,10 +12,11 @@ import msgspec
 from aiohttp import web
 
 from proxy import events
+from proxy.answers import ListAnswer, ManifestAnswer, Served
 from proxy.errors import NameUnknown, NotCached, RegistryCacheError, Unsupported
 from proxy.events import CacheResult, Kind
 from proxy.oci import DOCKER_HUB, Digest, Reference, Repository
-from proxy.pullthrough import ListAnswer, ManifestAnswer, PullThrough, Served
+from proxy.pullthrough import PullThrough
 from proxy.storage import Index
 from proxy.web.blob_response import BlobResponder
 from proxy.web.errors import rendered

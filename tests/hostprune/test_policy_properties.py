@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from proxy.hostprune.policy import may_go, plan
 from proxy.hostprune.snapshot import Container, Disk, Image, Service, Snapshot, Task
-from proxy.settings import PruneSettings, Threshold
+from proxy.settings import PruneSettings
+from proxy.units import Threshold
 
 NOW = 1_000_000.0
 # Small pools: names, layers and ages collide all the time.

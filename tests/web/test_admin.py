@@ -166,11 +166,11 @@ async def test_stats_go_on_line_by_line(cache):
 
 
 async def test_an_older_index_is_brought_up_to_date(tmp_path):
-    from proxy.store import index as module  # noqa: PLC0415
+    from proxy.store import statements  # noqa: PLC0415
 
     path = tmp_path / "index.sqlite3"
     with sqlite3.connect(path) as db:
-        db.executescript(module._SCHEMA_1 + "PRAGMA user_version = 1;")
+        db.executescript(statements.SCHEMA_1 + "PRAGMA user_version = 1;")
         db.execute("INSERT INTO tags VALUES ('docker.io', 'library/a', '1', 'sha256:x', 'm', 1, 1.0)")
     db.close()
     index = SqliteIndex(path, events=events.Events())
