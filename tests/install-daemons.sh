@@ -16,6 +16,7 @@ need iptables iptables
 need ip iproute2
 need debootstrap debootstrap
 need make make
+need zstd zstd
 need systemd-analyze systemd
 need nix-instantiate nix-bin
 [ -x /bin/busybox ] || missing="$missing busybox-static"
