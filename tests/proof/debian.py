@@ -43,11 +43,13 @@ class Packages:
         """The files of *names* and all that they need, downloaded: what apt would choose for just these."""
         if not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
             subprocess.run(["apt-get", "update", "-qq"], check=True)
-        self._apt("--download-only", "--yes", *names)
         # apt prints only what it would download, which is nothing where the packages are already.
         nowhere = f"-oDir::Cache::archives={self._directory}/nothing"
         printed = self._apt(nowhere, "--print-uris", *names).splitlines()
-        return [line.split()[1] for line in printed if line.startswith("'")]
+        files = [line.split()[1] for line in printed if line.startswith("'")]
+        if not all((self._directory / "archives" / file).exists() for file in files):
+            self._apt("--download-only", "--yes", *names)
+        return files
 
     def layer(self, packages: Sequence[str], *, zstd: bool = False) -> LayerFile:
         """One layer with the content of these package files."""

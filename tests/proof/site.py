@@ -13,6 +13,7 @@ from tests.e2e.command import PROGRAM, Command, free_port, running, settings_for
 from tests.e2e.dockerd import Dockerd, running_dockerd
 from tests.e2e.swarm import wait_until_gone
 from tests.hub.client import HubClient, running_hub
+from tests.hub.tls import ADDRESSES
 from tests.proof.installation import Installation
 from tests.proof.recipe import JOB, Stack
 
@@ -190,8 +191,7 @@ def _answers(port: int) -> bool:
 
 def _free_address() -> str:
     """A loopback address whose port 443 is nobody's: other proofs may run on this machine."""
-    for number in range(4, 250):
-        address = f"127.0.0.{number}"
+    for address in ADDRESSES[3:]:  # the first ones are the look-alike's other services
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind((address, 443))
             return address
