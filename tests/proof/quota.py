@@ -23,9 +23,9 @@ def rate_limit_never_bites(site: Site, evidence: Evidence, *, deploys: int) -> N
 
     def run() -> tuple[int, str]:
         for number, recipe in enumerate(order):
-            for done in host.pull(*(f"{name}:1" for name in recipe)):
-                if done.returncode:
-                    return number, done.stderr.decode().strip().splitlines()[-1]
+            for why in host.pull(*(f"{name}:1" for name in recipe)):
+                if why:
+                    return number, why
             host.prune_all()
         return deploys, ""
 

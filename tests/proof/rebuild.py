@@ -69,7 +69,9 @@ def _serves_reinstalled(cache: Command, installation: Installation) -> tuple[boo
         and bool(libraries)
         and all(library.startswith(LIBRARIES) for library in libraries)
     )
-    return good, f"{' '.join(arguments).strip()}, with {len(libraries)} libraries from {LIBRARIES}"
+    # Without the folder that stands for the machine's own root.
+    command = " ".join(arguments).replace(str(installation.root), "").strip()
+    return good, f"{command}, with {len(libraries)} libraries from {LIBRARIES}"
 
 
 def _said(spent: Cost) -> str:

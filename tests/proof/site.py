@@ -14,6 +14,7 @@ from tests.e2e.dockerd import Dockerd, running_dockerd
 from tests.e2e.swarm import wait_until_gone
 from tests.hub.client import HubClient, running_hub
 from tests.hub.tls import ADDRESSES
+from tests.proof.engine import Engine
 from tests.proof.installation import Installation
 from tests.proof.recipe import JOB, Stack
 
@@ -34,16 +35,17 @@ class Host:
 
     def __init__(self, docker: Dockerd) -> None:
         self.docker = docker
+        self.engine = Engine(docker.socket)
+
+    def close(self) -> None:
+        self.engine.close()
 
     def use_mirror(self, url: str | None) -> None:
         """Pull through *url* from now on; None pulls from Docker Hub itself."""
         mirrors = [url] if url else []
         self.docker.reload(**{"registry-mirrors": mirrors})
-        expected = f"[{url}/]" if url else "[]"
-        until(
-            lambda: self.docker.run("info", "--format", "{{.RegistryConfig.Mirrors}}") == expected,
-            "dockerd has read its mirrors",
-        )
+        expected = [f"{url}/"] if url else []
+        until(lambda: self.engine.mirrors() == expected, "dockerd has read its mirrors")
 
     def deploy(self, stack: Stack, directory: Path) -> Deploy:
         """``docker stack deploy``, until every service has converged and the job has ended well."""
@@ -55,12 +57,9 @@ class Host:
         return Deploy(self._last_pull(began), time.time() - began)
 
     def _converged(self, stack: Stack) -> bool:
-        listed = self.docker.run("service", "ls", "--format", "{{.Name}} {{.Replicas}}").splitlines()
-        states = dict(line.split(maxsplit=1) for line in listed)
-        job = states.pop(f"shop_{JOB}", "")
-        if not job or len(states) != len(stack.references) - 1 or set(states.values()) != {"1/1"}:
-            return False
-        return self.docker.run("service", "ps", f"shop_{JOB}", "--format", "{{.CurrentState}}").startswith("Complete")
+        states = self.engine.task_states()
+        wanted = {f"shop_{service}": "complete" if service == JOB else "running" for service in stack.references}
+        return all(state in states.get(service, ()) for service, state in wanted.items())
 
     def _last_pull(self, began: float) -> float:
         until_now = ("--since", f"{began:.9f}", "--until", f"{time.time():.9f}")
@@ -95,12 +94,16 @@ class Host:
 
     def prune_all(self) -> None:
         """The reflex: ``docker image prune -af``."""
-        self.docker.run("image", "prune", "--all", "--force", timeout_seconds=120)
+        self.engine.prune_images()
 
-    def pull(self, *references: str) -> list[subprocess.CompletedProcess[bytes]]:
-        """``docker pull`` of all of them at once, as a deploy does."""
+    def pull(self, *references: str) -> list[str]:
+        """``docker pull`` of all of them at once, as a deploy does.
+
+        Returns:
+            of each why it failed, or nothing.
+        """
         with ThreadPoolExecutor(len(references)) as threads:
-            return list(threads.map(lambda name: self.docker.try_run("pull", name, timeout_seconds=180), references))
+            return list(threads.map(self.engine.pull, references))
 
 
 @dataclass(frozen=True)
@@ -213,4 +216,5 @@ def running_site(directory: Path, installation: Installation | None) -> Iterator
         )
         with daemon as docker:
             docker.init_swarm()
-            yield Site(directory, hub, Host(docker), free_port(), installation)
+            with contextlib.closing(Host(docker)) as host:
+                yield Site(directory, hub, host, free_port(), installation)

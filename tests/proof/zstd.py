@@ -44,6 +44,6 @@ def zstd_layer_passes(site: Site, reference: str, evidence: Evidence) -> bool:
 
 
 def _outcome(site: Site, reference: str) -> str:
-    done = site.host.pull(reference)[0]
+    why = site.host.pull(reference)[0]
     site.host.prune_all()
-    return done.stderr.decode().strip().splitlines()[-1] if done.returncode else ""
+    return why
