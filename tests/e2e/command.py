@@ -25,12 +25,12 @@ WAIT_SECONDS = 20
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, *, seconds: float = WAIT_SECONDS) -> T:
+def until(condition: Callable[[], T], what: str, *, seconds: float = WAIT_SECONDS, every_seconds: float = 0.02) -> T:
     """Return what *condition* returns as soon as that is true; fail when it is not in time."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(every_seconds)
     return result
 
 

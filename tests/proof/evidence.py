@@ -55,9 +55,9 @@ class Evidence:
         finally:
             self.seconds[name] = time.monotonic() - began
 
-    def claim(self, claim: str, holds: bool, seen: str) -> None:
-        """A claim, whether it held, and what was seen."""
-        self.findings.append(Finding(self._part, claim, holds, seen))
+    def claim(self, claim: str, holds: bool, seen: str, *, part: str = "") -> None:
+        """A claim of *part* (of the one that runs, if it is not said), whether it held, and what was seen."""
+        self.findings.append(Finding(part or self._part, claim, holds, seen))
         self.step(f"{'✔' if holds else '✘ NOT'} {claim}: {seen}")
 
     @property

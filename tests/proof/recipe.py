@@ -54,8 +54,8 @@ while True:
     except redis.ConnectionError:
         time.sleep(0.2)
 """
-_DB = '#!/bin/sh\nset -eu\ninitdb --pgdata /tmp/data --locale C --auth trust --username app >/dev/null\n\
-exec postgres -D /tmp/data -p "$PORT" -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp -c fsync=off\n'
+_DB = '#!/bin/sh\nset -eu\ninitdb --pgdata /tmp/data --locale C --auth trust --username app --no-sync >/dev/null\n\
+exec postgres -F -D /tmp/data -p "$PORT" -h 127.0.0.1 -c unix_socket_directories=/tmp -c jit=off\n'
 _CACHE = '#!/bin/sh\nexec redis-server --port "$PORT" --bind 127.0.0.1 --save "" --dir /tmp\n'
 _SETUP = '#!/bin/sh\nset -eu\n\
 until psql -h 127.0.0.1 -p "$DB_PORT" -U app -d postgres -c "create table if not exists ready (at timestamp)"; do\n\
@@ -88,7 +88,7 @@ class _Parts:
 # What each stage of an image adds to the one below it; the first is what debian:12-slim has.
 _PACKAGES = {
     "base": ["apt", "bash", "busybox-static", "ca-certificates", "coreutils", "libssl3", "perl-base", "util-linux"],
-    "web": ["nginx-light", "fonts-noto-core"],
+    "web": ["nginx-light"],
     "python": ["python3", "python3-redis", "python3-sqlalchemy"],
     "app": ["python3-django", "python3-lxml"],
     "worker": ["python3-celery"],
@@ -96,6 +96,8 @@ _PACKAGES = {
     "cache": ["redis-server"],
     "setup": ["postgresql-client-15"],
 }
+# What PostgreSQL compiles queries with: a third of its image, which a small database never loads.
+_LEFT_OUT = ("libllvm14_", "libz3-4_")
 ZSTD = "shop/zstd:1.0"
 
 
@@ -154,7 +156,8 @@ class DebianImages:
 
     def _closure(self, *stages: str) -> list[str]:
         if stages not in self._closures:
-            self._closures[stages] = self._packages.closure([name for stage in stages for name in _PACKAGES[stage]])
+            files = self._packages.closure([name for stage in stages for name in _PACKAGES[stage]])
+            self._closures[stages] = [file for file in files if not file.startswith(_LEFT_OUT)]
         return self._closures[stages]
 
 
@@ -184,7 +187,7 @@ def _assembled(hub: HubClient, parts: _Parts) -> Callable[[str, str | None], dic
     if parts.health:
         second = 1_000_000_000
         check = ["CMD-SHELL", parts.health]
-        config["Healthcheck"] = {"Test": check, "Interval": second, "Timeout": 10 * second, "Retries": 60}
+        config["Healthcheck"] = {"Test": check, "Interval": 2 * second, "Timeout": 10 * second, "Retries": 60}
     layers = [
         {"path": layer.path, "media_type": layer.media_type, "digest": layer.digest, "diff_id": layer.diff_id}
         for layer in parts.layers

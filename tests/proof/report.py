@@ -86,7 +86,7 @@ def summary(results: Results) -> str:
     """To be read in a terminal: each claim, the deploys, how long it took."""
     lines = []
     for part in dict.fromkeys(finding["part"] for finding in results["findings"]):
-        lines.append(f"\n{PART_TITLES[part]}  ({results['seconds'][part]:.0f} s)")
+        lines.append(f"\n{PART_TITLES[part]}  ({results['seconds'].get(part, 0):.0f} s)")
         found = [finding for finding in results["findings"] if finding["part"] == part]
         lines += [f"  {'✔' if f['holds'] else '✘'} {f['claim']}\n      {f['seen']}" for f in found]
     if deploys := results["figures"].get("deploys"):
