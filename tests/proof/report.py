@@ -1,6 +1,7 @@
 """What the proof leaves behind: a summary to read, docs/verification.md, its plot, and the README's figures.
 
-All of it is made from ``results.json`` alone; tests/proof/test_report.py sees that they still agree.
+All of it is made from ``results.json`` alone: ``python -m tests.proof.report`` makes it anew, after a change of wording,
+and tests/proof/test_report.py sees that they agree.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.proof.evidence import Evidence
+from tests.proof.installation import CHECKOUT
 
 Results = dict[str, Any]
 
@@ -100,6 +102,7 @@ def summary(results: Results) -> str:
     failed = sum(not finding["holds"] for finding in results["findings"])
     verdict = f"{failed} of {len(results['findings'])} claims do NOT hold" if failed else "every claim holds"
     minutes, seconds = divmod(round(results["seconds"]["total"]), 60)
+    verdict += _caveat(results)
     return "\n".join([*lines, "", f"{verdict}: {len(results['findings'])} claims in {minutes} min {seconds} s", ""])
 
 
@@ -276,3 +279,7 @@ def plot(deploys: dict[str, dict[str, Any]]) -> str:
         f'<rect width="760" height="{height}" fill="#fff"/><text x="196" y="20">pull (dark) and whole deploy (light), '
         f"median seconds</text>{''.join(parts)}</svg>\n"
     )
+
+
+if __name__ == "__main__":
+    write_report(CHECKOUT, json.loads((CHECKOUT / RESULTS).read_text()))

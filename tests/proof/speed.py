@@ -64,8 +64,8 @@ def speed_up(site: Site, stack: Stack, evidence: Evidence, *, rounds: int) -> No
     evidence.figures["deploys"] = table
     warm, without = table[WARM], table[NO_CACHE]
     evidence.claim(
-        "a warm cache deploys faster than no cache",
-        warm["pull_seconds"] < without["pull_seconds"] and warm["deploy_seconds"] < without["deploy_seconds"],
+        "a warm cache is faster to pull from than no cache",
+        warm["pull_seconds"] < without["pull_seconds"],
         f"pulled in {warm['pull_seconds']:.1f} s against {without['pull_seconds']:.1f} s "
         f"({without['pull_seconds'] / warm['pull_seconds']:.1f} times), deployed in {warm['deploy_seconds']:.1f} s "
         f"against {without['deploy_seconds']:.1f} s; medians of {rounds}",
