@@ -1,6 +1,6 @@
 """What the proof leaves behind: a summary to read, docs/verification.md, its plot, and the README's figures.
 
-All of it is made from ``results.json`` alone: ``python -m tests.proof.report`` makes it anew, after a change of wording,
+All of it is made from ``results.json``: ``python -m tests.proof.report`` makes it anew after a change of wording,
 and tests/proof/test_report.py sees that they agree.
 """
 
