@@ -63,6 +63,7 @@ def prove(given: argparse.Namespace) -> Evidence:
     """Run the parts; each begins with an empty host."""
     require_daemons("dockerd", "docker", "docker-registry", "unshare", "busybox", "zstd")
     evidence = Evidence()
+    evidence.look_around()
     # Not in /tmp: what is measured and what is looked at must not depend on whether that is memory.
     given.work_dir.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=given.work_dir) as name:

@@ -1,13 +1,14 @@
 """What was seen: findings that hold or do not, figures, and how long each part took."""
 
 import contextlib
-import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.proof.machine import busy_share
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,16 @@ class Finding:
 
 @dataclass
 class Evidence:
-    """Collects findings and figures; says each as it comes."""
+    """Collects findings and figures; says each as it comes.
+
+    Attributes:
+        busy: the most that others took of the machine whenever that was looked at (0 to 1).
+    """
 
     findings: list[Finding] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    load_at_start: float = field(default_factory=lambda: os.getloadavg()[0])
+    busy: float = 0.0
     began: float = field(default_factory=time.monotonic)
     _part: str = ""
 
@@ -59,6 +64,10 @@ class Evidence:
         """A claim of *part* (of the one that runs, if it is not said), whether it held, and what was seen."""
         self.findings.append(Finding(part or self._part, claim, holds, seen))
         self.step(f"{'✔' if holds else '✘ NOT'} {claim}: {seen}")
+
+    def look_around(self) -> None:
+        """See whether the machine has other work, while we have none."""
+        self.busy = max(self.busy, busy_share())
 
     @property
     def elapsed(self) -> float:

@@ -7,14 +7,12 @@ and tests/proof/test_report.py sees that they agree.
 import argparse
 import datetime as dt
 import json
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from tests.proof.evidence import Evidence
 from tests.proof.installation import CHECKOUT
+from tests.proof.machine import BUSY, described
 
 Results = dict[str, Any]
 
@@ -44,8 +42,6 @@ PART_TITLES = {
     "6": "6. Bounded",
     "7": "7. Rebuild",
 }
-# A machine with nothing else to do has fewer than this many waiting for each of its cores.
-QUIET_LOAD_PER_CORE = 0.5
 
 
 def results_of(evidence: Evidence, given: argparse.Namespace) -> Results:
@@ -53,34 +49,14 @@ def results_of(evidence: Evidence, given: argparse.Namespace) -> Results:
     return {
         "command": "make verify-short" if given.short else "make verify",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "machine": machine(),
-        "load_at_start": evidence.load_at_start,
+        "machine": described(),
+        "busy": round(evidence.busy, 2),
         "upstream": {"latency_ms": given.latency, "bandwidth_mbit": given.bandwidth},
         "rounds": given.rounds,
         "seconds": {"total": round(evidence.elapsed, 1)} | {part: round(s, 1) for part, s in evidence.seconds.items()},
         "holds": evidence.good,
         "findings": [vars(finding) for finding in evidence.findings],
         "figures": evidence.figures,
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    docker = subprocess.run(["docker", "--version"], check=False, capture_output=True, text=True).stdout
-    return {
-        "cores": os.cpu_count(),
-        "cpu": cpu,
-        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
-        "system": platform.freedesktop_os_release().get("PRETTY_NAME", "") + f", Linux {platform.release()}",
-        "docker": docker.removeprefix("Docker version ").partition(",")[0],
     }
 
 
@@ -253,9 +229,9 @@ def _upstream(results: Results) -> str:
 
 def _caveat(results: Results) -> str:
     """A busy machine's figures are provisional, and say so themselves."""
-    load = results["load_at_start"]
-    busy = load > QUIET_LOAD_PER_CORE * results["machine"]["cores"]
-    return f" (**provisional**: the machine was busy with other things, load {load:.1f})" if busy else ""
+    if results["busy"] < BUSY:
+        return ""
+    return f" (**provisional**: other work took {results['busy']:.0%} of the machine's cores)"
 
 
 def plot(deploys: dict[str, dict[str, Any]]) -> str:

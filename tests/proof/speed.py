@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.e2e.agreement import Cost, cost
 from tests.proof.evidence import Evidence
+from tests.proof.machine import BUSY
 from tests.proof.recipe import Stack
 from tests.proof.site import Deploy, Site
 
@@ -50,6 +51,7 @@ def speed_up(site: Site, stack: Stack, evidence: Evidence, *, rounds: int) -> No
             site.host.prune_all()
 
     for number in range(rounds):
+        evidence.look_around()
         ours, theirs = f"round-{number}", f"registry2-{number}"
         turns: list[Callable[[], None]] = [
             lambda name=ours: cached(OURS, site.cache(name)),  # type: ignore[misc]
@@ -63,13 +65,16 @@ def speed_up(site: Site, stack: Stack, evidence: Evidence, *, rounds: int) -> No
     table = {name: _row(done) for name, done in seen.items()}
     evidence.figures["deploys"] = table
     warm, without = table[WARM], table[NO_CACHE]
-    evidence.claim(
-        "a warm cache is faster to pull from than no cache",
-        warm["pull_seconds"] < without["pull_seconds"],
+    seen_times = (
         f"pulled in {warm['pull_seconds']:.1f} s against {without['pull_seconds']:.1f} s "
-        f"({without['pull_seconds'] / warm['pull_seconds']:.1f} times), deployed in {warm['deploy_seconds']:.1f} s "
-        f"against {without['deploy_seconds']:.1f} s; medians of {rounds}",
+        f"({without['pull_seconds'] / warm['pull_seconds']:.2f} times as fast), deployed in "
+        f"{warm['deploy_seconds']:.1f} s against {without['deploy_seconds']:.1f} s; medians of {rounds}"
     )
+    if evidence.busy < BUSY:
+        faster = warm["pull_seconds"] < without["pull_seconds"]
+        evidence.claim("a warm cache is faster to pull from than no cache", faster, seen_times)
+    else:  # where others take the cores, the order of the rounds decides
+        evidence.step(f"not judged, others took {evidence.busy:.0%} of this machine: {seen_times}")
     local = [done.spent for done in seen[WARM]]
     evidence.claim(
         "none of the warm deploys cost upstream a pull or a blob",
