@@ -112,7 +112,9 @@ def _run_parts(
         "(b)": ("prunes", lambda: redeploy.prunes_are_survived(site, stack, evidence)),
         "(d)": (
             "credential and rate limit",
-            lambda: quota.rate_limit_never_bites(site, evidence, deploys=12 if given.short else 30),
+            lambda: quota.rate_limit_never_bites(
+                site, evidence, deploys=8 if given.short else 30, limit=10 if given.short else 20
+            ),
         ),
         "5": ("broken pulls", lambda: broken.broken_pull_stays_broken(site, evidence)),
         "6": ("bounded", lambda: bounded.stays_bounded(site, evidence, deploys=200)),

@@ -8,10 +8,9 @@ from tests.proof.site import NO_LIMIT, Site
 
 RECIPES = 10
 SMALL_IMAGES = 8
-PULL_LIMIT = 20
 
 
-def rate_limit_never_bites(site: Site, evidence: Evidence, *, deploys: int) -> None:
+def rate_limit_never_bites(site: Site, evidence: Evidence, *, deploys: int, limit: int) -> None:
     """*deploys* deploys of ten recipes that share images, everything pruned after each. A deploy is its pulls here."""
     hub, host = site.hub, site.host
     dice = random.Random(7)
@@ -29,13 +28,13 @@ def rate_limit_never_bites(site: Site, evidence: Evidence, *, deploys: int) -> N
             host.prune_all()
         return deploys, ""
 
-    hub.set(pull_limit=PULL_LIMIT)
+    hub.set(pull_limit=limit)
     hub.reset()
     with site.direct():
         good, why = run()
     host.prune_all()
     evidence.claim(
-        f"without the cache a limit of {PULL_LIMIT} pulls bites",
+        f"without the cache a limit of {limit} pulls bites",
         "toomanyrequests" in why.lower(),
         f"deploy {good + 1} of {deploys}: {why[:90]}",
     )

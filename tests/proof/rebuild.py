@@ -63,15 +63,12 @@ def _serves_reinstalled(cache: Command, installation: Installation) -> tuple[boo
     """Whether the process behind the mirror's port runs what was installed just now, by its settings."""
     arguments = Path(f"/proc/{cache.pid}/cmdline").read_text().split("\0")
     libraries = libraries_of(cache.pid)
-    good = (
-        COMMAND in arguments
-        and str(installation.settings_file) in arguments
-        and bool(libraries)
-        and all(library.startswith(LIBRARIES) for library in libraries)
-    )
+    its_own = sum(library.startswith(LIBRARIES) for library in libraries)
+    settings = str(installation.settings_file)
+    good = COMMAND in arguments and settings in arguments and its_own == len(libraries) > 0
     # Without the folder that stands for the machine's own root.
     command = " ".join(arguments).replace(str(installation.root), "").strip()
-    return good, f"{command}, with {len(libraries)} libraries from {LIBRARIES}"
+    return good, f"{command}, with {its_own} of its {len(libraries)} libraries from {LIBRARIES}"
 
 
 def _said(spent: Cost) -> str:
