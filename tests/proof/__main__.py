@@ -52,7 +52,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     for name in ("latency", "bandwidth", "rounds"):
         if getattr(given, name) < (1 if name == "rounds" else 0):
-            parser.error(f"--{name}: {getattr(given, name):g}: too little")
+            parser.error(
+                f"--{name}: {getattr(given, name):g}: allowed is {'1 or more' if name == 'rounds' else '0 or more'}"
+            )
     if given.report and (given.short or given.only):
         parser.error("--report is for the whole proof")
     given.only = given.only or list(SHORT if given.short else PARTS)
@@ -136,7 +138,8 @@ def _run_parts(
 def main() -> None:
     given = parse_arguments()
     if os.geteuid():
-        sys.exit("the proof runs dockerd: run it as root")
+        sys.stderr.write("the proof runs dockerd: run it as root\n")
+        sys.exit(2)
     evidence = prove(given)
     results = results_of(evidence, given)
     sys.stdout.write(json.dumps(results, indent=2) + "\n" if given.json else summary(results))
