@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -168,12 +167,9 @@ def _busy(given: Any, hub: HubClient, work: Path, image: dict[str, Any], report:
             load.get(system, f"/v2/library/bench/blobs/{digest}")
         measured("quiet again", system, None)
 
-        def read() -> None:
-            turns = itertools.cycle(big)
-            load.together(4, lambda: load.get(system, f"/v2/library/bench/blobs/{next(turns)}"))
-
         harness.drop_page_cache()
-        measured("4 clients read 2 GB blobs from the disk", system, read)
+        four = [f"/v2/library/bench/blobs/{digest}" for digest in big * 2]
+        measured("4 clients read 2 GB blobs from the disk", system, lambda: load.beside(system, four))
     with contextlib.closing(sqlite3.connect(directory / "cache/index.sqlite3", isolation_level=None)) as db:
         db.execute("UPDATE blobs SET verified_at = 0")  # all of it is due
     with _warm(hub, directory, paths, {"max_size": "50GB", "scrub_rate": "200MB"}) as system:

@@ -1,6 +1,8 @@
 # The program, without flakes: pkgs.callPackage ./nix/package.nix { }
 {
   lib,
+  stdenv,
+  installShellFiles,
   python3Packages,
 }:
 
@@ -23,12 +25,21 @@ python3Packages.buildPythonApplication {
   };
 
   build-system = [ python3Packages.hatchling ];
+  nativeBuildInputs = [ installShellFiles ];
 
   # One source: the names in pyproject.toml. nixpkgs decides about the versions.
   dependencies = map (
     requirement: python3Packages.${builtins.head (builtins.match "([A-Za-z0-9_-]+).*" requirement)}
   ) project.dependencies;
   pythonRelaxDeps = true;
+
+  # Where what was built cannot run (cross-compiling), there is no completion.
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    installShellCompletion --cmd registry-cache \
+      --bash <($out/bin/registry-cache completion bash) \
+      --zsh <($out/bin/registry-cache completion zsh) \
+      --fish <($out/bin/registry-cache completion fish)
+  '';
 
   pythonImportsCheck = [
     "proxy.assembly"

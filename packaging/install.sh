@@ -22,6 +22,10 @@ case "$lib" in /etc) units=/etc/systemd/system ;; *) units=$lib/systemd/system ;
 unit_names="registry-cache.service registry-cache-prune.service registry-cache-prune.timer"
 settings="registry-cache.toml registry-cache-prune.toml"
 dropin=$units/registry-cache.service.d/10-backoff.conf
+# Where the shells look below any prefix (bash-completion, zsh's default fpath below /usr/local, fish's vendor folder).
+completions="bash:$PREFIX/share/bash-completion/completions/registry-cache
+zsh:$PREFIX/share/zsh/site-functions/_registry-cache
+fish:$PREFIX/share/fish/vendor_completions.d/registry-cache.fish"
 
 # Whether this is the system that runs, and not a folder that becomes one.
 live() { [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; }
@@ -73,6 +77,14 @@ put() { # FROM TO: with this installation's paths in it
   chmod 0644 "$DESTDIR$2"
 }
 
+put_completions() { # by the program itself, with -I: not the one in this folder
+  for each in $completions; do
+    mkdir -p "$DESTDIR$(dirname "${each#*:}")"
+    "$DESTDIR$venv/bin/python" -I -B -m proxy completion "${each%%:*}" >"$DESTDIR${each#*:}"
+    chmod 0644 "$DESTDIR${each#*:}"
+  done
+}
+
 case "${1:-}" in
   install)
     check_python
@@ -80,6 +92,7 @@ case "${1:-}" in
     make_venv
     mkdir -p "$DESTDIR$PREFIX/bin"
     ln -sfn ../lib/registry-cache/bin/registry-cache "$DESTDIR$program"
+    put_completions
     for unit in $unit_names; do put "packaging/systemd/$unit" "$units/$unit"; done
     put packaging/systemd/sysusers.conf "$lib/sysusers.d/registry-cache.conf"
     put packaging/systemd/tmpfiles.conf "$lib/tmpfiles.d/registry-cache.conf"
@@ -108,6 +121,7 @@ case "${1:-}" in
     rm -rf "$DESTDIR$venv" "$DESTDIR$example"
     rm -f "$DESTDIR$dropin" "$DESTDIR$program" "$DESTDIR$lib/sysusers.d/registry-cache.conf" "$DESTDIR$lib/tmpfiles.d/registry-cache.conf"
     for unit in $unit_names; do rm -f "$DESTDIR$units/$unit"; done
+    for each in $completions; do rm -f "$DESTDIR${each#*:}"; done
     rmdir "$DESTDIR$(dirname "$dropin")" 2>/dev/null || true # the operator's own drop-ins stay
     if live; then systemctl daemon-reload; fi
     echo "Kept: $SYSCONFDIR/registry-cache*.toml, /var/cache/registry-cache, /var/lib/registry-cache, the user registry-cache"

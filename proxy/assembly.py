@@ -9,9 +9,11 @@ from typing import Any
 from proxy import __version__, events
 from proxy.curator import Curator
 from proxy.flight import Flight, Flights
-from proxy.metrics import Metrics, PrometheusCollector
+from proxy.history import History, total
+from proxy.metrics import Metrics
 from proxy.oci import DOCKER_HUB
 from proxy.prefetch import Prefetcher
+from proxy.prometheus import PrometheusCollector
 from proxy.pullthrough import Policy, PullThrough
 from proxy.settings import Settings
 from proxy.store.disk import DiskStore
@@ -25,19 +27,24 @@ from proxy.upstream.resilience import backoff_seconds
 from proxy.web.admin import Admin, listening
 from proxy.web.app import Server
 from proxy.web.blob_response import BlobResponder
+from proxy.web.fast_path import FastPath
 from proxy.web.ops import Ops
+from proxy.web.page import Page, PageData
 from proxy.web.v2 import V2
+
+_PINS_SHOWN = 20
 
 
 @dataclass
 class Identity:
     """Which cache this is: what answers on a mirror's address can be told from another one.
 
-    ``address`` is set by whoever listens.
+    ``address`` and ``config``, the settings file, are set by whoever listens.
     """
 
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
     address: str = ""
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,20 +71,10 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
     async with contextlib.AsyncExitStack() as stack:
         metrics = Metrics()
         bus.subscribe(metrics)
-        lock = DirectoryLock(settings.cache_dir)
-        stack.callback(lock.release)
-        index = SqliteIndex(settings.cache_dir / "index.sqlite3", events=bus)
-        await index.start()
-        stack.push_async_callback(index.aclose)
-        store = DiskStore(
-            settings.cache_dir,
-            cap_bytes=settings.max_size,
-            min_free_bytes=settings.min_free,
-            index=index,
-            events=bus,
-        )
-        await store.start()
-        stack.push_async_callback(store.aclose)
+        index, store = await stack.enter_async_context(open_store(settings, bus))
+        history = History(index, metrics.counts, index.clock.now)
+        history.start()
+        stack.push_async_callback(history.aclose)
         curator = Curator(store, index, cap_bytes=int(settings.max_size), events=bus)
         await curator.start()
         stack.push_async_callback(curator.aclose)
@@ -133,22 +130,68 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         def stats() -> dict[str, Any]:
             return {"instance": identity.instance, **_stats(settings, metrics, store, upstream, flights)}
 
+        async def page_data() -> PageData:
+            spans = await history.spans()
+            return PageData(
+                now=index.clock.now(),
+                stats=stats(),
+                spans=spans,
+                misses=tuple(metrics.recent_misses),
+                trouble=tuple(metrics.recent_trouble),
+                pins=await index.pin_summary(_PINS_SHOWN),
+                settings=settings,
+            )
+
         def about() -> dict[str, Any]:
             return {**asdict(identity), "version": __version__, "settings": settings.model_dump(mode="json")}
 
         async def full_stats() -> dict[str, Any]:
-            return {**stats(), "next_evictions": await _next_evictions(store, index)}
+            pins = await index.pin_summary(0)
+            return {
+                **stats(),
+                "history": {name: total(steps)._asdict() for name, steps in (await history.spans()).items()},
+                "pins": {"number": pins.number, "size_bytes": pins.size_bytes},
+                "next_evictions": await _next_evictions(store, index),
+            }
 
         blobs = BlobResponder(pull_through, flights, client_timeout_seconds=settings.client_timeout, threads=reads)
-        v2 = V2(pull_through, index, blobs, registries=frozenset({DOCKER_HUB}), events=bus)
+        fast = FastPath(pull_through, bus)
+        v2 = V2(pull_through, index, blobs, fast, registries=frozenset({DOCKER_HUB}), events=bus)
         server = Server(
             v2,
-            Ops(stats, PrometheusCollector(metrics, stats).registry()),
+            Ops(stats, Page(page_data), PrometheusCollector(metrics, stats).registry()),
+            fast,
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )
         await stack.enter_async_context(listening(Admin(curator, full_stats, about), settings.cache_dir, bus))
         yield Proxy(server, pull_through, store, index, upstream, flights, metrics, identity)
+
+
+@contextlib.asynccontextmanager
+async def open_store(settings: Settings, bus: events.Events) -> AsyncIterator[tuple[SqliteIndex, DiskStore]]:
+    """What is cached, for this process alone.
+
+    Raises:
+        StoreLocked: another process has it.
+        StoreError: the cache directory cannot be used.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        lock = DirectoryLock(settings.cache_dir)
+        stack.callback(lock.release)
+        index = SqliteIndex(settings.cache_dir / "index.sqlite3", events=bus)
+        await index.start()
+        stack.push_async_callback(index.aclose)
+        store = DiskStore(
+            settings.cache_dir,
+            cap_bytes=settings.max_size,
+            min_free_bytes=settings.min_free,
+            index=index,
+            events=bus,
+        )
+        await store.start()
+        stack.push_async_callback(store.aclose)
+        yield index, store
 
 
 def build_upstream(settings: Settings, bus: events.Events) -> Upstream:
@@ -202,6 +245,7 @@ def _stats(
             "evicted_bytes": metrics.evicted_bytes,
             "quarantined": totals.quarantined,
         },
+        "disk": disk._asdict() if (disk := store.space()) else None,
         "upstream": {
             "reachable": not down,
             "down": down,
@@ -217,4 +261,15 @@ def _stats(
             "rate_limit": quota._asdict() if quota else None,
         },
         "flights": len(flights),
+        "transfers": [_transfer(flight) for flight in flights],
+    }
+
+
+def _transfer(flight: Flight) -> dict[str, Any]:
+    return {
+        "repository": flight.repository.name,
+        "digest": str(flight.digest),
+        "received_bytes": flight.available,
+        "size_bytes": flight.size_bytes,
+        "readers": flight.readers,
     }

@@ -50,6 +50,14 @@ class Pin(NamedTuple):
         return familiar(self.repository, self.target)
 
 
+class PinSummary(NamedTuple):
+    """What is pinned: how many pins, the bytes that are here for them, and the first few pins by name."""
+
+    number: int
+    size_bytes: int
+    first: list[Pin]
+
+
 class Inventory(NamedTuple):
     """Everything that the index knows, at one moment."""
 
@@ -207,6 +215,12 @@ class Listed:
     pinned: bool
 
 
+def _last_use(held: Collection[Stored]) -> float:
+    """When an image was last asked for: by its manifests, because layers are shared with images that are in use."""
+    manifests = [blob for blob in held if blob.media_type is not None]
+    return max((blob.last_use for blob in manifests or held), default=0.0)
+
+
 def listing(inventory: Inventory, pattern: Pattern | None, needs: Needs) -> list[Listed]:
     """Every cached tag, then pinned names of which nothing is here yet, in the order of names."""
     pinned = {(pin.repository, pin.target) for pin in inventory.pins}
@@ -216,7 +230,7 @@ def listing(inventory: Inventory, pattern: Pattern | None, needs: Needs) -> list
             continue
         key = (tag.repository, tag.name)
         held = [inventory.blobs[digest] for digest in closure([tag.digest], needs) if digest in inventory.blobs]
-        last_use = max((blob.last_use for blob in held), default=0.0)
+        last_use = _last_use(held)
         size = sum(blob.size_bytes for blob in held)
         lines.append(Listed(familiar(*key), tag.digest, size, last_use, key in pinned))
     known = {(tag.repository, tag.name) for tag in inventory.tags}
@@ -226,7 +240,7 @@ def listing(inventory: Inventory, pattern: Pattern | None, needs: Needs) -> list
             if pin.target.startswith("sha"):
                 root = Digest(pin.target)
                 held = [inventory.blobs[d] for d in closure([root], needs) if d in inventory.blobs]
-            last_use = max((blob.last_use for blob in held), default=0.0)
+            last_use = _last_use(held)
             digest = Digest(pin.target if held else "")
             lines.append(Listed(str(pin), digest, sum(blob.size_bytes for blob in held), last_use, pinned=True))
     return sorted(lines)

@@ -28,7 +28,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=_t
 
 
 class Request(Event, frozen=True, kw_only=True):
-    """One /v2/ request was answered. ``bytes`` are body bytes handed to the kernel."""
+    """One /v2/ request was answered.
+
+    ``bytes`` are body bytes handed to the kernel; ``detail`` says why a tag was a miss, or served stale.
+    """
 
     cache: CacheResult
     kind: Kind
@@ -44,6 +47,7 @@ class Request(Event, frozen=True, kw_only=True):
     client: str
     user_agent: str
     error: str = ""
+    detail: str = ""
 
 
 class Ready(Event, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from proxy.errors import (
     UpstreamError,
 )
 from proxy.oci import Digest, Repository
-from proxy.storage import BlobStore, Hash, OpenBlob, Partial, Sink
+from proxy.storage import BlobStore, Hash, OpenBlob, Partial, Piece, Sink
 
 # The longest pause before a broken transfer is taken up again; an origin that wants to be left alone for longer has
 # failed it.
@@ -37,7 +37,7 @@ class BlobBody(Protocol):
     start: int
     total_bytes: int | None
 
-    async def read(self) -> bytes:
+    async def read(self) -> Piece:
         """The next piece, empty at the end; raises UpstreamError when the transfer breaks."""
 
 
@@ -203,6 +203,9 @@ class Flights:
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(list(self._flights.values()))
+
     def __repr__(self) -> str:
         return f"<Flights {list(self._flights.values())}>"
 
@@ -356,7 +359,7 @@ class Flights:
         if total is not None and position < total:
             raise UpstreamError(f"upstream ended the transfer at {position} of {total} bytes")
 
-    async def _append(self, flight: Flight, partial: Partial, data: bytes) -> None:
+    async def _append(self, flight: Flight, partial: Partial, data: Piece) -> None:
         """Write a piece and let readers have it: they do not wait for the next one, which may be long in coming."""
         await partial.append(data)
         self._release(flight, partial)
@@ -408,7 +411,7 @@ class Flights:
                     attempt = 1 if position > before else attempt + 1
                     await self._pause(digest, position, attempt, error)
 
-    async def _pieces(self, repository: Repository, digest: Digest, start: int, stop: int) -> AsyncIterator[bytes]:
+    async def _pieces(self, repository: Repository, digest: Digest, start: int, stop: int) -> AsyncIterator[Piece]:
         """The bytes [start, stop) of one upstream GET, whatever part of the blob it sends."""
         async with self._source.blob(repository, digest, start=start, stop=stop) as body:
             skip = start - body.start

@@ -125,9 +125,23 @@ class _Console:
         fields = msgspec.structs.asdict(event)
         del fields["time"]
         message = fields.pop("message", "")
-        rest = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
+        rest = " ".join(f"{name}={_shown(name, value)}" for name, value in fields.items() if value != "")
         tag = self._style(f"{event.__struct_config__.tag:<11}", _LEVEL_COLOURS.get(event.level))
         return _printable(f"{tag} {message} {rest}".rstrip())
+
+
+def _shown(name: str, value: object) -> str:
+    """A field for people: ``1.5 GB``, two decimals, lists without brackets, text with blanks in quotes."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name.endswith(("_bytes", "bytes")):
+        return format_size(value).replace(" ", "")
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    text = str(value)
+    return f'"{text}"' if " " in text else text
 
 
 def _printable(text: str) -> str:

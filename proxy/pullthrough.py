@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy import events
 from proxy.clock import Clock
@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 # After an upstream that was too slow, stale tags are served at once for this long while it is asked in the background.
 _SUSPECT_SECONDS = 10.0
+# Why a tag was a miss, in the log's ``detail``.
+_NEW_TAG, _MOVED_TAG = "new tag", "tag moved"
 
 
 class ManifestHead(Protocol):
@@ -95,13 +97,16 @@ class Upstream(BlobSource, Protocol):
 class Served(NamedTuple):
     """How an answer came about, for the log and the ``Cache-Status`` header.
 
-    ``age_seconds`` is set for tags served from here, ``detail`` says why a stale one was.
+    ``age_seconds`` is set for tags served from here, ``detail`` says why a stale one was, or why a tag was a miss.
     """
 
     result: CacheResult
     upstream_seconds: float = 0.0
     age_seconds: float | None = None
     detail: str = ""
+
+
+_HIT, _COLLAPSED = Served("hit"), Served("collapsed")
 
 
 class ManifestAnswer(NamedTuple):
@@ -216,10 +221,32 @@ class PullThrough:
         Raises:
             RegistryCacheError: what upstream said, or that it could not be asked.
         """
+        at_hand = self.manifest_at_hand(reference, head=head)
+        if at_hand is not None:
+            return at_hand
         answer = await self._manifest(reference, head=head)
         if not head and answer.body is not None:
             self._prefetcher.served(reference.repository, answer.digest, answer.body)
         return answer
+
+    def manifest_at_hand(self, reference: Reference, *, head: bool) -> ManifestAnswer | None:
+        """A hit that needs nothing but memory, a fresh tag or a digest. None: ask :meth:`manifest`."""
+        digest, served = reference.digest, _HIT
+        if digest is None:
+            entry = self._index.tag_at_hand(reference.repository, reference.target)
+            if entry is None or not self._is_fresh(entry):
+                return None
+            served = Served("hit", age_seconds=self._clock().now() - entry.fetched_at)
+            if head:
+                return ManifestAnswer(entry.digest, entry.media_type, entry.size_bytes, None, served)
+            digest = entry.digest
+        blob = self._store.at_hand(digest)
+        if blob is None or blob.media_type is None or blob.body is None:
+            return None
+        self._index.link(reference.repository, digest)
+        if not head:
+            self._prefetcher.served(reference.repository, digest, blob.body)
+        return ManifestAnswer(digest, blob.media_type, blob.size_bytes, blob.body, served)
 
     async def _manifest(self, reference: Reference, *, head: bool) -> ManifestAnswer:
         timer = _Timer()
@@ -275,9 +302,9 @@ class PullThrough:
         if head:
             entry = (await self._ask(timer, lambda: self._heads.do(reference, lambda: self._head(reference)))).value
             if entry is not None:
-                served = Served("miss", timer.seconds)
+                served = Served("miss", timer.seconds, detail=_NEW_TAG)
                 return ManifestAnswer(entry.digest, entry.media_type, entry.size_bytes, None, served)
-        return await self._fetch(reference, timer)
+        return _because(_NEW_TAG, await self._fetch(reference, timer))
 
     async def _revalidated(self, reference: Reference, entry: TagEntry, timer: _Timer, *, head: bool) -> ManifestAnswer:
         """Ask upstream whether an expired tag is still what it was."""
@@ -293,9 +320,11 @@ class PullThrough:
             return await self._stale(reference, entry, error, timer, head=head)
         if fresh is None:  # upstream does not name digests in answers to HEAD
             return await self._fetch(reference, timer)
-        result: CacheResult = "revalidated" if fresh.digest == entry.digest else "miss"
-        served = Served(result, timer.seconds, age_seconds=0.0 if result == "revalidated" else None)
-        return await self._from_entry(reference, fresh, served, timer, head=head)
+        if fresh.digest == entry.digest:
+            served = Served("revalidated", timer.seconds, age_seconds=0.0)
+            return await self._from_entry(reference, fresh, served, timer, head=head)
+        served = Served("miss", timer.seconds, detail=_MOVED_TAG)
+        return _because(_MOVED_TAG, await self._from_entry(reference, fresh, served, timer, head=head))
 
     async def _ask_head(self, reference: Reference) -> TagEntry | None:
         """HEAD under the short deadline; the question goes on when nobody waits for it any more."""
@@ -314,7 +343,7 @@ class PullThrough:
         if found.digest is None or found.size_bytes is None:
             return None
         entry = TagEntry(found.digest, found.media_type, found.size_bytes, self._clock().now())
-        await self._index.put_tag(reference.repository, reference.target, entry)
+        self._in_background(self._index.put_tag(reference.repository, reference.target, entry))
         return entry
 
     async def _stale(
@@ -344,8 +373,8 @@ class PullThrough:
         return answer._replace(served=Served("collapsed" if joined else "miss", timer.seconds))
 
     async def _fetch_once(self, reference: Reference) -> ManifestAnswer:
-        known = await self._known_by_now(reference)
-        if known is not None:
+        known = self.manifest_at_hand(reference, head=False)
+        if known is not None:  # somebody else has fetched it while we looked: a second GET would cost quota
             return known
         fetched = await self._patiently(lambda: self._upstream.manifest(reference))
         wanted = reference.digest
@@ -356,29 +385,23 @@ class PullThrough:
         wanted.verify(fetched.body)
         answer = ManifestAnswer(wanted, fetched.media_type, len(fetched.body), fetched.body, Served("miss"))
         self._store.remember(wanted, fetched.body, fetched.media_type)
-        task = asyncio.create_task(self._keep(reference.repository, answer))
-        self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
         if reference.digest is None:
             entry = TagEntry(wanted, fetched.media_type, len(fetched.body), self._clock().now())
-            await self._index.put_tag(reference.repository, reference.target, entry)
+            self._in_background(self._index.put_tag(reference.repository, reference.target, entry))
+        self._in_background(self._keep(reference.repository, answer))
         return answer
 
-    async def _known_by_now(self, reference: Reference) -> ManifestAnswer | None:
-        """The manifest, if somebody else has fetched it while we looked: a second GET would cost quota."""
-        digest = reference.digest
-        if digest is None:
-            entry = await self._index.tag(reference.repository, reference.target)
-            if entry is None or not self._is_fresh(entry):
-                return None
-            digest = entry.digest
-        return await self._stored_manifest(reference.repository, digest)
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Write to the disk beside the answer: the client does not wait for it. Memory knows at once."""
+        task = asyncio.create_task(work)
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
 
     def _is_fresh(self, entry: TagEntry) -> bool:
         return 0 <= self._clock().now() - entry.fetched_at < self._policy.tag_ttl_seconds
 
     async def _keep(self, repository: Repository, answer: ManifestAnswer) -> None:
-        """Store a verified manifest, beside the answer: the client does not wait for the disk."""
+        """Store a verified manifest."""
         body = answer.body or b""
         try:
             async with self._store.ingest(answer.digest) as partial:
@@ -409,10 +432,7 @@ class PullThrough:
         """
         blob = await self._flights.stored(digest)
         if blob is not None:
-            self._index.link(repository, digest)
-            # What was fetched ahead cost upstream its bytes: its first request is no hit.
-            ahead = not head and self._prefetcher.asked(repository, digest)
-            return BlobAnswer(blob.size_bytes, blob, Served("collapsed" if ahead else "hit"))
+            return BlobAnswer(blob.size_bytes, blob, self._stored_as(repository, digest, head=head))
         timer = _Timer()
         if head:
             return await self._blob_head(repository, digest, timer)
@@ -441,6 +461,19 @@ class PullThrough:
         if not reader.flight.asked_upstream:  # an earlier run died between the last byte and the rename
             result = "hit"
         return BlobAnswer(size, reader, Served(result, timer.seconds))
+
+    def blob_at_hand(self, repository: Repository, digest: Digest, *, head: bool) -> tuple[bytes, Served] | None:
+        """A small blob that is in memory, verified. None: ask :meth:`blob`."""
+        blob = self._store.at_hand(digest)
+        if blob is None or blob.body is None:
+            return None
+        return blob.body, self._stored_as(repository, digest, head=head)
+
+    def _stored_as(self, repository: Repository, digest: Digest, *, head: bool) -> Served:
+        self._index.link(repository, digest)
+        # What was fetched ahead cost upstream its bytes: its first request is no hit.
+        ahead = not head and self._prefetcher.asked(repository, digest)
+        return _COLLAPSED if ahead else _HIT
 
     async def cached_blob(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, if it is here whole; upstream is not asked.
@@ -516,6 +549,13 @@ class PullThrough:
                 if time.monotonic() + error.retry_in_seconds > until:
                     raise
                 await asyncio.sleep(error.retry_in_seconds)
+
+
+def _because(reason: str, answer: ManifestAnswer) -> ManifestAnswer:
+    """*answer*; if it is a miss, for this reason."""
+    if answer.served.result not in ("miss", "collapsed"):
+        return answer
+    return answer._replace(served=answer.served._replace(detail=reason))
 
 
 def _token(error: RegistryCacheError) -> str:

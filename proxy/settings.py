@@ -1,6 +1,7 @@
 """Every setting: its name, its type, its default and what it is for.
 
-Flags over environment (``REGISTRY_CACHE_…``) over a TOML file over the defaults below.
+Flags over environment (``REGISTRY_CACHE_…``) over a TOML file over the defaults below. The environment and the
+``config.yml`` of a ``registry:2`` are understood too (:mod:`proxy.registry2`), below our own.
 """
 
 import difflib
@@ -8,15 +9,22 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic import model_validator as model_check
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
+from proxy import registry2
 from proxy.errors import SettingsError
 
 ENV_PREFIX = "REGISTRY_CACHE_"
@@ -62,6 +70,14 @@ def format_duration(seconds: float) -> str:
         if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
             return f"{seconds / _SECONDS[unit]:g}{unit}"
     return f"{seconds:g}s"
+
+
+def format_ago(seconds: float) -> str:
+    """``3 h``, ``5 d``: how long ago, for people."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 class Threshold(BaseModel):
@@ -133,7 +149,8 @@ def _words(value: object) -> object:
 
 
 def _readable_file(value: Path) -> Path:
-    if not value.is_file() or not os.access(value, os.R_OK):
+    # Not is_file(): it raises where a folder on the way is closed to this user.
+    if not os.access(value, os.R_OK) or not value.is_file():
         raise ValueError("allowed is an existing, readable file")
     return value
 
@@ -221,7 +238,9 @@ class Settings(BaseSettings):
         "127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at."
     )
     cache_dir: Path = Field(
-        default_factory=_default_cache_dir, description="Where cached content lives; blobs/ in it is the truth."
+        default_factory=_default_cache_dir,
+        description="Where cached content lives; blobs/ in it is the truth (default: /var/cache/registry-cache, or "
+        "~/.cache/registry-cache without root; a systemd unit's CacheDirectory= first).",
     )
     max_size: Size = Field(
         ByteSize(20_000_000_000), description="The cap: blobs and partials together never take more bytes."
@@ -235,7 +254,8 @@ class Settings(BaseSettings):
     username: str | None = Field(None, description="Account for upstream; anonymous without it.")
     password_file: ReadableFile | None = Field(
         default_factory=_default_password_file,
-        description="File that holds the account's access token (PAT); read again when a token is needed.",
+        description="File that holds the account's access token (PAT); read again when a token is needed (default: the "
+        "credential `password` of a systemd unit).",
     )
     ca_file: ReadableFile | None = Field(
         None, description="PEM file of certificate authorities to trust beside the system's."
@@ -286,9 +306,12 @@ class Settings(BaseSettings):
     )
     prune: PruneSettings = Field(PruneSettings(), description="The host's image prune policy.")
 
+    # Whether an account without its token is an error: it is for whoever uses it.
+    needs_token: ClassVar[bool] = True
+
     @model_check(mode="after")
     def _credential_is_whole(self) -> Self:
-        if self.username and not self.password_file:
+        if self.username and not self.password_file and self.needs_token:
             raise ValueError("USERNAME is set but PASSWORD_FILE is not: allowed is both or neither")
         if self.password_file and not self.username and "password_file" in self.model_fields_set:
             raise ValueError("PASSWORD_FILE is set but USERNAME is not: allowed is both or neither")
@@ -331,28 +354,76 @@ class Settings(BaseSettings):
         return host == "localhost" or (bool(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def load_settings(config: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from *flags*, the environment, the TOML file *config* and the defaults.
+def load_settings(
+    config: Path | None = None, flags: Mapping[str, Any] | None = None, *, with_token: bool = True
+) -> Settings:
+    """Settings from *flags*, the environment, the file *config* (TOML, or a registry:2's YAML) and the defaults.
 
     Args:
         flags: by setting name; nested ones as a mapping (``{"prune": {"min_age": "7d"}}``); ``None`` is not set.
+        with_token: an account needs its token. False for those who look at another process, whose unit has it.
 
     Raises:
         SettingsError: something is wrong; the text is one line for the operator.
     """
-
-    class Configured(Settings):
-        model_config = SettingsConfigDict(toml_file=config)
-
+    mistakes, _ = unknown_environment(os.environ)
+    if mistakes:
+        raise SettingsError(mistakes[0])
+    if config is not None and not os.access(config, os.R_OK):
+        why = "this user may not read it" if os.access(config, os.F_OK) else "there is no such file, or it is hidden"
+        raise SettingsError(f"--config: {str(config)!r}: {why}")
     if config is not None and not config.is_file():
         raise SettingsError(f"--config: {str(config)!r} is not a file")
+    old = _of_registry2(config)
+    is_toml = config is not None and not registry2.is_config(config)
+
+    class Configured(Settings):
+        model_config = SettingsConfigDict(toml_file=config if is_toml else None)
+        needs_token = with_token
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            *sources: PydanticBaseSettingsSource,
+            **named: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            flags, environment, file = Settings.settings_customise_sources(settings_cls, *sources, **named)
+            return flags, environment, InitSettingsSource(settings_cls, old), file
+
     try:
-        # The subclass exists only to name the TOML file; callers get the plain class.
-        return Settings.model_construct(**dict(Configured(**_without_none(flags or {}))))
+        configured = Configured(**_without_none(flags or {}))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config: {str(config)!r} is not TOML: {error}") from error
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from error
+        raise SettingsError(_one_line(error) + (_place(error, config) if is_toml else "")) from error
+    # The subclass exists only to name the sources; callers get the plain class.
+    return Settings.model_construct(configured.model_fields_set, **dict(configured))
+
+
+def _of_registry2(config: Path | None) -> dict[str, Any]:
+    """What a registry:2's environment and ``config.yml`` set, by the names of our settings."""
+    old = _translation(config, os.environ)
+    # The unit's own credential is ours, and ours wins.
+    if old.password is None or _default_password_file() is not None:
+        return dict(old.values)
+    return {**old.values, "password_file": registry2.password_file(old.password)}
+
+
+def _translation(config: Path | None, environ: Mapping[str, str]) -> registry2.Translation:
+    return registry2.translate(config if config is not None and registry2.is_config(config) else None, environ)
+
+
+def not_honoured(config: Path | None, environ: Mapping[str, str]) -> list[str]:
+    """One line for each setting of a registry:2 that does nothing here, and why.
+
+    Raises:
+        SettingsError: it would be unsafe to go on without one of them; one line for each.
+    """
+    old = _translation(config, environ)
+    if old.refusals:
+        raise SettingsError("\n".join(old.refusals))
+    return old.notes
 
 
 def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
@@ -382,28 +453,63 @@ def _one_line(error: ValidationError) -> str:
     name = "__".join(names).upper()
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        model: type[BaseModel] = PruneSettings if names[0] == "prune" else Settings
-        message = f"no such setting{_suggestion(names[-1], model.model_fields)}"
+        message = f"no such setting{_suggestion(name)}"
     elif name:
-        message = f"{first['input']!r}: {message}"
+        # In the words that our own checks have. A URL may carry a password.
+        value = re.sub(r"://[^/@]*@", "://…@", repr(first["input"]))
+        message = f"{value}: {message.replace('Input should be', 'allowed is')}"
     also = f" (and {len(more)} more)" if more else ""
     return f"{name}: {message}{also}" if name else f"{message}{also}"
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f": did you mean {matches[0].upper()}?" if matches else ""
+def _place(error: ValidationError, config: Path | None) -> str:
+    """`` (in FILE)`` where what is wrong is a key of that file; flags and the environment win over it."""
+    if config is None:
+        return ""
+    place: Any = tomllib.loads(config.read_text())
+    first = error.errors(include_url=False)[0]
+    for part in first["loc"]:
+        place = place.get(part) if isinstance(place, dict) else None
+    return f" (in {config})" if place is not None and place == first["input"] else ""
 
 
-def unknown_environment(environ: Mapping[str, str]) -> list[str]:
-    """One warning for each ``REGISTRY_CACHE_…`` variable that is no setting.
+def setting_names() -> list[str]:
+    """Every setting as the environment has it, without the prefix: ``TAG_TTL``, ``PRUNE__KEEP``."""
+    names = [name.upper() for name in Settings.model_fields if name != "prune"]
+    return names + [f"PRUNE__{name.upper()}" for name in PruneSettings.model_fields]
 
-    A warning and not an error: Kubernetes sets ``REGISTRY_CACHE_PORT`` and the like for a Service of that name.
+
+def _suggestion(name: str, closeness: float = 0.6) -> str:
+    """``: did you mean …?`` for a name that is no setting; empty when none resembles it.
+
+    Args:
+        closeness: how much it has to resemble one, from 0 to 1 (:func:`difflib.get_close_matches`).
     """
-    known = {name.upper() for name in Settings.model_fields}
-    nested = {f"PRUNE__{name.upper()}" for name in PruneSettings.model_fields}
-    return [
-        f"{variable} is not a setting{_suggestion(name, [k.lower() for k in known | nested])}"
-        for variable in sorted(environ)
-        if variable.startswith(ENV_PREFIX) and (name := variable.removeprefix(ENV_PREFIX)) not in known | nested
-    ]
+    wanted, known = name.upper().replace("-", "_"), setting_names()
+    # A key of [prune] that stands outside it is meant as well.
+    by_key = {known_name.removeprefix("PRUNE__"): known_name for known_name in reversed(known)}
+    matches = difflib.get_close_matches(wanted, [*known, *by_key], n=1, cutoff=closeness)
+    return f": did you mean {by_key.get(matches[0], matches[0])}?" if matches else ""
+
+
+# What Kubernetes sets for a Service that is named registry-cache, or registry-cache-something.
+_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
+_MISTYPED = 0.8
+
+
+def unknown_environment(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """``REGISTRY_CACHE_…`` variables that are no setting: one line for each.
+
+    Returns:
+        those that resemble a setting, which are mistakes; and the others, which may be somebody else's.
+    """
+    known = {*setting_names(), "CONFIG"}
+    mistakes: list[str] = []
+    others: list[str] = []
+    for variable in sorted(environ):
+        name = variable.removeprefix(ENV_PREFIX)
+        if not variable.startswith(ENV_PREFIX) or name in known or _KUBERNETES.fullmatch(name):
+            continue
+        meant = _suggestion(name, _MISTYPED)
+        (mistakes if meant else others).append(f"{variable} is not a setting{meant}")
+    return mistakes, others

@@ -10,6 +10,9 @@ from typing import NamedTuple, Protocol
 
 from proxy.oci import Digest, Repository
 
+# A piece of a body; whoever reads it may keep it.
+Piece = bytes | memoryview
+
 
 class Hash(Protocol):
     """A running hash, as :mod:`hashlib` has it."""
@@ -31,7 +34,7 @@ class Sink(Protocol):
         ConnectionError: the client is gone, or has taken nothing for too long.
     """
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: Piece) -> None:
         """Send *data*."""
 
     async def send_file(self, fd: int, start: int, stop: int) -> None:
@@ -69,7 +72,7 @@ class Partial(Protocol):
             NoSpace: there is none, even after eviction.
         """
 
-    async def append(self, data: bytes) -> None:
+    async def append(self, data: Piece) -> None:
         """Add *data* behind what is there.
 
         Raises:
@@ -120,6 +123,9 @@ class BlobStore(Protocol):
     async def open(self, digest: Digest) -> OpenBlob | None:
         """The blob, marked as just used; None when it is not here."""
 
+    def at_hand(self, digest: Digest) -> OpenBlob | None:
+        """The blob, marked as just used, if its body is in memory; there is nothing to close."""
+
     def ingest(self, digest: Digest) -> AbstractAsyncContextManager[Partial]:
         """Begin to write a blob, or go on where an earlier ingest stopped.
 
@@ -155,6 +161,9 @@ class Index(Protocol):
 
     async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
         """What the tag was when upstream was last asked."""
+
+    def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
+        """As :meth:`tag`, if it is in memory."""
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
         """Remember it."""

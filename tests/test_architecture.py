@@ -1,7 +1,10 @@
 """Imports point downwards, and foreign libraries stay where they belong."""
 
 import ast
+import tomllib
 from pathlib import Path
+
+import proxy
 
 ROOT = Path(__file__).parent.parent / "proxy"
 
@@ -9,11 +12,11 @@ ROOT = Path(__file__).parent.parent / "proxy"
 FLOORS = {
     "cli": 4, "__main__": 5,
     "doctor": 3.5, "assembly": 3, "web": 3,
-    "pullthrough": 2, "curator": 2, "prefetch": 1.7, "flight": 1.5,
-    "store": 1, "upstream": 1, "hostprune": 1, "metrics": 1, "logs": 1,
-    "warming": 0.6, "storage": 0.5, "contents": 0.5,
+    "importing": 2, "pullthrough": 2, "curator": 2, "prefetch": 1.7, "flight": 1.5,
+    "store": 1, "upstream": 1, "hostprune": 1, "metrics": 1, "logs": 1, "prometheus": 1.2,
+    "warming": 0.6, "storage": 0.5, "contents": 0.5, "attention": 0.5,
     "oci": 0.4, "ranges": 0.4, "settings": 0.4, "events": 0.4, "singleflight": 0.4, "threads": 0.4, "clock": 0.4,
-    "systemd": 0.4,
+    "systemd": 0.4, "history": 0.4, "registry2": 0.3,
     "errors": 0,
 }  # fmt: skip
 FOREIGN = {
@@ -65,3 +68,8 @@ def test_foreign_libraries_stay_where_they_belong():
         for name in imported(tree):
             homes = FOREIGN.get(name.partition(".")[0])
             assert homes is None or module.startswith(homes), f"{module} imports {name}"
+
+
+def test_the_version_is_the_projects():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    assert proxy.__version__ == project["version"]

@@ -47,6 +47,14 @@ def test_level_leaves_out_what_is_less_severe():
     assert [line.split(" ", 1)[1].split() for line in text.splitlines()] == [["warned", "mind", "this"]]
 
 
+def test_figures_are_for_people():
+    evicted = events.Evicted(objects=3, size_bytes=1_500_000, reason="cap")
+    down = events.UpstreamDown(origin="https://hub", reason="connection refused", retry_in_seconds=0.6483726080338392)
+    text = written("console", "info", evicted, down)
+    assert "evicted      objects=3 size_bytes=1.5MB reason=cap" in text
+    assert 'reason="connection refused" retry_in_seconds=0.65' in text
+
+
 def test_names_from_the_network_cannot_steer_a_terminal():
     text = written("console", "info", request("manifest", repository="evil\x1b[2J\x07"))
     assert "evil?[2J?" in text

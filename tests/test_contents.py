@@ -114,3 +114,11 @@ def test_pins_for_a_repository_are_its_tags_and_for_a_tag_a_wish():
     pin = Pin(NGINX, "1")
     assert unpins_for(inventory(pin), Pattern.parse("nginx")) == [pin]
     assert unpins_for(inventory(pin), Pattern.parse("nginx:2")) == []
+
+
+def test_a_shared_layer_in_use_does_not_make_every_image_look_used():
+    found = inventory()
+    found.blobs[digest("app")] = Stored(1, "manifest", 90.0)
+    found.blobs[digest("base")] = Stored(100, None, 90.0)
+    last_use = {line.name: line.last_use for line in listing(found, None, needs)}
+    assert last_use == {"nginx:1": 5.0, "nginx:2": 5.0, "org/app:1": 90.0}

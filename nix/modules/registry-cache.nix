@@ -216,6 +216,9 @@ in
   };
 
   config = mkMerge [
+    # `registry-cache stats`, `doctor`, `guard` and the others.
+    (mkIf (cfg.enable || cfg.prune.enable) { environment.systemPackages = [ cfg.package ]; })
+
     (mkIf cfg.enable {
       assertions = [
         {
@@ -295,6 +298,8 @@ in
           hardening
           // {
             Type = "notify";
+            # By it the cache tells a killed run from a machine that went down; ProcSubset hides the kernel's own file.
+            Environment = [ "BOOT_ID=%b" ];
             ExecStart = "${getExe cfg.package} serve --config ${settingsFile}";
 
             # A stuck event loop is killed and started again. Wrong settings (exit code 2) wait for a person.

@@ -8,7 +8,12 @@ let
     evalConfig =
       modules:
       lib.nixosSystem {
-        modules = modules ++ [ { nixpkgs.pkgs = pkgs; } ];
+        modules = modules ++ [
+          {
+            nixpkgs.pkgs = pkgs;
+            documentation.enable = false; # it is on the path too, and slow
+          }
+        ];
       };
   };
   facts = evaluate { };

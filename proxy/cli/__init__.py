@@ -1,5 +1,6 @@
 """The command line: one short file a command."""
 
+import difflib
 import sys
 
 import click
@@ -15,6 +16,7 @@ from proxy.errors import SettingsError
     epilog="""\b
 Examples:
   registry-cache serve --listen 127.0.0.1:5000 --max-size 50GB
+  registry-cache doctor                # what is wrong, and what to do about it
   registry-cache prune                 # what would go, and why; changes nothing
   registry-cache guard -- make deploy  # no prune while this runs
 """,
@@ -25,9 +27,36 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command; wrong settings are one line and exit code 2."""
+    """Run the command; whatever is wrong with the call or the settings is one line, with exit code 2."""
     try:
-        cli.main(prog_name="registry-cache")
+        code = cli.main(prog_name="registry-cache", standalone_mode=False)
     except SettingsError as error:
-        click.echo(f"registry-cache: {error}", err=True)
+        for line in str(error).splitlines():
+            click.echo(f"registry-cache: {line}", err=True)
         sys.exit(2)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "registry-cache"
+        _fail(path, f"{_sentence(error)} See {path} --help", error.exit_code)
+    except click.ClickException as error:
+        _fail("registry-cache", error.format_message(), error.exit_code)
+    except click.Abort:
+        _fail("registry-cache", "interrupted", 130)
+    # What a command returns is not its exit code; what ctx.exit() was given is.
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _sentence(error: click.UsageError) -> str:
+    """click's text in one line, ended like a sentence; of the options that resemble a wrong one, the closest."""
+    if isinstance(error, click.NoSuchOption):
+        meant = difflib.get_close_matches(error.option_name, error.possibilities or [], n=1)
+        return f"No such option: {error.option_name}." + (f" Did you mean {meant[0]}?" if meant else "")
+    text = " ".join(error.format_message().split())
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _fail(who: str, text: str, code: int) -> None:
+    click.echo(f"{who}: {text}", err=True)
+    sys.exit(code)

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import click
 
+from proxy.cli.common import INSTALLED_CONFIG
 from proxy.settings import Settings, as_running, load_settings
 
 SOCKET_NAME = "admin.sock"
@@ -20,7 +21,9 @@ _BAD_REQUEST = 400
 pattern_argument = click.argument("pattern")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 cache_dir_option = click.option(
-    "--cache-dir", type=click.Path(path_type=Path), help="The cache directory (default: as serve has it)."
+    "--cache-dir",
+    type=click.Path(path_type=Path, readable=False),
+    help="The cache directory (default: as serve has it).",
 )
 
 
@@ -68,9 +71,13 @@ class Service:
                 f"{self._directory}: only root and the user that runs the cache may ask it: try sudo"
             ) from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
+            # Whoever is not root has a cache directory of their own by default, not the installed service's.
+            installed = os.geteuid() != 0 and INSTALLED_CONFIG.is_file()
+            remedy = "the installed service is asked as root: try sudo" if installed else (
+                "start it (systemctl start registry-cache, or registry-cache serve)"
+            )  # fmt: skip
             raise ServiceUnreachable(
-                f"no cache is running in {self._directory}: start it (systemctl start registry-cache, or "
-                "registry-cache serve), or name its directory with --cache-dir"
+                f"no cache is running in {self._directory}: {remedy}, or name its directory with --cache-dir"
             ) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ServiceUnreachable(f"the cache in {self._directory} does not answer: {error}") from error
@@ -84,11 +91,15 @@ class Service:
 
 
 class Running(NamedTuple):
-    """The cache that these options mean: its settings, its address, and who it is where that could be asked."""
+    """The cache that these options mean: its settings, its address, and who it is where that could be asked.
+
+    ``config`` is the settings file that it was started with, if it has one.
+    """
 
     settings: Settings
     url: str
     instance: str | None
+    config: Path | None = None
 
 
 def running(settings: Settings) -> Running:
@@ -100,9 +111,11 @@ def running(settings: Settings) -> Running:
     settings = as_running(settings, about["settings"])
     # Bound to every interface, it is asked on this machine's own.
     wide = settings.listen_host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
-    return Running(settings, settings.local_url if wide else about["address"] or settings.local_url, about["instance"])
+    url = settings.local_url if wide else about["address"] or settings.local_url
+    config = about.get("config")
+    return Running(settings, url, about["instance"], Path(config) if config else None)
 
 
 def service(config: Path | None, cache_dir: Path | None) -> Service:
     """The service that these options mean."""
-    return Service(load_settings(config, {"cache_dir": cache_dir}).cache_dir)
+    return Service(load_settings(config, {"cache_dir": cache_dir}, with_token=False).cache_dir)

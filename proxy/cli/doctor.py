@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from proxy.cli.admin import cache_dir_option, json_option, running
-from proxy.cli.common import config_option
+from proxy.cli.common import INSTALLED_CONFIG, service_config_option
 from proxy.doctor import host, network
 from proxy.doctor.check import Check
 from proxy.errors import RegistryCacheError, SettingsError
@@ -35,7 +35,7 @@ Examples:
   registry-cache doctor --config /etc/registry-cache.toml --json
 """,
 )
-@config_option
+@service_config_option
 @cache_dir_option
 @click.option(
     "--pull", is_flag=True, help="Also pull the image through the running cache (may cost two pulls of quota)."
@@ -72,26 +72,28 @@ async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull:
         async for check in _checks(config, cache_dir, image, pull=pull):
             checks.append(check)
             if show:
-                _show(console, check)
+                # Rich ends the program when the pipe is closed (doctor | head): the rest is looked at unseen.
+                with contextlib.suppress(SystemExit):
+                    _show(console, check)
     return checks
 
 
 async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool) -> AsyncIterator[Check]:
     try:
-        settings = load_settings(config, {"cache_dir": cache_dir})
+        settings = load_settings(config, {"cache_dir": cache_dir}, with_token=False)
     except SettingsError as error:
         yield Check("settings", "broken", str(error), "correct it: registry-cache serve --help lists every setting")
         return
     found = running(settings)
-    settings = found.settings
-    yield _settings(settings)
-    if check := host.settings_file(config):
+    settings = host.with_installed_token(found.settings)
+    yield _settings(settings, found.config or config)
+    if check := host.settings_file(found.config or config):
         yield check
     yield host.secret(settings)
     stats = await _stats(found.url)
     for check in host.cache_directory(settings, stats["store"]["size_bytes"] if stats else None):
         yield check
-    yield network.service(stats, found.url)
+    yield network.service(stats, found.url, settings)
     reachable = True
     async for check in network.upstream(settings):
         reachable = reachable and not (check.name == "upstream" and check.state == "broken")
@@ -115,10 +117,13 @@ async def _stats(url: str) -> dict[str, Any] | None:
             return None
 
 
-def _settings(settings: Settings) -> Check:
-    unknown = unknown_environment(os.environ)
+def _settings(settings: Settings, config: Path | None) -> Check:
+    _, unknown = unknown_environment(os.environ)
     if unknown:
         return Check("settings", "warning", "; ".join(unknown), "correct the name, or unset the variable")
+    if config is None and os.geteuid() != 0 and INSTALLED_CONFIG.is_file():
+        text = f"this user's, not those of the installed service ({INSTALLED_CONFIG})"
+        return Check("settings", "warning", text, "run doctor as root")
     if not settings.is_loopback and settings.username:
         text = f"LISTEN is {settings.listen}: whoever reaches it can pull what {settings.username} can"
         return Check("settings", "warning", text, "firewall the port, or listen on 127.0.0.1 only")

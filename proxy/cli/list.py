@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from proxy.cli.admin import cache_dir_option, json_option, service
-from proxy.cli.common import config_option, format_ago
-from proxy.settings import format_size
+from proxy.cli.common import service_config_option
+from proxy.settings import format_ago, format_size
 
 
 @click.command(
@@ -23,7 +23,7 @@ Examples:
 """,
 )
 @click.argument("pattern", required=False)
-@config_option
+@service_config_option
 @cache_dir_option
 @json_option
 def command(pattern: str | None, config: Path | None, cache_dir: Path | None, *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from proxy.cli.admin import cache_dir_option, json_option, pattern_argument, service
-from proxy.cli.common import config_option
+from proxy.cli.common import service_config_option
 from proxy.settings import format_size
 
 
@@ -20,7 +20,7 @@ Examples:
 """,
 )
 @pattern_argument
-@config_option
+@service_config_option
 @cache_dir_option
 @json_option
 def command(pattern: str, config: Path | None, cache_dir: Path | None, *, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def command(pattern: str, config: Path | None, cache_dir: Path | None, *, as_jso
     for name in () if as_json else answer["names"]:
         click.echo(f"pinned: {name}")
     pinned, cap = answer["pinned_bytes"], answer["max_size_bytes"]
-    if not as_json:
+    if answer["names"] and not as_json:
         click.echo(f"Pins hold {format_size(pinned)} of {format_size(cap)} (MAX_SIZE).")
     if pinned > cap / 2:
         click.echo(
@@ -46,5 +46,6 @@ def command(pattern: str, config: Path | None, cache_dir: Path | None, *, as_jso
         )
     if not answer["names"]:
         if not as_json:
-            click.echo(f"nothing cached is named {pattern}", err=True)
+            hint = "" if ":" in pattern else f"; to pin what is not here yet, name its tag: {pattern}:latest"
+            click.echo(f"nothing cached is named {pattern}{hint}", err=True)
         raise SystemExit(1)

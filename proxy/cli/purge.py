@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from proxy.cli.admin import cache_dir_option, json_option, pattern_argument, service
-from proxy.cli.common import config_option
+from proxy.cli.common import service_config_option
 from proxy.settings import format_size
 
 
@@ -22,7 +22,7 @@ Examples:
 """,
 )
 @pattern_argument
-@config_option
+@service_config_option
 @cache_dir_option
 @click.option("--yes", is_flag=True, help="Do it; without this the plan is printed and nothing is changed.")
 @json_option

@@ -16,7 +16,7 @@ from proxy import __version__, events, logs
 from proxy.assembly import Proxy, open_proxy
 from proxy.cli.common import config_option, settings_flags
 from proxy.errors import StoreError
-from proxy.settings import Settings, format_size, load_settings, unknown_environment
+from proxy.settings import Settings, format_size, load_settings, not_honoured, unknown_environment
 from proxy.systemd import Notifier
 
 
@@ -28,6 +28,7 @@ Examples:
   registry-cache serve --cache-dir /srv/cache --max-size 200GB
   registry-cache serve --username ci --password-file /run/secrets/dockerhub
   registry-cache serve --config /etc/registry-cache.toml
+  registry-cache serve --config /etc/docker/registry/config.yml    # as a registry:2 in proxy mode had it
 """,
 )
 @config_option
@@ -38,15 +39,16 @@ def command(config: Path | None, **flags: Any) -> None:
     Exit codes: 0 after SIGTERM, 1 when the cache cannot run (its directory, its address), 2 for wrong settings.
     """
     settings = load_settings(config, flags)
+    warnings = [*unknown_environment(os.environ)[1], *not_honoured(config, os.environ)]
     bus = events.Events()
     log = logs.Log(settings.log_format or logs.default_format(), settings.log_level)
     bus.subscribe(log)
     logs.bridge_libraries(bus)
-    for warning in unknown_environment(os.environ):
+    for warning in warnings:
         bus.emit(events.Warned(message=warning))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, bus))
+            runner.run(_serve(settings, bus, config.absolute() if config else None))
     except (StoreError, OSError) as error:
         log.close()
         click.echo(f"registry-cache: {error}", err=True)
@@ -54,7 +56,7 @@ def command(config: Path | None, **flags: Any) -> None:
     log.close()
 
 
-async def _serve(settings: Settings, bus: events.Events) -> None:
+async def _serve(settings: Settings, bus: events.Events, config: Path | None) -> None:
     _allow_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -72,6 +74,7 @@ async def _serve(settings: Settings, bus: events.Events) -> None:
             except OSError as error:
                 raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno or 0)}") from error
             address = proxy.identity.address = _address(runner)
+            proxy.identity.config = str(config or "")
             _warn(settings, bus)
             bus.emit(
                 events.Ready(

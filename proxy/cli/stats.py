@@ -2,18 +2,25 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from proxy.cli.admin import Service, cache_dir_option, json_option, service
-from proxy.cli.common import config_option, format_ago
-from proxy.settings import format_size
+from proxy.attention import notices
+from proxy.cli.admin import Service, ServiceUnreachable, cache_dir_option, json_option, service
+from proxy.cli.common import service_config_option
+from proxy.history import Counts
+from proxy.settings import format_ago, format_size
+
+_WATCH_SECONDS = 2
+_TRANSFERS, _REPOSITORIES, _VICTIMS = 5, 10, 5
+_SPANS = {"hour": "last hour", "day": "last day", "month": "last 30 days"}
 
 
 @click.command(
@@ -23,89 +30,182 @@ Examples:
   registry-cache stats
   registry-cache stats --watch
   registry-cache stats --json | jq .hit_ratio
+  registry-cache stats --watch --json | jq --unbuffered .flights
 """,
 )
-@config_option
+@service_config_option
 @cache_dir_option
 @json_option
-@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C; with --json a line each.")
 def command(config: Path | None, cache_dir: Path | None, *, as_json: bool, watch: bool) -> None:
     """Show the running cache's figures, the top repositories, and what would be evicted next.
 
     Exit codes: 0, 2 for wrong settings, 3 when the service cannot be asked.
     """
     asked = service(config, cache_dir)
-    if as_json:
-        click.echo(json.dumps(asked.ask("stats"), indent=2))
-    elif watch:
-        _watch(asked)
-    else:
-        Console(highlight=False).print(figures(asked.ask("stats")))
+    stats = asked.ask("stats")
+    try:
+        if as_json:
+            click.echo(json.dumps(stats, indent=None if watch else 2))
+            while watch:
+                time.sleep(_WATCH_SECONDS)
+                click.echo(json.dumps(asked.ask("stats")))
+        elif watch:
+            _watch(asked, stats)
+        else:
+            Console(highlight=False).print(_shown(stats))
+    except KeyboardInterrupt:
+        return
 
 
-def _watch(asked: Service) -> None:
-    with Live(figures(asked.ask("stats")), screen=True, auto_refresh=False) as live:
-        try:
-            while True:
-                live.update(figures(asked.ask("stats")), refresh=True)
-                time.sleep(2)
-        except KeyboardInterrupt:
-            return
+def _watch(asked: Service, stats: dict[str, Any]) -> None:
+    """Goes on when the service is restarted: that is when people watch."""
+    with Live(_shown(stats), screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            try:
+                shown: RenderableType = _shown(asked.ask("stats"))
+            except ServiceUnreachable as error:
+                shown = Text(
+                    f"{error.format_message()}\n\nasking again every {_WATCH_SECONDS} s; Ctrl-C ends this", style="red"
+                )
+            live.update(shown, refresh=True)
 
 
-def figures(stats: dict[str, Any]) -> Group:
-    """Everything on one screen."""
-    return Group(_facts(stats), Text(), _repositories(stats), Text(), _next(stats))
+def _shown(stats: Mapping[str, Any]) -> Group:
+    try:
+        return figures(stats, time.time())
+    except KeyError as error:
+        raise ServiceUnreachable(
+            f"the running service is of another version ({stats.get('version')}) than this command: restart it"
+        ) from error
 
 
-def _facts(stats: dict[str, Any]) -> Table:
-    store, upstream, requests = stats["store"], stats["upstream"], stats["requests"]
+def figures(stats: Mapping[str, Any], now: float) -> Group:
+    """Everything on one screen.
+
+    Args:
+        stats: the admin interface's ``/stats``.
+        now: Unix seconds.
+    """
+    parts: list[RenderableType] = [_facts(stats, now), _history(stats["history"])]
+    parts += [part for part in (_transfers(stats), _repositories(stats), _next(stats, now)) if part.row_count]
+    spaced: list[RenderableType] = []
+    for notice in notices(stats, now):
+        style = "bold red" if notice.level == "error" else "yellow"
+        spaced.append(Text.assemble((f"{notice.what} ", style), notice.remedy))
+    for part in parts:
+        spaced += [Text(), part] if spaced else [part]
+    return Group(*spaced)
+
+
+def _facts(stats: Mapping[str, Any], now: float) -> Table:
+    store, requests, pins, disk = stats["store"], stats["requests"], stats["pins"], stats["disk"]
     table = Table.grid(padding=(0, 2))
-    used = store["size_bytes"] + store["partial_bytes"]
-    cap = store["max_size_bytes"]
+    used, cap = store["size_bytes"] + store["partial_bytes"], store["max_size_bytes"]
+    free = f", {format_size(disk['free_bytes'])} free on the filesystem" if disk else ""
     table.add_row("up", f"{format_ago(stats['uptime_seconds'])}, version {stats['version']}")
-    table.add_row("hits", f"{_percent(stats['hit_ratio'])} of pulls, {_percent(stats['byte_hit_ratio'])} of bytes")
+    table.add_row("hits", _hits(stats["hit_ratio"], stats["byte_hit_ratio"]))
     table.add_row("requests", ", ".join(f"{count} {name}" for name, count in requests.items() if count) or "none yet")
     table.add_row("saved", f"{format_size(stats['bytes']['from_cache'])} came from here")
-    table.add_row("disk", f"{format_size(used)} of {format_size(cap)} ({used / cap if cap else 0:.0%})")
+    table.add_row("disk", f"{format_size(used)} of {format_size(cap)} ({used / cap if cap else 0:.0%}){free}")
     table.add_row("content", f"{store['tags']} tags, {store['manifests']} manifests, {store['blobs']} blobs")
-    table.add_row("transfers", str(stats["flights"]))
-    table.add_row("upstream", _upstream(upstream))
-    table.add_row("quota", _quota(upstream["rate_limit"]))
+    table.add_row(
+        "pinned", f"{pins['number']} pins, {format_size(pins['size_bytes'])}" if pins["number"] else "nothing"
+    )
+    table.add_row("upstream", _upstream(stats["upstream"], now))
+    table.add_row("quota", _quota(stats["upstream"]["rate_limit"], now))
     return table
 
 
-def _percent(ratio: float | None) -> str:
-    return "no figure yet" if ratio is None else f"{ratio:.1%}"
+def _hits(ratio: float | None, byte_ratio: float | None) -> str:
+    if ratio is None:
+        return "nothing was pulled yet"
+    return f"{ratio:.1%} of pulls" + ("" if byte_ratio is None else f", {byte_ratio:.1%} of bytes")
 
 
-def _upstream(upstream: dict[str, Any]) -> Text:
+def _upstream(upstream: Mapping[str, Any], now: float) -> Text:
     if upstream["credential_rejected"]:
-        return Text("rejects the credential: see registry-cache doctor", style="bold red")
+        return Text("rejects the credential", style="bold red")
     if not upstream["reachable"]:
         return Text(f"not reachable: {', '.join(upstream['down'])}", style="bold red")
     if upstream["limited_for_seconds"]:
         return Text(f"wants to be left alone for {upstream['limited_for_seconds']:.0f} s (429)", style="yellow")
-    return Text("reachable", style="green")
+    if not upstream["answered_at"]:
+        return Text("not asked yet")
+    return Text(f"reachable, answered {format_ago(now - upstream['answered_at'])} ago", style="green")
 
 
-def _quota(quota: dict[str, Any] | None) -> str:
+def _quota(quota: Mapping[str, Any] | None, now: float) -> str:
     if quota is None:
-        return "not told yet"
-    return f"{quota['remaining']} of {quota['limit']} pulls left in {quota['window_seconds'] / 3600:g} h"
+        return "not told yet: upstream says it with the first miss"
+    told = f"{quota['remaining']} of {quota['limit']} pulls left in {quota['window_seconds'] / 3600:g} h"
+    all_back_at = quota["observed_at"] + quota["window_seconds"]
+    if all_back_at <= now:
+        return f"{told}, told {format_ago(now - quota['observed_at'])} ago: all are back by now"
+    return f"{told}, all back by {time.strftime('%H:%M', time.localtime(all_back_at))} if nothing more is pulled"
 
 
-def _repositories(stats: dict[str, Any]) -> Table:
-    table = Table("top repositories", "requests", "bytes", box=None, pad_edge=False)
-    for row in stats["repositories"][:10]:
-        table.add_row(row["name"], str(row["requests"]), format_size(row["bytes"]))
+def _history(history: Mapping[str, Mapping[str, int]]) -> Table:
+    table = _table("", "hits", "of", "saved", "from upstream", "evicted", "errors")
+    for name, title in _SPANS.items():
+        counts = Counts(**history[name])
+        table.add_row(
+            title,
+            "–" if counts.hit_ratio is None else f"{counts.hit_ratio:.1%}",  # noqa: RUF001 -- a dash for people
+            str(counts.hits + counts.misses),
+            format_size(counts.cached_bytes),
+            format_size(counts.received_bytes),
+            format_size(counts.evicted_bytes),
+            str(counts.errors),
+        )
     return table
 
 
-def _next(stats: dict[str, Any]) -> Table:
-    table = Table("evicted next", "size", "last use", box=None, pad_edge=False)
-    now = time.time()
-    for row in stats["next_evictions"][:5]:
+def _transfers(stats: Mapping[str, Any]) -> Table:
+    table = _table("transfers", "", "received", "of", "readers")
+    for one in stats["transfers"][:_TRANSFERS]:
+        size = one["size_bytes"]
+        table.add_row(
+            f"{one['repository']} {one['digest'][:19]}",
+            f"{one['received_bytes'] / size:.0%}" if size else "",
+            format_size(one["received_bytes"]),
+            format_size(size) if size else "?",
+            str(one["readers"]),
+        )
+    if stats["flights"] > _TRANSFERS:
+        table.add_row(f"and {stats['flights'] - _TRANSFERS} more")
+    return table
+
+
+def _repositories(stats: Mapping[str, Any]) -> Table:
+    table = _table("top repositories", "requests", "bytes")
+    shown, everything = stats["repositories"][:_REPOSITORIES], stats["all_repositories"]
+    for row in shown:
+        table.add_row(row["name"], str(row["requests"]), format_size(row["bytes"]))
+    if everything["count"] > len(shown):
+        table.add_row(
+            f"{everything['count'] - len(shown)} others",
+            str(everything["requests"] - sum(row["requests"] for row in shown)),
+            format_size(everything["bytes"] - sum(row["bytes"] for row in shown)),
+            style="dim",
+        )
+    return table
+
+
+def _next(stats: Mapping[str, Any], now: float) -> Table:
+    table = _table("evicted next", "size", "last use")
+    for row in stats["next_evictions"][:_VICTIMS]:
         name = ", ".join(row["repositories"]) or "unnamed"
-        table.add_row(f"{name} {row['digest'][:19]}", format_size(row["size_bytes"]), format_ago(now - row["last_use"]))
+        used = format_ago(now - row["last_use"])
+        table.add_row(f"{name} {row['digest'][:19]}", format_size(row["size_bytes"]), f"{used} ago")
+    return table
+
+
+def _table(name: str, *figures: str) -> Table:
+    """Names to the left, which fold where they are long; figures to the right, which do not."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(name, overflow="fold")
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
     return table

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from proxy.cli.admin import cache_dir_option, json_option, pattern_argument, service
-from proxy.cli.common import config_option
+from proxy.cli.common import service_config_option
 
 
 @click.command(
@@ -18,7 +18,7 @@ Examples:
 """,
 )
 @pattern_argument
-@config_option
+@service_config_option
 @cache_dir_option
 @json_option
 def command(pattern: str, config: Path | None, cache_dir: Path | None, *, as_json: bool) -> None:

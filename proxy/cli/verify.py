@@ -19,10 +19,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from proxy import events
 from proxy.assembly import open_proxy
-from proxy.cli.common import config_option
+from proxy.cli.admin import Running, cache_dir_option, json_option, running
+from proxy.cli.common import service_config_option
 from proxy.errors import StoreLocked
 from proxy.oci import Digest
-from proxy.settings import Settings, format_size, load_settings
+from proxy.settings import format_size, load_settings
 from proxy.store.scrub import find_rot, stored_files
 
 
@@ -43,20 +44,21 @@ Examples:
   registry-cache verify --cache-dir /srv/cache --json
 """,
 )
-@config_option
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="The cache directory (default: as serve has it).")
+@service_config_option
+@cache_dir_option
 @click.option("--repair", is_flag=True, help="Take rotten blobs out of service and fetch them anew.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_json: bool) -> None:
     """Re-hash every stored blob; may run beside a running cache.
 
     Exit codes: 0 when everything is as it was stored, 1 when rot was found (repaired or not), 2 for wrong settings.
     """
-    settings = load_settings(config, {"cache_dir": cache_dir})
+    service = running(load_settings(config, {"cache_dir": cache_dir}, with_token=False))
+    settings = service.settings
     if not (settings.cache_dir / "blobs").is_dir():
         raise click.UsageError(f"there is no cache in {settings.cache_dir}: name it with --cache-dir")
     count, size_bytes, rotten = _rehash_all(settings.cache_dir, show=not as_json)
-    repaired = asyncio.run(_repair(settings, rotten)) if repair and rotten else {}
+    repaired = asyncio.run(_repair(service, rotten)) if repair and rotten else {}
     if as_json:
         found = [
             {"digest": rot.digest, "reason": rot.reason, "repaired": repaired.get(rot.digest, False)} for rot in rotten
@@ -67,7 +69,8 @@ def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_jso
             state = "repaired" if repaired.get(rot.digest) else "not repaired" if repair else "found"
             click.echo(f"rot {state}: {rot.digest}: {rot.reason}")
         good = f"{count - len(rotten)} of {count} blobs ({format_size(size_bytes)}) are as they were stored"
-        click.echo(good + ("" if repair or not rotten else "; --repair fetches the others anew"))
+        done = f"; {sum(repaired.values())} of the others repaired" if repair else "; --repair fetches the others anew"
+        click.echo(good + (done if rotten else ""))
     sys.exit(1 if rotten else 0)
 
 
@@ -99,8 +102,9 @@ def _size(path: Path) -> int:
         return 0
 
 
-async def _repair(settings: Settings, rotten: list[Rot]) -> dict[Digest, bool]:
+async def _repair(service: Running, rotten: list[Rot]) -> dict[Digest, bool]:
     """Move the rotten files aside and pull them through the cache: the running one, or one that lives for this only."""
+    settings = service.settings
     asked = {rot.digest: list(_paths(settings.cache_dir, rot.digest)) for rot in rotten}
     (settings.cache_dir / "quarantine").mkdir(exist_ok=True)
     for rot in rotten:
@@ -117,8 +121,7 @@ async def _repair(settings: Settings, rotten: list[Rot]) -> dict[Digest, bool]:
             finally:
                 await runner.cleanup()
     except StoreLocked:
-        host = settings.listen_host or "127.0.0.1"
-        return await _refetch(f"http://{'[' + host + ']' if ':' in host else host}:{settings.listen_port}", asked)
+        return await _refetch(service.url, asked)
 
 
 async def _refetch(address: str, asked: dict[Digest, list[str]]) -> dict[Digest, bool]:

@@ -10,7 +10,7 @@ import aiohttp
 import click
 
 from proxy.cli.admin import Service, cache_dir_option, json_option, running
-from proxy.cli.common import config_option
+from proxy.cli.common import service_config_option
 from proxy.cli.warm_output import Report, summary
 from proxy.cli.warm_sources import wishes_from
 from proxy.settings import load_settings
@@ -84,7 +84,7 @@ Examples:
 )
 @click.option("--dry-run", is_flag=True, help="Only show what it would cost.")
 @click.option("--url", help="Warm through the cache there, such as http://cache.example:5000.  [default: this host's]")
-@config_option
+@service_config_option
 @cache_dir_option
 @json_option
 def command(
@@ -113,7 +113,7 @@ def command(
         raise click.UsageError(
             "--pin is for this host's own cache: it goes through the cache's socket, not through --url"
         )
-    settings = load_settings(config, {"cache_dir": cache_dir})
+    settings = load_settings(config, {"cache_dir": cache_dir}, with_token=False)
     found = running(settings)
     wanted = tuple(map(full_platform, platforms)) or (host_platform(),)
     wishes, notes = wishes_from(images, wanted, settings, **sources)

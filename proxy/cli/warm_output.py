@@ -105,7 +105,7 @@ def _planned_line(planned: Planned) -> str:
 
 
 def _outcome_line(outcome: Outcome) -> str:
-    text = outcome.reason or format_size(outcome.size_bytes)
+    text = outcome.reason.removeprefix(f"{outcome.name}: ") or format_size(outcome.size_bytes)
     if outcome.status == "here":
         text += " here already"
     elif outcome.status == "warmed":

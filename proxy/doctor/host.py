@@ -37,17 +37,30 @@ _AUTO_PRUNE = ("etc/systemd/system/docker-prune.timer", "etc/systemd/system/dock
 _READ_BYTES = 1024 * 1024
 _SCRIPT = re.compile(r"(?<![\w.$/-])/[\w.+/@-]+")
 _FEW_INODES = 0.05
+# Where packaging/systemd/registry-cache.service has systemd take the token from.
+INSTALLED_TOKEN = Path("/etc/credstore/registry-cache.password")
 
 
 def settings_file(path: Path | None) -> Check | None:
     """Who can write the settings file can point the credential elsewhere."""
     if path is None:
         return None
-    mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        remedy = "run doctor as root, on the machine and in the container where the service runs"
+        return Check("settings file", "warning", f"{path}: {(error.strerror or '').lower()}", remedy)
     if mode & stat.S_IWOTH:
         text = f"{path}: everybody may write it ({mode & 0o777:o})"
         return Check("settings file", "warning", text, f"chmod o-w {path}")
     return Check("settings file", "ok", f"{path}")
+
+
+def with_installed_token(settings: Settings) -> Settings:
+    """*settings* with the token that the installed unit would be given, where they have an account without one."""
+    if settings.username and settings.password_file is None and os.access(INSTALLED_TOKEN, os.R_OK):
+        return settings.model_copy(update={"password_file": INSTALLED_TOKEN})
+    return settings
 
 
 def secret(settings: Settings) -> Check:
@@ -56,6 +69,9 @@ def secret(settings: Settings) -> Check:
     if path is None or not settings.username:
         remedy = "set USERNAME and PASSWORD_FILE (a personal access token that may only read)"
         text = "no account: Docker Hub allows few anonymous pulls"
+        if settings.username:
+            remedy = f"set PASSWORD_FILE; with make install: write it into {INSTALLED_TOKEN}, mode 600"
+            text = f"no token is known for {settings.username}, or only its unit knows it"
         return Check("credential file", "warning", text, remedy)
     try:
         mode, content = path.stat().st_mode, path.read_bytes().strip()

@@ -1,6 +1,7 @@
 """Looks at what is around: the running cache, upstream, its token service and clock, dockerd."""
 
 import email.utils
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from proxy.oci import Reference
 from proxy.settings import Settings, format_duration, format_size
 from proxy.upstream.client import Upstream, tls_context
 from proxy.upstream.ratelimit import Quota
-from proxy.warming.puller import Name, Puller, PullFailed, host_platform
+from proxy.warming.puller import Name, Puller, PullFailed, host_platform, reason_of
 
 # Tokens and certificates are judged by the clock; Hub's tokens live for five minutes.
 _CLOCK_WARNING_SECONDS = 60.0
@@ -34,9 +35,10 @@ _CLOCK_BROKEN_SECONDS = 300.0
 _FEW_PULLS = 0.1
 _SMALL_DISK = 0.15
 _NIXOS = Path("/etc/NIXOS")
+_DAEMON_JSON = Path("/etc/docker/daemon.json")
 
 
-def service(stats: Mapping[str, Any] | None, url: str) -> Check:
+def service(stats: Mapping[str, Any] | None, url: str, settings: Settings) -> Check:
     """The service answers, and what it says of its credential.
 
     Args:
@@ -46,9 +48,18 @@ def service(stats: Mapping[str, Any] | None, url: str) -> Check:
         remedy = "start it: systemctl start registry-cache, or registry-cache serve; why it stopped: journalctl -u "
         return Check("service", "broken", f"no cache answers on {url}", remedy + "registry-cache")
     if stats["upstream"]["credential_rejected"]:
-        remedy = "make a new access token and write it into PASSWORD_FILE; the service reads it again by itself"
-        return Check("service", "broken", f"{url} answers, but upstream rejects its credential", remedy)
+        text = f"{url} answers, but upstream rejects its credential"
+        return Check("service", "broken", text, _new_token(settings))
     return Check("service", "ok", f"{url} answers, version {stats['version']}")
+
+
+def _new_token(settings: Settings) -> str:
+    path = settings.password_file
+    if path is not None and path.is_relative_to("/run/credentials"):
+        # systemd copied it when the service started: a changed file alone changes nothing.
+        where = "the file that its unit names (make install: /etc/credstore/registry-cache.password)"
+        return f"make a new access token, write it into {where}, then: systemctl restart registry-cache"
+    return f"make a new access token and write it into PASSWORD_FILE ({path}); the service reads it again by itself"
 
 
 async def upstream(settings: Settings) -> AsyncIterator[Check]:
@@ -66,12 +77,11 @@ async def upstream(settings: Settings) -> AsyncIterator[Check]:
                 return
     except aiohttp.ClientSSLError as error:
         remedy = "if a company's proxy signs certificates itself, name its authority with CA_FILE; check the clock"
-        yield Check("upstream", "broken", f"{settings.upstream}: TLS: {error}", remedy)
+        yield Check("upstream", "broken", f"{settings.upstream}: TLS: {reason_of(error)}", remedy)
         return
     except (aiohttp.ClientError, OSError) as error:
         remedy = "check DNS, the firewall and the proxy variables (HTTPS_PROXY); cached images are served meanwhile"
-        text = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-        yield Check("upstream", "broken", f"{settings.upstream}: {text}", remedy)
+        yield Check("upstream", "broken", f"{settings.upstream}: {reason_of(error)}", remedy)
         return
     tls = ", TLS is good" if settings.upstream.startswith("https") else ""
     yield Check("upstream", "ok", f"{settings.upstream} answers{tls}")
@@ -122,13 +132,12 @@ async def account(settings: Settings, image: str) -> AsyncIterator[Check]:
 
 
 async def _credential(client: Upstream, watch: _Watch, settings: Settings, image: str) -> Check:
-    who = f"as {settings.username}" if settings.username else "anonymously"
+    who = f"as {settings.username}" if settings.username and settings.password_file else "anonymously"
     name = Name.parse(image)
     try:
         await client.manifest_head(Reference.parse(name.repository, name.reference), attempts=1)
     except CredentialRefused as error:
-        remedy = "make a new access token and write it into PASSWORD_FILE (it is read again by itself); check USERNAME"
-        return Check("credential", "broken", str(error), remedy)
+        return Check("credential", "broken", str(error), f"check USERNAME; or {_new_token(settings)}")
     except RateLimited as error:
         remedy = "wait, or use an account with a higher limit; cached images are served meanwhile"
         return Check("quota", "broken", f"upstream limits us: {error}", remedy)
@@ -199,9 +208,7 @@ def mirror_check(mirrors: list[str], found: list[str | None], url: str, instance
         found: for each mirror, what :func:`instance_at` said.
     """
     name = "dockerd mirror"
-    remedy = f'put "registry-mirrors": ["{url}"] into /etc/docker/daemon.json, then: systemctl reload docker'
-    if _NIXOS.exists():
-        remedy = f'virtualisation.docker.daemon.settings.registry-mirrors = [ "{url}" ]; then rebuild (restarts docker)'
+    remedy = _mirror_remedy(url)
     if not mirrors:
         return Check(name, "broken", "dockerd has no registry-mirrors: pulls go past the cache", remedy)
     listed = ", ".join(mirrors)
@@ -219,6 +226,22 @@ def mirror_check(mirrors: list[str], found: list[str | None], url: str, instance
         text = f"dockerd asks {', '.join(mirrors[:place])} before this cache"
         return Check(name, "warning", text, "put this cache first in registry-mirrors")
     return Check(name, "ok", f"dockerd pulls through this cache ({mirrors[0]})")
+
+
+def _mirror_remedy(url: str) -> str:
+    """What to do so that dockerd asks *url*; its file may have it already, unread, or be unreadable for it."""
+    if _NIXOS.exists():
+        return f'virtualisation.docker.daemon.settings.registry-mirrors = [ "{url}" ]; then rebuild (restarts docker)'
+    reload = "systemctl reload docker (or: kill -HUP $(cat /run/docker.pid))"
+    try:
+        written = json.loads(_DAEMON_JSON.read_bytes())["registry-mirrors"]
+    except ValueError as error:
+        return f"{_DAEMON_JSON} is not JSON ({error}): correct it, then: {reload}"
+    except (OSError, KeyError, TypeError):
+        written = []
+    if isinstance(written, list) and any(str(mirror).rstrip("/") == url for mirror in written):
+        return f"{_DAEMON_JSON} names it, but dockerd has not read it: {reload}"
+    return f'put "registry-mirrors": ["{url}"] into {_DAEMON_JSON}, then: {reload}'
 
 
 async def real_pull(url: str, image: str) -> Check:

@@ -11,10 +11,11 @@ All accounting is in :class:`DiskStore` and happens on the event loop, between a
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from proxy.errors import ContentError, DigestInvalid, NoSpace, ReadFailed, Store
 from proxy.oci import MANIFEST_MAX_BYTES, Digest, Manifest
 from proxy.storage import Sink, StoreTotals
 from proxy.store.eviction import Entry, choose_victims
-from proxy.store.files import inspect, rename, sizes, unlink_all
+from proxy.store.files import DiskSpace, disk_space, inspect, rename, sizes, unlink_all
 from proxy.store.index import BlobEntry, SqliteIndex, Tally
 from proxy.store.partial import DiskPartial, refused
 from proxy.threads import Threads, finish
@@ -160,9 +161,8 @@ class DiskStore:
 
         The file is opened on the event loop: a thread hop costs more than an open of a cached directory entry.
         """
-        blob = self._memory.get(digest)
+        blob = self.at_hand(digest)
         if blob is not None:
-            self._index.touch(digest)
             return blob
         entry = await self._index.blob(digest)
         if entry is None:
@@ -181,6 +181,13 @@ class DiskStore:
             await self.quarantine(digest, str(error))
             return None
         self._index.touch(digest)
+        return blob
+
+    def at_hand(self, digest: Digest) -> DiskBlob | None:
+        """See :class:`proxy.storage.BlobStore`."""
+        blob = self._memory.get(digest)
+        if blob is not None:
+            self._index.touch(digest)
         return blob
 
     def _open_file(self, entry: BlobEntry) -> DiskBlob:
@@ -233,7 +240,8 @@ class DiskStore:
         """See :class:`proxy.storage.BlobStore`.
 
         Raises:
-            NoSpace: the disk refuses even an empty file.
+            NoSpace: it is being written already, or the disk does not give what it took. What it does not take is
+                found by the partial's first expect() or append().
         """
         path = self.root / "partials" / f"{digest.algorithm}-{digest.encoded}"
         if digest in self._ingesting:
@@ -246,32 +254,34 @@ class DiskStore:
                 yield partial
             finally:
                 del self._active[digest]
-                if not partial.ended:
-                    if partial.offset:
-                        self._reserved[digest] = partial.offset
-                    else:
-                        await self._discard(partial)
+                await finish(self._leave(partial))
         finally:
             self._ingesting.discard(digest)
 
+    async def _leave(self, partial: DiskPartial) -> None:
+        """Keep what has arrived for the next ingest, and no more room than it takes."""
+        await partial.settle()
+        if not partial.ended:
+            if partial.offset:
+                self._reserved[partial.digest] = partial.offset
+            else:
+                await self._discard(partial)
+
     async def _begin(self, digest: Digest, path: Path) -> DiskPartial:
         resumed = digest in self._reserved
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if resumed else os.O_TRUNC)
-        try:
-            fd = await self._threads.run_interruptible(lambda: os.open(path, flags, 0o644), dispose=os.close)
-        except OSError as error:
-            raise refused(error) from error
         partial = DiskPartial(
-            digest, path, fd, threads=self._threads, reserve=self._reserve, publish=self._publish, discard=self._discard
+            digest, path, threads=self._threads, reserve=self._reserve, publish=self._publish, discard=self._discard
         )
-        try:
-            if resumed:
+        if resumed:
+            try:
                 await self._threads.run(partial.rehash)
-        except BaseException as error:
-            partial.close()
-            if isinstance(error, OSError):
-                raise refused(error) from error
-            raise
+            except BaseException as error:
+                partial.close()
+                if isinstance(error, OSError):
+                    raise refused(error) from error
+                raise
+        else:
+            partial.open_soon()
         self._reserved.setdefault(digest, 0)
         return partial
 
@@ -287,8 +297,11 @@ class DiskStore:
         promised = self._reserved.get(partial.digest, 0)
         if size_bytes <= promised:
             return
+        more = size_bytes - promised
+        if self.total_bytes + more <= self.cap_bytes and self._lacking_free_bytes(more) <= 0:
+            self._reserved[partial.digest] = size_bytes  # at once: no miss waits for what others publish
+            return
         async with self._changing:
-            more = size_bytes - promised
             if self._lacking_free_bytes(more) > self._here.size_bytes + sum(self._quarantined.values()):
                 raise NoSpace("the filesystem is too full, whatever were evicted (MIN_FREE)")
             await finish(self._evict(more))
@@ -311,18 +324,36 @@ class DiskStore:
         now = self._index.clock.now()
         entry = BlobEntry(partial.digest, partial.offset, media_type, now, verified_at=now)
         async with self._changing:
-            # The row first: if the process dies in between, the index claims too much, never too little.
-            came = await self._index.add_blob(entry)
-            try:
-                await self._threads.run(rename, partial.path, self.path(partial.digest))
-            except OSError:
-                came = came.minus(await self._index.forget_blobs([partial.digest]))
-                raise
-            else:
-                partial.ended = True
-                self._reserved.pop(partial.digest, None)
-            finally:
-                self._here = self._here.plus(came)
+            await self._place(entry, functools.partial(rename, partial.path))
+            partial.ended = True
+            self._reserved.pop(partial.digest, None)
+
+    async def adopt(self, entry: BlobEntry, place: Callable[[Path], None]) -> None:
+        """Take in content that was verified where it is; nothing is evicted for it.
+
+        Args:
+            place: puts the file at the path that it is given, as it is meant to stay: nothing here ever writes to it.
+
+        Raises:
+            NoSpace: not without evicting something.
+            OSError: *place* cannot do it.
+        """
+        await self._known.wait()
+        async with self._changing:
+            if entry.size_bytes > self._spare_bytes(on_disk=False):
+                raise NoSpace("there is no room under the cap, or the filesystem is too full (MIN_FREE)")
+            await finish(self._place(entry, place))
+
+    async def _place(self, entry: BlobEntry, place: Callable[[Path], None]) -> None:
+        # The row first: if the process dies in between, the index claims too much, never too little.
+        came = await self._index.add_blob(entry)
+        try:
+            await self._threads.run(place, self.path(entry.digest))
+        except OSError:
+            came = came.minus(await self._index.forget_blobs([entry.digest]))
+            raise
+        finally:
+            self._here = self._here.plus(came)
 
     async def _discard(self, partial: DiskPartial) -> None:
         partial.ended = True
@@ -351,18 +382,32 @@ class DiskStore:
             quarantined=len(self._quarantined),
         )
 
+    def space(self) -> DiskSpace | None:
+        """The filesystem that the cache is on; None where it cannot be asked."""
+        return disk_space(self.root, self._min_free_bytes)
+
     def _lacking_free_bytes(self, more: int) -> int:
         """How many bytes the filesystem lacks for *more*, beside what is already promised and MIN_FREE."""
-        try:
-            disk = os.statvfs(self.root)
-        except OSError:
+        disk = self.space()
+        if disk is None:
             return 0  # the write itself will tell
-        total_bytes, free_bytes = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-        floor = self._min_free_bytes
-        if floor is None:
-            floor = min(1_000_000_000, total_bytes // 20)
         promised = sum(self._reserved[d] - partial.offset for d, partial in self._active.items() if d in self._reserved)
-        return more + promised + floor - free_bytes
+        return more + promised + disk.min_free_bytes - disk.free_bytes
+
+    async def spare_bytes(self, *, on_disk: bool) -> int:
+        """How many bytes may come in without anything having to go, once what is here has been counted.
+
+        Args:
+            on_disk: they are to be written; else they are on the disk already, and take nothing of it.
+        """
+        await self._known.wait()
+        return self._spare_bytes(on_disk=on_disk)
+
+    def _spare_bytes(self, *, on_disk: bool) -> int:
+        spare, on_filesystem = self.cap_bytes - self.total_bytes, -self._lacking_free_bytes(0)
+        if on_disk or on_filesystem < 0:
+            spare = min(spare, on_filesystem)
+        return max(0, spare)
 
     async def _make_room(self, more: int) -> None:
         if self._lacking_free_bytes(more) > 0 or self.total_bytes + more > self.cap_bytes:

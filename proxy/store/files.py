@@ -1,12 +1,37 @@
-"""What the store does to files. Everything here blocks, and runs in a thread."""
+"""What the store does to files. Everything here blocks, and runs in a thread; :func:`disk_space` does not."""
 
 import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from proxy.errors import ContentError
 from proxy.oci import MANIFEST_MAX_BYTES, Manifest
+
+
+class DiskSpace(NamedTuple):
+    """A filesystem, in bytes; of what is free, ``min_free_bytes`` are never used up."""
+
+    size_bytes: int
+    free_bytes: int
+    min_free_bytes: int
+
+
+def disk_space(root: Path, min_free_bytes: int | None) -> DiskSpace | None:
+    """The filesystem of *root*; None where it cannot be asked.
+
+    Args:
+        min_free_bytes: None for the smaller of 1 GB and 5 % of it.
+    """
+    try:
+        disk = os.statvfs(root)
+    except OSError:
+        return None
+    size_bytes, free_bytes = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+    if min_free_bytes is None:
+        min_free_bytes = min(1_000_000_000, size_bytes // 20)
+    return DiskSpace(size_bytes, free_bytes, int(min_free_bytes))
 
 
 def sizes(folder: Path) -> list[tuple[str, int]]:
@@ -39,6 +64,18 @@ def inspect(path: Path) -> tuple[int, str | None]:
 def rename(source: Path, target: Path) -> None:
     """Rename so that it survives a crash of the machine; the file itself has been synced before."""
     source.replace(target)
+    _sync(target)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the file *source*, so that it survives a crash of the machine."""
+    target.unlink(missing_ok=True)  # left by a crash, of another size than its row says
+    target.hardlink_to(source)
+    _sync(target)
+
+
+def _sync(target: Path) -> None:
+    """Write down the folder that *target* is in."""
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

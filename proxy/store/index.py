@@ -7,6 +7,7 @@ never fails because of it.
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from cachetools import LRUCache
 
 from proxy import events
 from proxy.clock import Clock
-from proxy.contents import Inventory, Pin, Stored, Tag
+from proxy.contents import Inventory, Pin, PinSummary, Stored, Tag
 from proxy.errors import StoreTooNew
 from proxy.oci import Digest, Repository
 from proxy.storage import Answer, TagEntry
@@ -63,7 +64,8 @@ CREATE TABLE history (
     PRIMARY KEY (step_seconds, began_at)
 ) WITHOUT ROWID;
 """
-_SCHEMAS = (_SCHEMA_1, _SCHEMA_2)  # each brings an older index one version further
+_SCHEMA_3 = "ALTER TABLE history ADD COLUMN evicted_bytes INTEGER NOT NULL DEFAULT 0;"
+_SCHEMAS = (_SCHEMA_1, _SCHEMA_2, _SCHEMA_3)  # each brings an older index one version further
 SCHEMA_VERSION = len(_SCHEMAS)
 
 # Bounds of what is kept in memory: about 300 bytes an entry, so a few MB each.
@@ -173,16 +175,16 @@ class SqliteIndex:
             )
         if version < SCHEMA_VERSION:
             db.executescript(f"BEGIN; {' '.join(_SCHEMAS[version:])} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        boot = _boot_id()
         ended = _get_meta(db, "ended")
         if version == 0:
             self.doubt = "the index is new"
-        elif ended == boot:
+        elif ended and ended == boot:
             self.doubt = "the last run was killed"
         elif ended:
             self.doubt = "the machine went down during the last run"
             self.machine_crashed = True
-        _set_meta(db, "ended", boot or "?")  # until aclose() says that the run ended properly
+        _set_meta(db, "ended", boot or "unknown boot")  # until aclose() says that the run ended properly
         self.tag_count = db.execute("SELECT COUNT(*) FROM tags").fetchone()[0]
         row = db.execute(
             "SELECT MAX(t) FROM (SELECT MAX(last_use) AS t FROM blobs UNION SELECT MAX(fetched_at) FROM tags)"
@@ -301,6 +303,10 @@ class SqliteIndex:
         self.pinned_tags = frozenset((pin.repository, pin.target) for pin, _ in pinned)
         return pinned
 
+    async def pin_summary(self, limit: int) -> PinSummary:
+        """How much is pinned, and the first *limit* pins."""
+        return await self._run(_select_pin_summary, PinSummary(0, 0, []), limit)
+
     async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
         """Those of *digests* that are here."""
         return await self._run(_select_stored, dict[Digest, Stored](), digests)
@@ -327,16 +333,17 @@ class SqliteIndex:
         """Remember or forget pins."""
         await self._run(_update_pins, None, add, remove, self.clock.now())
 
-    async def add_history(self, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> None:
-        """Add *counts* (the columns of ``history``) to the step at *at* of each length; forget what is too old.
+    async def add_history(self, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> bool:
+        """See :class:`proxy.history.Ledger`; forgets what is too old.
 
         Args:
+            counts: as the columns of ``history``.
             kept: by length of a step in seconds, how many steps are kept.
         """
-        await self._run(_add_history, None, at, counts, kept)
+        return await self._run(_add_history, False, at, counts, kept)
 
     async def history(self, step_seconds: int, since: float) -> list[tuple[int, ...]]:
-        """The steps of this length since *since* (Unix seconds): when each began, then its counts."""
+        """See :class:`proxy.history.Ledger`."""
         return await self._run(_select_history, [], step_seconds, since)
 
     async def totals(self) -> Tally:
@@ -347,12 +354,16 @@ class SqliteIndex:
 
     async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
         """See :class:`proxy.storage.Index`."""
-        entry = self._tags.get((repository, tag))
+        entry = self.tag_at_hand(repository, tag)
         if entry is None:
             entry = await self._run(_select_tag, None, repository, tag)
             if entry is not None:
                 self._tags[repository, tag] = entry
         return entry
+
+    def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
+        """See :class:`proxy.storage.Index`."""
+        return self._tags.get((repository, tag))
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
         """See :class:`proxy.storage.Index`."""
@@ -411,6 +422,8 @@ class SqliteIndex:
             return
         if not await self._run(_write_buffered, False, used, links):
             self._used = dict([*used.items(), *self._used.items()][-_MEMORY_ENTRIES:])
+            if len(self._links) < _MEMORY_ENTRIES:
+                self._links |= links
 
 
 # --- SQL: everything below runs in the index thread ---------------------------------------------------------------
@@ -523,6 +536,15 @@ def _select_pinned(db: sqlite3.Connection) -> list[tuple[Pin, Digest | None]]:
     ]
 
 
+def _select_pin_summary(db: sqlite3.Connection, limit: int) -> PinSummary:
+    rows = db.execute("SELECT registry, repository, target FROM pins ORDER BY repository, target LIMIT ?", (limit,))
+    return PinSummary(
+        db.execute("SELECT COUNT(*) FROM pins").fetchone()[0],
+        db.execute("SELECT COALESCE(SUM(size_bytes), 0) FROM blobs WHERE pinned = 1").fetchone()[0],
+        [Pin(Repository(registry, name), target) for registry, name, target in rows],
+    )
+
+
 def _select_stored(db: sqlite3.Connection, digests: Collection[Digest]) -> dict[Digest, Stored]:
     query = "SELECT size_bytes, media_type, last_use FROM blobs WHERE digest = ?"
     rows = ((digest, db.execute(query, (digest,)).fetchone()) for digest in digests)
@@ -570,25 +592,31 @@ def _select_inventory(db: sqlite3.Connection) -> Inventory:
     )
 
 
-def _add_history(db: sqlite3.Connection, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> None:
+def _add_history(db: sqlite3.Connection, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> bool:
     with _transaction(db):
         for step, number in kept.items():
             began = int(at // step * step)
             db.execute(
-                "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "hits = hits + excluded.hits, misses = misses + excluded.misses, errors = errors + excluded.errors, "
                 "cached_bytes = cached_bytes + excluded.cached_bytes, "
                 "served_bytes = served_bytes + excluded.served_bytes, "
-                "received_bytes = received_bytes + excluded.received_bytes",
+                "received_bytes = received_bytes + excluded.received_bytes, "
+                "evicted_bytes = evicted_bytes + excluded.evicted_bytes",
                 (step, began, *counts),
             )
-            db.execute("DELETE FROM history WHERE step_seconds = ? AND began_at <= ?", (step, began - number * step))
+            # Steps behind now were written while the machine's clock was ahead.
+            db.execute(
+                "DELETE FROM history WHERE step_seconds = ? AND (began_at <= ? OR began_at > ?)",
+                (step, began - number * step, began),
+            )
+    return True
 
 
 def _select_history(db: sqlite3.Connection, step_seconds: int, since: float) -> list[tuple[int, ...]]:
     return db.execute(
-        "SELECT began_at, hits, misses, errors, cached_bytes, served_bytes, received_bytes FROM history "
-        "WHERE step_seconds = ? AND began_at >= ? ORDER BY began_at",
+        "SELECT began_at, hits, misses, errors, cached_bytes, served_bytes, received_bytes, evicted_bytes "
+        "FROM history WHERE step_seconds = ? AND began_at >= ? ORDER BY began_at",
         (step_seconds, since),
     ).fetchall()
 
@@ -662,3 +690,15 @@ def _write_buffered(
             [(*repository, digest) for repository, digest in links],
         )
     return True
+
+
+def _boot_id() -> str:
+    """Which boot of the machine this is; empty when that is hidden.
+
+    A unit with ``ProcSubset=pid`` does not see the kernel's file; ours has ``Environment=BOOT_ID=%b`` for that.
+    """
+    try:
+        text = _BOOT_ID.read_text()
+    except OSError:
+        text = os.environ.get("BOOT_ID", "")
+    return text.strip().replace("-", "")

@@ -4,6 +4,7 @@ What is on the disk if the process dies here: a partial is only ever a prefix of
 from its beginning when it is taken up, and nothing but :meth:`DiskPartial.verify` lets it be published.
 """
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from proxy.errors import DigestMismatch, NoSpace
 from proxy.oci import Digest
-from proxy.storage import Hash, Sink
+from proxy.storage import Hash, Piece, Sink
 from proxy.threads import Threads
 
 _READ_BYTES = 1024 * 1024
@@ -31,7 +32,6 @@ class DiskPartial:
     """See :class:`proxy.storage.Partial`.
 
     Args:
-        fd: the partial's file, open for reading and writing; closed by :meth:`close`.
         reserve: makes room for so many bytes in all, or raises NoSpace.
         publish: makes the verified file a blob.
         discard: removes the file and gives its room back.
@@ -41,7 +41,6 @@ class DiskPartial:
         self,
         digest: Digest,
         path: Path,
-        fd: int,
         *,
         threads: Threads,
         reserve: Callable[["DiskPartial", int], Awaitable[None]],
@@ -52,7 +51,8 @@ class DiskPartial:
         self.path = path
         self.offset = 0
         self.ended = False  # published or discarded: nothing is left to keep
-        self._fd = fd
+        self._fd = -1
+        self._opening: asyncio.Task[None] | None = None
         self._threads = threads
         self._reserve = reserve
         self._publish = publish
@@ -67,18 +67,42 @@ class DiskPartial:
 
     def rehash(self) -> None:
         """Take up what an earlier ingest left in the file. Blocks: runs in a thread."""
+        self._open(os.O_RDWR)
         buffer = bytearray(_READ_BYTES)
         while count := os.preadv(self._fd, [buffer], self.offset):
             self._hash.update(memoryview(buffer)[:count])
             self.offset += count
 
+    def open_soon(self) -> None:
+        """Make the file in the background: upstream is asked meanwhile, a disk can take as long as that."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        self._opening = asyncio.create_task(self._threads.run(self._open, flags), name=f"open {self.digest}")
+
+    def _open(self, flags: int) -> None:
+        self._fd = os.open(self.path, flags | os.O_CLOEXEC, 0o644)
+
+    async def _opened(self) -> None:
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            try:
+                await opening
+            except OSError as error:
+                raise refused(error) from error
+
+    async def settle(self) -> None:
+        """Nothing is under way any more that could still make a file."""
+        with contextlib.suppress(NoSpace):
+            await self._opened()
+
     async def expect(self, size_bytes: int) -> None:
         """See :class:`proxy.storage.Partial`."""
+        await self._opened()
         await self._reserve(self, size_bytes)
         self._expected = size_bytes
 
-    async def append(self, data: bytes) -> None:
+    async def append(self, data: Piece) -> None:
         """See :class:`proxy.storage.Partial`."""
+        await self._opened()
         if self._seen is not None:
             data = self._replay(data)
         if not data:
@@ -92,7 +116,7 @@ class DiskPartial:
                 raise refused(error) from error
             raise
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Piece) -> None:
         view, offset = memoryview(data), self.offset
         while view:
             written = os.pwrite(self._fd, view, offset)
@@ -112,7 +136,7 @@ class DiskPartial:
         self._hash = hashlib.new(self.digest.algorithm)
         self._replayed = 0
 
-    def _replay(self, data: bytes) -> bytes:
+    def _replay(self, data: Piece) -> Piece:
         """Hash the part of *data* that is in the file already; the rest is returned."""
         known = data[: self.offset - self._replayed]
         self._hash.update(known)

@@ -4,7 +4,9 @@ The credential goes to realms that the configuration trusts, over TLS unless ups
 else. Source: distribution docs, "Token Authentication Specification".
 """
 
+import asyncio
 import base64
+import functools
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Collection
@@ -103,10 +105,13 @@ class RealmTrust:
         self._host = (parts.hostname or "").lower()
         self._scheme = parts.scheme
         self._trusted = {host.lower() for host in trusted_hosts}
-        self._suffixes = PublicSuffixList()
+
+    @functools.cached_property
+    def _suffixes(self) -> PublicSuffixList:
+        return PublicSuffixList()  # reads ten thousand rules, 50 ms: not while the cache starts
 
     def allows(self, realm: str) -> bool:
-        """Whether *realm* (a URL) may be sent the credential."""
+        """Whether *realm* (a URL) may be sent the credential. Not on the event loop: the first call takes a while."""
         try:
             parts = urlsplit(realm)
         except ValueError:
@@ -226,7 +231,7 @@ class Authenticator:
 
     async def _token(self, challenge: Challenge) -> _Token:
         basic = await self._basic_unless_rejected()
-        if basic is not None and not self._trust.allows(challenge.realm):
+        if basic is not None and not await asyncio.to_thread(self._trust.allows, challenge.realm):
             self._events.emit(events.CredentialWithheld(realm=challenge.realm[:300]))
             basic = None
         query = {name: value for name in ("service", "scope") if (value := getattr(challenge, name))}

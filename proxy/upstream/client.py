@@ -31,6 +31,7 @@ from proxy.errors import (
 )
 from proxy.oci import MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Repository
 from proxy.ranges import ContentRange
+from proxy.storage import Piece
 from proxy.upstream.auth import Authenticator, TokenReply
 from proxy.upstream.bulk import BulkClient, BulkReply
 from proxy.upstream.ratelimit import RateLimit, refusal_message
@@ -154,7 +155,7 @@ class BlobBody:
         self._reply = reply
         self._received = received
 
-    async def read(self) -> bytes:
+    async def read(self) -> Piece:
         """The next piece, empty at the end.
 
         Raises:

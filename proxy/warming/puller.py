@@ -1,6 +1,7 @@
 """A client that pulls images through a cache as a daemon does, throwing the bytes away; every digest is verified."""
 
 import hashlib
+import os
 import platform as machine
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,6 +42,19 @@ class PullFailed(RegistryCacheError):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+def reason_of(error: Exception) -> str:
+    """*error* of an HTTP client in a few words, without addresses and objects."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        inner = error.certificate_error
+        return str(getattr(inner, "verify_message", "") or inner)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno or 0  # below zero: what getaddrinfo says
+        return os.strerror(number).lower() if number > 0 else error.os_error.strerror or str(error.os_error)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
 
 
 class Name(NamedTuple):
@@ -135,7 +149,7 @@ class Puller:
                 status = response.status
                 answer = msgspec.json.decode(await _read(response, _STATS_MAX_BYTES), type=dict[str, Any])
         except (aiohttp.ClientError, OSError) as error:
-            raise PullFailed(f"no cache answers on {self._base}: {error}") from error
+            raise PullFailed(f"no cache answers on {self._base}: {reason_of(error)}") from error
         except (msgspec.MsgspecError, ContentError) as error:
             raise PullFailed(f"what answers on {self._base} is no registry-cache", status) from error
         if "upstream" not in answer or "store" not in answer:
@@ -212,7 +226,7 @@ class Puller:
                 break
             except (aiohttp.ClientError, OSError) as error:
                 if attempt == _TRIES and position == before:
-                    raise PullFailed(f"{name}: {blob.digest}: {error}") from error
+                    raise PullFailed(f"{name}: {blob.digest}: {reason_of(error)}") from error
         if position != blob.size_bytes or known.hexdigest() != blob.digest.encoded:
             raise PullFailed(f"{name}: what came is not {blob.digest}")
         return hit
@@ -253,7 +267,7 @@ class Puller:
                     raise PullFailed(f"{name}: {await _reason(response)}", response.status)
                 return response.headers
         except (aiohttp.ClientError, OSError) as error:
-            raise PullFailed(f"{name}: {error or type(error).__name__}") from error  # type: ignore[truthy-bool]
+            raise PullFailed(f"{name}: {reason_of(error)}") from error
 
     async def _stored(self, name: Name, digest: Digest) -> bytes | None:
         """The manifest, if it is here."""
@@ -278,7 +292,7 @@ class Puller:
                 Manifest.parse(body)
                 return body, _is_hit(response.headers)
         except (ContentError, DigestInvalid, aiohttp.ClientError, OSError) as error:
-            raise PullFailed(f"{name}: {error}") from error
+            raise PullFailed(f"{name}: {reason_of(error)}") from error
 
 
 def _is_hit(headers: Mapping[str, str]) -> bool:

@@ -5,11 +5,13 @@ and the plain application took twice the time for a hit.
 """
 
 import asyncio
+import functools
 from typing import Any
 
 from aiohttp import web
 
 from proxy.web.errors import error_body
+from proxy.web.fast_path import Connection, FastPath
 from proxy.web.ops import Ops
 from proxy.web.v2 import V2
 
@@ -36,11 +38,14 @@ class Server(web.Server):
         client_timeout_seconds: how long a connection may go without a whole request.
     """
 
-    def __init__(self, v2: V2, ops: Ops, *, max_connections: int, client_timeout_seconds: float) -> None:
+    def __init__(
+        self, v2: V2, ops: Ops, fast: FastPath, *, max_connections: int, client_timeout_seconds: float
+    ) -> None:
         # keepalive_timeout also bounds the wait for the first request of a connection, and for the rest of a slow one.
         super().__init__(
             self._dispatch, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
         )
+        self._connection = functools.partial(Connection, self, fast, client_timeout_seconds=client_timeout_seconds)
         self._v2 = v2
         self._ops = ops
         self._max_connections = max_connections
@@ -60,4 +65,4 @@ class Server(web.Server):
         """The protocol of a new connection."""
         if len(self.connections) >= self._max_connections:
             return _Refusal()
-        return super().__call__()
+        return self._connection(loop=self._loop, **self._kwargs)

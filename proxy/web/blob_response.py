@@ -9,7 +9,7 @@ from proxy.pullthrough import BlobAnswer, Direct, PullThrough, Served
 from proxy.ranges import ContentRange, Range
 from proxy.storage import OpenBlob
 from proxy.threads import Threads
-from proxy.web.exchange import Exchange, answer_headers, matches_etag, only_if_cached
+from proxy.web.exchange import Exchange, blob_headers, matches_etag, only_if_cached
 from proxy.web.sending import SocketSink
 
 
@@ -52,9 +52,9 @@ class BlobResponder:
         self, exchange: Exchange, repository: Repository, digest: Digest, answer: BlobAnswer
     ) -> web.StreamResponse:
         request, content = exchange.request, answer.content
-        headers = answer_headers(answer.served, digest, head=request.method == "HEAD")
-        headers["Accept-Ranges"] = "bytes"
+        headers = blob_headers(answer.served, digest, head=request.method == "HEAD")
         if matches_etag(request, digest):
+            del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
         try:
             span = _asked_span(request, digest, answer.size_bytes)
@@ -66,7 +66,6 @@ class BlobResponder:
         if span is not None:
             status, start, stop = 206, span.start, span.stop
             headers["Content-Range"] = str(span)
-        headers["Content-Type"] = "application/octet-stream"
         headers["Content-Length"] = str(stop - start)
         if request.method == "HEAD" or content is None:
             return web.Response(status=status, headers=headers)

@@ -54,8 +54,9 @@ class Exchange:
             duration_ms=round((time.perf_counter() - self.began) * 1000, 3),
             upstream_ms=round(self.served.upstream_seconds * 1000, 3),
             client=request.remote or "",
-            user_agent=request.headers.get("User-Agent", "")[:200],
+            user_agent=user_agent(request),
             error=self.error,
+            detail=self.served.detail,
         )
 
 
@@ -73,6 +74,24 @@ def answer_headers(served: Served, digest: Digest | None = None, *, head: bool =
         headers["Docker-Content-Digest"] = digest
         headers["ETag"] = f'"{digest}"'
     return headers
+
+
+def manifest_headers(served: Served, digest: Digest, media_type: str, *, head: bool = False) -> dict[str, str]:
+    """The headers of an answer with a manifest, but for its length."""
+    return {**answer_headers(served, digest, head=head), "Content-Type": media_type}
+
+
+def blob_headers(served: Served, digest: Digest, *, head: bool = False) -> dict[str, str]:
+    """The headers of an answer with a blob, but for length and range."""
+    headers = answer_headers(served, digest, head=head)
+    headers["Accept-Ranges"] = "bytes"
+    headers["Content-Type"] = "application/octet-stream"
+    return headers
+
+
+def user_agent(request: web.BaseRequest) -> str:
+    """For the log: bounded, it is the client's to choose."""
+    return request.headers.get("User-Agent", "")[:200]
 
 
 def only_if_cached(request: web.BaseRequest) -> bool:

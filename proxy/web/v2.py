@@ -19,7 +19,8 @@ from proxy.pullthrough import ListAnswer, ManifestAnswer, PullThrough, Served
 from proxy.storage import Index
 from proxy.web.blob_response import BlobResponder
 from proxy.web.errors import rendered
-from proxy.web.exchange import Exchange, answer_headers, matches_etag, only_if_cached
+from proxy.web.exchange import Exchange, answer_headers, manifest_headers, matches_etag, only_if_cached
+from proxy.web.fast_path import FastPath
 
 _CATALOG_MAX = 1000
 _QUERY_MAX = 2048
@@ -72,6 +73,7 @@ class V2:
         pull_through: PullThrough,
         index: Index,
         blobs: BlobResponder,
+        fast: FastPath,
         *,
         registries: frozenset[str],
         events: events.Events,
@@ -79,6 +81,7 @@ class V2:
         self._pull_through = pull_through
         self._index = index
         self._blobs = blobs
+        self._fast = fast
         self._registries = registries
         self._events = events
 
@@ -114,6 +117,8 @@ class V2:
             raise Unsupported("this is a read-only cache: push to the registry itself")
         route = parse_path(request.rel_url.raw_path, registry)
         exchange.kind, exchange.repository = route.kind, route.repository
+        if route.repository is not None and route.kind in ("manifest", "blob"):
+            self._fast.learn(request, route.repository, route.reference, route.digest)
         if route.reference is not None:
             return await self._manifest(exchange, route.reference)
         if route.repository is None:
@@ -131,10 +136,10 @@ class V2:
         else:
             answer = await self._pull_through.manifest(reference, head=request.method == "HEAD")
         exchange.served, exchange.digest = answer.served, answer.digest
-        headers = answer_headers(answer.served, answer.digest, head=request.method == "HEAD")
+        headers = manifest_headers(answer.served, answer.digest, answer.media_type, head=request.method == "HEAD")
         if matches_etag(request, answer.digest):
+            del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
-        headers["Content-Type"] = answer.media_type
         if answer.body is None or request.method == "HEAD":
             headers["Content-Length"] = str(answer.size_bytes)
             return web.Response(headers=headers)

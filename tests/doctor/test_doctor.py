@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import time
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -93,6 +94,19 @@ async def test_what_people_see_in_a_terminal(doctor, cache, tmp_path):
     assert not [line for line in found if "looking" in line]
 
 
+async def test_a_reader_that_leaves_is_no_crash(doctor, cache, tmp_path):
+    """``registry-cache doctor | head -1``."""
+    reader, writer = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM, "doctor", "--image", "tiny", "--cache-dir", str(cache.root), stdout=writer,
+        stderr=asyncio.subprocess.PIPE, env=environment(DOCKER_HOST=f"unix://{tmp_path}/no-engine"),
+    )  # fmt: skip
+    os.close(writer)
+    os.close(reader)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
 def read_all(fd):
     seen = bytearray()
     with contextlib.suppress(OSError):  # the other end is closed
@@ -109,6 +123,27 @@ async def test_dead_upstream_is_one_finding(doctor, hub):
     assert checks["upstream"]["state"] == "broken"
     assert "DNS" in checks["upstream"]["remedy"]
     assert "credential" not in checks
+
+
+async def test_what_is_wrong_with_upstream_is_in_plain_words(doctor, hub):
+    await hub.registry.stop()
+    _, checks = await doctor()
+    assert checks["upstream"]["text"] == f"{hub.url}: connection refused"
+    await hub.registry.start(unknown_ca=True)
+    _, checks = await doctor()
+    assert checks["upstream"]["text"] == f"{hub.url}: TLS: unable to get local issuer certificate"
+
+
+async def test_the_settings_file_is_the_one_that_the_service_was_started_with(doctor, cache, tmp_path):
+    file = tmp_path / "service.toml"
+    file.write_text("")
+    file.chmod(0o666)
+    cache.proxy.identity.config = str(file)
+    _, checks = await doctor()
+    assert (checks["settings file"]["state"], checks["settings file"]["remedy"]) == ("warning", f"chmod o-w {file}")
+    file.unlink()
+    _, checks = await doctor()
+    assert "no such file" in checks["settings file"]["text"]
 
 
 async def test_bad_certificate_names_the_remedy(doctor, hub):
@@ -132,6 +167,17 @@ async def test_rejected_credential_is_shown_by_doctor_stats_and_page(doctor, cac
     assert "rejects its credential" in checks["service"]["text"]
     assert "rejected the credential of 'ci-account'" in checks["credential"]["text"]
     assert "PASSWORD_FILE" in checks["credential"]["remedy"]
+
+
+def test_a_new_token_goes_where_the_service_takes_it_from():
+    stats = {"upstream": {"credential_rejected": True}, "version": "1"}
+
+    def remedy(path):
+        settings = load_settings(None, {}).model_copy(update={"password_file": Path(path)})
+        return network.service(stats, "http://x", settings).remedy
+
+    assert "systemctl restart registry-cache" in remedy("/run/credentials/registry-cache.service/password")
+    assert "/etc/my-token); the service reads it again by itself" in remedy("/etc/my-token")
 
 
 async def test_bad_secret_permissions_are_a_warning(doctor, cache):
@@ -197,10 +243,13 @@ async def test_wrong_settings_are_one_line(doctor):
     assert "TAG_TTL: 'soon'" in checks["settings"]["text"]
 
 
-async def test_mistyped_variable_is_a_warning(doctor):
-    _, checks = await doctor(REGISTRY_CACHE_MAX_SISE="1GB")
-    assert checks["settings"]["state"] == "warning"
+async def test_mistyped_variable_is_broken_and_a_foreign_one_a_warning(doctor):
+    code, checks = await doctor(REGISTRY_CACHE_MAX_SISE="1GB")
+    assert (code, checks["settings"]["state"]) == (1, "broken")
     assert "MAX_SIZE" in checks["settings"]["text"]
+    code, checks = await doctor(REGISTRY_CACHE_XYZZY="1")
+    assert (code, checks["settings"]["state"]) == (0, "warning")
+    assert "REGISTRY_CACHE_XYZZY is not a setting" in checks["settings"]["text"]
 
 
 # --- dockerd's mirrors --------------------------------------------------------------------------------------------
@@ -244,6 +293,27 @@ async def test_mirrors_are_told_apart_by_who_answers(start_cache):
     assert "http://127.0.0.1:9 (does not answer)" in check.text
     assert f'["{ours.url}"]' in check.remedy
     assert network.mirror_check([ours.url], [None], ours.url, None).state == "warning"
+
+
+@pytest.mark.parametrize(
+    ("written", "remedy"),
+    [
+        (None, 'put "registry-mirrors": ["http://127.0.0.1:5000"] into'),
+        ('{"registry-mirrors": ["http://other:5000"]}', 'put "registry-mirrors": ["http://127.0.0.1:5000"] into'),
+        ("[]", 'put "registry-mirrors": ["http://127.0.0.1:5000"] into'),
+        ('{"registry-mirrors": ["http://127.0.0.1:5000/"]}', "names it, but dockerd has not read it: systemctl reload"),
+        ('{"registry-mirrors": [}', "is not JSON"),
+    ],
+)
+def test_the_remedy_knows_what_dockerds_file_has_already(tmp_path, monkeypatch, written, remedy):
+    file = tmp_path / "daemon.json"
+    if written is not None:
+        file.write_text(written)
+    monkeypatch.setattr(network, "_DAEMON_JSON", file)
+    check = network.mirror_check([], [], "http://127.0.0.1:5000", "me")
+    assert check.state == "broken"
+    assert remedy in check.remedy
+    assert str(file) in check.remedy
 
 
 def test_where_a_cache_answers_on_this_machine():

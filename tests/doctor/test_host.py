@@ -149,3 +149,14 @@ def test_unreadable_crontab_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "_commands", lambda _path: (_ for _ in ()).throw(PermissionError()))
     check = host.prune_habits(tmp_path)
     assert (check.state, "1 files could not be read" in check.text) == ("warning", True)
+
+
+def test_a_service_that_does_not_run_is_judged_by_the_token_it_would_be_given(tmp_path, monkeypatch):
+    token = tmp_path / "registry-cache.password"
+    monkeypatch.setattr(host, "INSTALLED_TOKEN", token)
+    settings = load_settings(None, {"username": "ci"}, with_token=False)
+    check = host.secret(host.with_installed_token(settings))
+    assert (check.state, str(token) in check.remedy) == ("warning", True)
+    token.write_text("secret")
+    token.chmod(0o600)
+    assert host.secret(host.with_installed_token(settings)).text == f"{token}: nobody else reads it"

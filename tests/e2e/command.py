@@ -46,7 +46,7 @@ def free_port() -> int:
 
 def environment(**added: str) -> dict[str, str]:
     """The caller's environment without its own settings, proxies and systemd directories."""
-    foreign = ("REGISTRY_CACHE_", "CREDENTIALS_DIRECTORY", "CACHE_DIRECTORY", "HTTP_", "HTTPS_", "ALL_", "NO_PROXY")
+    foreign = ("REGISTRY_", "CREDENTIALS_DIRECTORY", "CACHE_DIRECTORY", "HTTP_", "HTTPS_", "ALL_", "NO_PROXY")
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)} | added
 
 

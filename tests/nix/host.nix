@@ -12,6 +12,9 @@ in
   inherit (config) warnings;
   registryMirrors = config.virtualisation.docker.daemon.settings.registry-mirrors or [ ];
   ports = config.networking.firewall.allowedTCPPorts;
+  hasCommand = builtins.any (
+    package: toString package == toString config.services.registry-cache.package
+  ) config.environment.systemPackages;
   hasUser = config.users.users ? registry-cache;
   tmpfiles = builtins.filter (rule: builtins.match ".*registry-cache.*" rule != null) config.systemd.tmpfiles.rules;
   units = builtins.listToAttrs (

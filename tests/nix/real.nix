@@ -19,6 +19,7 @@ let
             fsType = "ext4";
           };
           system.stateVersion = lib.trivial.release;
+          documentation.enable = false; # it is on the path too, and slow
         }
         (lib.optionalAttrs (pkgsFile != null) { nixpkgs.pkgs = import pkgsFile { inherit lib nixpkgs; }; })
         (lib.optionalAttrs (sopsNix != null) {

@@ -30,6 +30,15 @@ def test_everything_is_where_it_belongs_and_the_program_runs(machine):
     assert machine.run("find", "/usr/local/lib/registry-cache", "-name", "pip") == ""
 
 
+def test_completion_is_where_the_shells_look(machine):
+    for path in (
+        "bash-completion/completions/registry-cache",
+        "zsh/site-functions/_registry-cache",
+        "fish/vendor_completions.d/registry-cache.fish",
+    ):
+        assert "_REGISTRY_CACHE_COMPLETE" in machine.run("cat", f"/usr/local/share/{path}")
+
+
 def test_destdir_and_prefix_move_the_same_files_and_destdir_is_named_in_none(machine):
     where = ["DESTDIR=/tmp/image", "PREFIX=/opt/cache", "SYSCONFDIR=/opt/etc"]
     machine.make("install", *where)

@@ -6,7 +6,9 @@ import re
 import httpx
 import pytest
 
+from proxy.oci import Digest
 from tests.e2e.command import free_port, until
+from tests.importing.registry2 import Registry2, tree
 
 pytestmark = pytest.mark.e2e
 
@@ -71,6 +73,12 @@ def test_a_private_image_is_pulled_with_the_credential_and_outlives_a_restart(
         assert machine.show(CACHE, "MainPID") != pid
         assert http.get(f"{base}/blobs/{digest}").headers["Cache-Status"] == "registry-cache; hit"
     assert hub.counters()["requests"] == before
+    # The index is as it was left: the sandbox hides the boot's ID, by which a killed run is told from a stopped one.
+    assert "index_rebuilt" not in "\n".join(machine.journal(CACHE))
+    machine.run("systemctl", "kill", "--signal=KILL", CACHE)
+    until(lambda: machine.show(CACHE, "MainPID") not in (pid, "0"), "systemd starts it again")
+    killed = '"reason":"the last run was killed"'
+    until(lambda: killed in "\n".join(machine.journal(CACHE)), "it tells that it was killed")
     process = machine.root / f"proc/{machine.show(CACHE, 'MainPID')}"
     assert hub.ready["pat"] not in (process / "environ").read_text() + (process / "cmdline").read_text()
     assert hub.ready["pat"] not in "\n".join(machine.journal(CACHE))
@@ -114,7 +122,8 @@ def test_wrong_settings_are_one_line_and_are_not_tried_again(machine, configure)
     assert machine.try_run("systemctl", "start", CACHE).returncode != 0
     assert (machine.show(CACHE, "ActiveState"), machine.show(CACHE, "NRestarts")) == ("failed", "0")
     own = [line for line in journal_since(machine, mark) if line.startswith("registry-cache: ")]
-    assert own == ["registry-cache: MAX_SIZE: 'plenty': allowed is a size such as 500MB, 20GB or 1.5TiB"]
+    allowed = "allowed is a size such as 500MB, 20GB or 1.5TiB"
+    assert own == [f"registry-cache: MAX_SIZE: 'plenty': {allowed} (in /etc/registry-cache.toml)"]
 
 
 def test_an_account_without_its_token_is_told_what_is_missing(machine, configure):
@@ -139,6 +148,36 @@ def test_stop_may_take_the_grace_that_is_configured(machine, configure):
     machine.systemctl("start", CACHE)
     machine.systemctl("stop", CACHE)
     assert machine.show(CACHE, "Result") == "success"
+
+
+@pytest.mark.parametrize("began", ["never", "before"])
+def test_root_imports_a_registry2_and_the_service_serves_and_evicts_it(machine, configure, settings, repository, began):
+    """Its own user has to read, and may remove, what root has linked for it."""
+    machine.run("rm", "--recursive", "--force", "/srv/registry", "/var/cache/registry-cache")
+    if began == "before":
+        machine.systemctl("start", CACHE)
+        said = machine.try_run("registry-cache", "import", "/srv", "--config=/etc/registry-cache.toml")
+        assert said.returncode == 2  # nothing is there yet
+    old = Registry2(machine.root / "srv/registry")
+    layer = b"layer" * 100_000
+    image = old.image(repository, layer)
+    old.tag(repository, "1", image)
+    take_over = ["registry-cache", "import", "/srv/registry", "--config=/etc/registry-cache.toml"]
+    if began == "before":
+        refused = machine.try_run(*take_over)
+        assert (refused.returncode, "systemctl stop registry-cache" in refused.stderr) == (3, True)
+        machine.systemctl("stop", CACHE)
+    before = tree(old.directory)
+    assert machine.run(*take_over).startswith("1 tag imported, 3 blobs (1.0 MB) linked, 0 blobs (0 B) copied.\n")
+    machine.systemctl("start", CACHE)
+    with httpx.Client(trust_env=False) as http:
+        for path in (f"manifests/{image}", f"blobs/{Digest.of(layer)}"):
+            there = http.get(f"http://{settings['listen']}/v2/{repository}/{path}")
+            assert there.headers["Cache-Status"] == "registry-cache; hit"
+    assert "1 tag and 0 blobs" in machine.run("registry-cache", "import", "/srv/registry", "--dry-run")
+    machine.run("registry-cache", "purge", repository, "--yes")
+    assert machine.run("find", "/var/cache/registry-cache/blobs", "-type", "f") == ""
+    assert tree(old.directory) == before
 
 
 # --- dockerd behind it ------------------------------------------------------------------------------------------

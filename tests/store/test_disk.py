@@ -10,7 +10,7 @@ import pytest
 
 from proxy import events
 from proxy.errors import DigestMismatch, NoSpace, StoreLocked, StoreTooNew
-from proxy.oci import OCI_MANIFEST, Digest
+from proxy.oci import OCI_MANIFEST, Digest, Repository
 from proxy.store.disk import SMALL_BYTES
 from proxy.store.lock import DirectoryLock
 
@@ -354,3 +354,26 @@ async def test_pinned_blobs_stay_before_the_pins_are_worked_out_again(tmp_path):
         await shelf.put(content(4, 500_000))
         await shelf.put(content(5, 500_000))
         assert digest not in shelf.on_disk()
+
+
+@pytest.mark.parametrize("trouble", ["cancelled", "disk full"])
+async def test_interrupted_flush_loses_neither_order_nor_names(tmp_path, trouble):
+    repository = Repository.parse("library/flushed")
+    async with open_shelf(tmp_path / "s") as shelf:
+        digests = [await shelf.put(content(seed, 300_000)) for seed in range(3)]
+        await shelf.index.flush()
+        assert await shelf.has(digests[0])  # the first one is now the last one used
+        shelf.index.link(repository, digests[0])
+        if trouble == "cancelled":
+            flush = asyncio.create_task(shelf.index.flush())
+            await asyncio.sleep(0)  # it has begun
+            flush.cancel()
+            await asyncio.gather(flush, return_exceptions=True)
+            assert flush.cancelled()
+        else:
+            await shelf.index._thread.run(shelf.index._db.execute, "PRAGMA query_only = on")
+            await shelf.index.flush()
+            await shelf.index._thread.run(shelf.index._db.execute, "PRAGMA query_only = off")
+    async with open_shelf(tmp_path / "s") as shelf:
+        assert [entry.digest for entry in await shelf.index.oldest(3)] == [*digests[1:], digests[0]]
+        assert await shelf.index.repositories("", 10) == [repository.name]

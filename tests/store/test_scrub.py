@@ -79,11 +79,13 @@ async def test_verify_command(start_cache, hub, tmp_path):
     report = msgspec.json.decode(result.stdout)
     assert result.exit_code == 1
     assert (report["blobs"], sorted(rot["digest"] for rot in report["rotten"])) == (4, sorted(rotten))
+    # Beside the running cache, which is asked where it listens: what this command's own settings say does not count.
     config = tmp_path / "config.toml"
-    config.write_text(f'listen = "{cache.url.removeprefix("http://")}"\n')
-    result = await run("--cache-dir", cache.root, "--repair", "--config", config)  # beside the running cache
+    config.write_text('listen = "127.0.0.1:9"\n')
+    result = await run("--cache-dir", cache.root, "--repair", "--config", config)
     assert result.exit_code == 1
     assert result.stdout.count("rot repaired") == 2
+    assert "; 2 of the others repaired" in result.stdout
     await cache.settled()
     # The manifest is right in the cache's memory, and so need not come back from upstream yet.
     assert cache.proxy.store.path(rotten[1]).read_bytes() == hub.images.read(rotten[1])

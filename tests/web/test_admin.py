@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import pty
+import signal
 import socket
 import sqlite3
 import stat
@@ -14,6 +16,7 @@ from proxy.store.index import SqliteIndex
 from tests.cache import run_cache
 from tests.e2e.command import PROGRAM, environment
 from tests.hub import Fault
+from tests.web.page_content import fill, slow_transfer
 
 
 async def run(cache_dir, *arguments):
@@ -132,10 +135,34 @@ async def test_stats_in_a_terminal_and_as_json(cache, hub):
     code, out, _ = await run(cache.root, "stats")
     assert code == 0
     assert "library/seen" in out
+    assert "199 of 200 pulls left in 6 h, all back by" in out
+    assert next(line.split()[:4] for line in out.splitlines() if "last hour" in line) == ["last", "hour", "0.0%", "3"]
     code, out, _ = await run(cache.root, "stats", "--json")
     stats = json.loads(out)
     assert stats["next_evictions"][0]["repositories"] == ["library/seen"]
     assert stats["store"]["tags"] == 1
+    assert stats["history"]["month"]["misses"] == 3
+
+
+async def test_stats_show_transfers_trouble_and_how_many_more_there_are(cache, hub):
+    await fill(cache, hub, 11)
+    async with slow_transfer(cache, hub):
+        code, out, _ = await run(cache.root, "stats")
+    assert code == 0
+    assert "library/slow sha256:" in out
+    assert "4.0 MB" in out
+    assert "others" in out
+
+
+async def test_stats_go_on_line_by_line(cache):
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM, "stats", "--watch", "--json", "--cache-dir", str(cache.root),
+        stdout=asyncio.subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    lines = [json.loads(await process.stdout.readline()) for _ in range(2)]
+    process.send_signal(signal.SIGINT)
+    assert await process.wait() == 0
+    assert lines[0]["instance"] == lines[1]["instance"]
 
 
 async def test_an_older_index_is_brought_up_to_date(tmp_path):
@@ -292,3 +319,27 @@ async def test_others_are_turned_away_even_if_the_socket_is_open_to_them(cache, 
     monkeypatch.setattr("proxy.web.admin._ROOT", 54321)
     code, _, err = await run(cache.root, "list")
     assert (code, "only root and the user that runs the cache" in err) == (3, True)
+
+
+async def test_watch_outlives_a_restart_of_the_service(tmp_path, hub):
+    primary, secondary = pty.openpty()
+    async with run_cache(tmp_path / "cache", hub):
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM, "stats", "--watch", "--cache-dir", str(tmp_path / "cache"), stdout=secondary, stderr=secondary,
+            env=environment(COLUMNS="200", TERM="xterm"),
+        )  # fmt: skip
+        os.close(secondary)
+        await asyncio.to_thread(read_until, primary, "nothing was pulled yet")
+    await asyncio.to_thread(read_until, primary, "no cache is running")
+    async with run_cache(tmp_path / "cache", hub):
+        await asyncio.to_thread(read_until, primary, "nothing was pulled yet")
+    process.send_signal(signal.SIGINT)
+    assert await process.wait() == 0
+    os.close(primary)
+
+
+def read_until(fd, text):
+    """Read what is shown until *text* is; the test's own timeout ends the wait."""
+    seen = ""
+    while text not in seen:
+        seen += os.read(fd, 65536).decode(errors="replace")

@@ -18,6 +18,7 @@ let
   nixos.options = {
     assertions = option (types.listOf types.attrs) [ ];
     warnings = option (types.listOf types.str) [ ];
+    environment.systemPackages = option (types.listOf types.package) [ ];
     networking.firewall.allowedTCPPorts = option (types.listOf types.ints.unsigned) [ ];
     users.users = option types.attrs { };
     users.groups = option types.attrs { };

@@ -1,0 +1,166 @@
+"""Writes the two pages that are made from the program itself, commands.md and configuration.md: ``make docs``."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from proxy.cli import cli
+from proxy.cli.common import COMMANDS, default_text, metavar
+from proxy.settings import ENV_PREFIX, PruneSettings, Settings
+
+HERE = Path(__file__).parent
+
+_MADE = "<!-- Made by `make docs` from the program itself: change it there. -->\n"
+_COMMANDS = """\
+# Commands
+
+`registry-cache COMMAND --help` says the same. Each command also takes `-h`. Whatever is wrong with the call or the
+settings is one line on stderr and exit code 2.
+"""
+_CONFIGURATION = """\
+# Configuration
+
+Everything has a default: `registry-cache serve` alone runs a cache. A setting comes from, first match wins:
+
+1. a flag: `--tag-ttl 1h`
+2. the environment: `REGISTRY_CACHE_TAG_TTL=1h`
+3. the TOML file named by `--config` or `REGISTRY_CACHE_CONFIG`: `tag_ttl = "1h"`; those of `prune` below `[prune]`
+4. the default
+
+```toml
+# /etc/registry-cache.toml
+max_size = "100GB"
+username = "ci"
+password_file = "/etc/registry-cache.pat"    # with make install: see install.md, the unit has a place for it
+
+[prune]
+keep = ["postgres:*"]
+```
+
+| kind | how it is written |
+|---|---|
+| duration | `500ms`, `30s`, `15m`, `12h`, `7d`, `1h30m`; a number alone is seconds |
+| size | `500MB`, `20GB` (decimal), `1.5TiB` (binary); a number alone is bytes |
+| list | TOML: `["a", "b"]`; environment: `a b` or `a,b`; flag: repeat it |
+| yes or no | TOML: `true`; environment: `true`, `1`; flag: `--name`, `--no-name` |
+
+A wrong value stops the start with one line and exit code 2; a name that is no setting does too, and says which one was
+probably meant:
+
+```console
+$ registry-cache serve --max-size lots
+registry-cache: MAX_SIZE: 'lots': allowed is a size such as 500MB, 20GB or 1.5TiB
+$ REGISTRY_CACHE_TAGTTL=1h registry-cache serve
+registry-cache: REGISTRY_CACHE_TAGTTL is not a setting: did you mean TAG_TTL?
+```
+
+(`REGISTRY_CACHE_…` variables that resemble no setting are a warning in the log: they may be somebody else's. Those that
+Kubernetes makes for a Service of this name are passed over.)
+
+The password itself is no setting: a flag or a variable would show it to others. It is in a file, `PASSWORD_FILE`.
+"""
+_GROUPS = {
+    "The service": ("listen", "log_format", "log_level", "shutdown_grace", "max_connections", "client_timeout"),
+    "The disk": ("cache_dir", "max_size", "min_free", "scrub_rate"),
+    "Upstream and the account": (
+        "upstream", "username", "password_file", "ca_file", "trusted_realms", "anonymous_fallback",
+    ),
+    "Tags": ("tag_ttl", "stale_timeout", "keep_deleted_tags"),
+    "Fetching": (
+        "connect_timeout", "read_timeout", "request_timeout", "rate_limit_wait", "retries", "max_flights",
+        "prefetch_concurrency", "prefetch_max_size",
+    ),
+}  # fmt: skip
+
+
+def configuration() -> str:
+    """configuration.md: every setting with its names, its default and what it is for."""
+    parts = [_MADE, _CONFIGURATION]
+    grouped = [name for names in _GROUPS.values() for name in names]
+    others = [name for name in Settings.model_fields if name not in grouped and name != "prune"]
+    for title, names in {**_GROUPS, "Others": others}.items():
+        if names:
+            parts += [f"## {title}\n", _settings_table(Settings, names)]
+    parts += ["## The prune of the host's images\n", "See [prune.md](prune.md).\n"]
+    parts.append(_settings_table(PruneSettings, list(PruneSettings.model_fields), table="prune"))
+    return "\n".join(parts)
+
+
+def _settings_table(model: type[BaseModel], names: Any, table: str = "") -> str:
+    lines = ["| TOML key, flag, variable | default | what it is for |", "|---|---|---|"]
+    prefix = f"{table.upper()}__" if table else ""
+    for name in names:
+        field = model.model_fields[name]
+        flag = f"--{name.replace('_', '-')}"
+        flag = f"{flag}, --no-{flag[2:]}" if field.annotation is bool else f"{flag} {metavar(field)}"
+        default = str(field.default).lower() if field.annotation is bool else default_text(field)
+        ways = f"`{name}`<br>`{flag}`<br>`{ENV_PREFIX}{prefix}{name.upper()}`"
+        lines.append(f"| {_cell(ways)} | {f'`{default}`' if default else ''} | {_cell(field.description or '')} |")
+    return "\n".join([*lines, ""])
+
+
+def commands() -> str:
+    """commands.md: every command with its arguments, its options and examples."""
+    parts = [_MADE, _COMMANDS]
+    with click.Context(cli, info_name="registry-cache") as root:
+        found = {name: cli.get_command(root, name) for name in COMMANDS}
+        parts += ["| command | |", "|---|---|"]
+        for name, command in found.items():
+            parts.append(f"| [{name}](#{name}) | {_first_sentence(command)} |")
+        parts.append("")
+        for name, command in found.items():
+            with click.Context(command, info_name=name, parent=root) as context:
+                parts.append(_command(command, context, name))
+    return "\n".join(parts)
+
+
+def _command(command: click.Command, context: click.Context, name: str) -> str:
+    pieces = " ".join(command.collect_usage_pieces(context))
+    parts = [f"## {name}\n", f"```\nregistry-cache {name} {pieces}\n```\n", f"{_text(command.help)}\n"]
+    shown = [option for option in command.params if isinstance(option, click.Option) and not _is_setting(option)]
+    if len(shown) < sum(isinstance(option, click.Option) for option in command.params):
+        which = "lock_file" if name == "guard" else "each of its settings"
+        parts.append(f"A flag for {which}: see [configuration.md](configuration.md). Besides:\n")
+    rows = [record for option in shown if (record := option.get_help_record(context))]
+    if rows:
+        parts += ["| option | |", "|---|---|"]
+        parts += [f"| `{_cell(option)}` | {_cell(' '.join(text.split()))} |" for option, text in rows]
+        parts.append("")
+    epilog = (command.epilog or "").replace("\b\n", "").strip("\n")
+    for block in epilog.split("\n\n"):
+        title, _, rest = block.partition("\n")
+        lines = "\n".join(line.removeprefix("  ") for line in rest.splitlines())
+        fence = "console" if title.startswith("Examples") else ""
+        parts.append(f"{title}\n\n```{fence}\n{_prompted(lines) if fence else lines}\n```\n")
+    return "\n".join(parts)
+
+
+def _prompted(lines: str) -> str:
+    return "\n".join(f"$ {line}" for line in lines.splitlines())
+
+
+def _is_setting(option: click.Option) -> bool:
+    """Whether it is one of those that ``settings_flags`` makes; --cache-dir of the other commands is not."""
+    fields = {**Settings.model_fields, **PruneSettings.model_fields}
+    known = fields.get(option.name or "")
+    return known is not None and (option.help or "").startswith(known.description or "-")
+
+
+def _first_sentence(command: click.Command) -> str:
+    return _text(command.help).partition("\n\n")[0].partition(". ")[0].removesuffix(".").replace("\n", " ")
+
+
+def _text(text: str | None) -> str:
+    return inspect.cleandoc(text or "").replace("\b\n", "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    (HERE / "commands.md").write_text(commands())
+    (HERE / "configuration.md").write_text(configuration())

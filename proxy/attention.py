@@ -1,0 +1,65 @@
+"""What an operator should look at now and what to do about it, from ``/_stats``: for the page and the terminal."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from proxy.settings import format_size
+
+_QUOTA_LOW = 0.1
+
+
+class Notice(NamedTuple):
+    """Something that is not as it should be."""
+
+    level: Literal["warning", "error"]
+    what: str
+    remedy: str
+
+
+def notices(stats: Mapping[str, Any], now: float) -> Iterator[Notice]:
+    """The worst first.
+
+    Args:
+        stats: the whole of ``/_stats``.
+        now: Unix seconds.
+    """
+    upstream, store, disk = stats["upstream"], stats["store"], stats["disk"]
+    if upstream["credential_rejected"]:
+        yield Notice(
+            "error",
+            "Upstream rejects the credential: what is not cached cannot be pulled.",
+            "Put a valid token into PASSWORD_FILE; it is read again by itself. registry-cache doctor tells more.",
+        )
+    if not upstream["reachable"]:
+        yield Notice(
+            "error",
+            f"Upstream does not answer: {', '.join(upstream['down'])}. What is cached is served, other pulls fail.",
+            "It is tried again by itself. registry-cache doctor tells whether it is the network, TLS or upstream.",
+        )
+    if upstream["limited_for_seconds"]:
+        yield Notice(
+            "warning",
+            f"Upstream said 429 and is left alone for {upstream['limited_for_seconds']:.0f} s.",
+            "What is cached is served. Set USERNAME and PASSWORD_FILE if the cache pulls anonymously.",
+        )
+    quota = upstream["rate_limit"]
+    is_current = quota and quota["observed_at"] + quota["window_seconds"] > now
+    if is_current and quota["remaining"] < quota["limit"] * _QUOTA_LOW:
+        yield Notice(
+            "warning",
+            f"{quota['remaining']} of {quota['limit']} pulls are left.",
+            "Put off what is not cached, or raise TAG_TTL and MAX_SIZE; the recent misses show who pulls what.",
+        )
+    if disk and disk["free_bytes"] < disk["min_free_bytes"]:
+        yield Notice(
+            "warning",
+            f"{format_size(disk['free_bytes'])} are free on the disk, less than MIN_FREE "
+            f"({format_size(disk['min_free_bytes'])}): cached content is evicted.",
+            "Make room: registry-cache prune shows which of the host's own images can go.",
+        )
+    if store["quarantined"]:
+        yield Notice(
+            "error",
+            f"{store['quarantined']} rotten {'file was' if store['quarantined'] == 1 else 'files were'} put aside.",
+            "They are fetched anew when asked for. Look at the disk (dmesg, smartctl), then run registry-cache verify.",
+        )

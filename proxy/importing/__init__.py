@@ -1,0 +1,1 @@
+"""Taking over the storage folder of a ``registry:2``: what is in it, what fits, and how it comes in."""

@@ -1,0 +1,153 @@
+"""The storage folder of a ``registry:2``, read and never written. Everything here blocks.
+
+::
+
+    blobs/sha256/ab/abcd…/data                              content, manifests too
+    repositories/NAME/_manifests/tags/TAG/current/link      the digest that the tag is
+    repositories/NAME/_manifests/revisions/sha256/…/link    a manifest of the repository
+    repositories/NAME/_layers/sha256/…/link                 a blob of the repository
+
+Source: distribution 2.8, ``registry/storage/paths.go``.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from proxy.errors import ContentError, DigestInvalid, NameInvalid, StoreError, TagInvalid
+from proxy.oci import MANIFEST_MAX_BYTES, Digest, Manifest, Reference, Repository
+
+_BELOW = Path("docker/registry/v2")
+_LINK_MAX_BYTES = 256
+
+
+class NoFolder(StoreError):
+    """The directory holds nothing of a registry:2."""
+
+
+class TagLink(NamedTuple):
+    """A tag, and when the registry last heard from its upstream what it is (Unix seconds)."""
+
+    repository: Repository
+    name: str
+    digest: Digest
+    confirmed_at: float
+
+
+class Member(NamedTuple):
+    """A manifest or a blob that a repository has."""
+
+    repository: Repository
+    digest: Digest
+    is_manifest: bool
+    linked_at: float
+
+
+class Folder:
+    """The folder with ``blobs`` and ``repositories`` in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def find(cls, directory: Path) -> Self:
+        """In *directory*, with or without ``docker/registry/v2`` below it.
+
+        Raises:
+            NoFolder: there is none, or it cannot be read.
+        """
+        try:
+            for root in (directory / _BELOW, directory):
+                if (root / "blobs").is_dir() and (root / "repositories").is_dir():
+                    os.listdir(root / "blobs")  # noqa: PTH208 -- whether it may be read
+                    os.listdir(root / "repositories")  # noqa: PTH208
+                    return cls(root)
+        except OSError as error:
+            raise NoFolder(f"{directory}: {error.strerror}: run it as root, or as the registry's user") from error
+        raise NoFolder(f"{directory}: no content of a registry:2 is there (no {_BELOW}/blobs and …/repositories)")
+
+    def path(self, digest: Digest) -> Path:
+        """Where its content is, if it is here."""
+        return self.root / "blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded / "data"
+
+    def size_bytes(self, digest: Digest) -> int | None:
+        """Of the content; None when it is not here."""
+        try:
+            return self.path(digest).stat().st_size
+        except OSError:
+            return None
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """The verified manifest.
+
+        Raises:
+            OSError: it is not here, or cannot be read.
+            DigestMismatch: it is not what its name says.
+            ContentError: it is, but no manifest.
+        """
+        with self.path(digest).open("rb") as file:
+            body = file.read(MANIFEST_MAX_BYTES + 1)
+        if len(body) > MANIFEST_MAX_BYTES:
+            raise ContentError(f"larger than a manifest may be ({MANIFEST_MAX_BYTES} bytes)")
+        digest.verify(body)
+        return Manifest.parse(body)
+
+    def repositories(self) -> Iterator[Repository]:
+        """In the order of their names; what is no name is left alone."""
+        top = self.root / "repositories"
+        for folder, below, _ in os.walk(top):
+            is_repository = any(name in ("_manifests", "_layers") for name in below)
+            below[:] = sorted(name for name in below if not name.startswith("_"))
+            if is_repository:
+                try:
+                    yield Repository.parse(str(Path(folder).relative_to(top)))
+                except NameInvalid:
+                    continue
+
+    def tags(self, repository: Repository) -> Iterator[TagLink]:
+        """Every tag of *repository* that says what it is."""
+        for folder in _folders(self._of(repository) / "_manifests/tags"):
+            try:
+                name = Reference.parse(repository, folder.name).target
+                link = folder / "current/link"
+                yield TagLink(repository, name, _digest_in(link), link.stat().st_mtime)
+            except (OSError, TagInvalid, DigestInvalid):
+                continue
+
+    def members(self, repository: Repository) -> Iterator[Member]:
+        """The manifests and blobs of *repository*."""
+        for kind in ("_manifests/revisions", "_layers"):
+            for algorithm in _folders(self._of(repository) / kind):
+                for folder in _folders(algorithm):
+                    try:
+                        link = folder / "link"
+                        at = link.stat().st_mtime
+                        yield Member(repository, _digest_in(link), kind != "_layers", at)
+                    except (OSError, DigestInvalid):
+                        continue
+
+    def digests(self) -> Iterator[Digest]:
+        """Of all content."""
+        for algorithm in _folders(self.root / "blobs"):
+            for prefix in _folders(algorithm):
+                for folder in _folders(prefix):
+                    try:
+                        yield Digest.parse(f"{algorithm.name}:{folder.name}")
+                    except DigestInvalid:
+                        continue
+
+    def _of(self, repository: Repository) -> Path:
+        return self.root / "repositories" / repository.name
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError:
+        return []
+
+
+def _digest_in(link: Path) -> Digest:
+    with link.open("rb") as file:
+        return Digest.parse(file.read(_LINK_MAX_BYTES).decode(errors="replace").strip())

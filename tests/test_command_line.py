@@ -1,0 +1,164 @@
+"""What every command has in common: help with examples, one line for what is mistyped, completion."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from proxy.cli import admin, cli, common
+from proxy.cli.common import COMMANDS
+from tests.e2e.command import PROGRAM, environment
+
+
+def run(*arguments, **env):
+    return subprocess.run(
+        [PROGRAM, *arguments], check=False, capture_output=True, text=True, timeout=60, env=environment(**env)
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_help_ends_with_examples(arguments):
+    done = run(*arguments, "--help", COLUMNS="110")
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, last = done.stdout.strip().split("\n\n")
+    title, *examples = last.splitlines()
+    assert title.strip() == "Examples:"
+    assert sum("registry-cache" in line for line in examples) >= 2
+
+
+def test_the_program_alone_shows_its_commands():
+    done = run()
+    assert done.returncode == 2
+    assert [name for name in COMMANDS if f"\n  {name} " not in done.stderr] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "said"),
+    [
+        (["sevre"], {}, "registry-cache: No such command: sevre. Did you mean serve?"),
+        (["xyzzy"], {}, "registry-cache: No such command: xyzzy. See registry-cache --help"),
+        (["serve", "--max-sise", "1GB"], {}, "No such option: --max-sise. Did you mean --max-size?"),
+        (["prune", "--kep", "x"], {}, "No such option: --kep. Did you mean --keep?"),
+        (["stats", "--jsn"], {}, "registry-cache stats: No such option: --jsn. Did you mean --json?"),
+        (["serve"], {"REGISTRY_CACHE_MAXSIZE": "1GB"}, "_CACHE_MAXSIZE is not a setting: did you mean MAX_SIZE?"),
+        (["prune"], {"REGISTRY_CACHE_PRUNE_KEEP": "x"}, "did you mean PRUNE__KEEP?"),
+        (["serve"], {"REGISTRY_CACHE_LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud': allowed is 'debug', "),
+        (["warm", "--parallel", "99", "alpine"], {}, "99 is not in the range 1<=x<=32."),
+        (["completion", "tcsh"], {}, "'tcsh' is not one of 'bash', 'zsh', 'fish'."),
+    ],
+)  # fmt: skip
+def test_what_is_mistyped_is_one_line_and_names_what_was_meant(arguments, env, said):
+    done = run(*arguments, **env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ('tag_tll = "1h"', "TAG_TLL: no such setting: did you mean TAG_TTL?"),
+        ('tag-ttl = "1h"', "TAG-TTL: no such setting: did you mean TAG_TTL?"),
+        ('[prune]\nkepe = ["a"]', "PRUNE__KEPE: no such setting: did you mean PRUNE__KEEP?"),
+        ('keep = ["a"]', "KEEP: no such setting: did you mean PRUNE__KEEP?"),
+        ("xyzzy = 1", "XYZZY: no such setting"),
+    ],
+)
+def test_mistyped_key_of_the_settings_file(tmp_path, text, meant):
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    done = run("serve", "--config", file)
+    assert (done.returncode, done.stderr) == (2, f"registry-cache: {meant} (in {file})\n")
+
+
+def as_somebody_else(*arguments):
+    # Imported before: the program itself may be where nobody else can go.
+    modules = "proxy.cli.serve, proxy.cli.stats"
+    script = f"import os, {modules}; from proxy.cli import main; os.setgroups([]); os.setuid(65534); main()"
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("setting", ["--config", "--ca-file", "--password-file"])
+def test_file_that_this_user_may_not_see_is_one_line(tmp_path, setting):
+    """In a closed folder, where even to ask whether it is there is refused."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    (hidden / "file").write_text("")
+    arguments = ["serve", setting, str(hidden / "file"), "--cache-dir", "/nowhere", "--username", "a"]
+    done = as_somebody_else(*arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert str(hidden) in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_ask_the_service_is_told_so(tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o700)
+    done = as_somebody_else("stats", "--cache-dir", str(tmp_path / "cache"))
+    assert done.returncode == 3
+    assert done.stderr.endswith("only root and the user that runs the cache may ask it: try sudo\n")
+
+
+@pytest.mark.parametrize(("uid", "taken"), [(0, True), (1000, False)])
+def test_settings_of_the_installed_service_are_the_default_for_root(tmp_path, monkeypatch, uid, taken):
+    """After make install nobody has to say --config; others than root may not ask the service anyway."""
+    installed = tmp_path / "registry-cache.toml"
+    # The account's token is the unit's credential: only the service itself sees it.
+    installed.write_text(f'cache_dir = "{tmp_path}/here"\nusername = "ci"\n')
+    monkeypatch.setattr(common, "INSTALLED_CONFIG", installed)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/elsewhere")
+    for name in ("stats", "list", "pin", "unpin", "purge", "warm", "doctor", "verify"):
+        (config,) = (p for p in cli.get_command(None, name).params if p.name == "config")
+        assert config.get_default(click.Context(cli)) == (installed if taken else None)
+    monkeypatch.setattr(admin, "INSTALLED_CONFIG", installed)
+    result = CliRunner().invoke(cli, ["stats"])
+    assert (f"no cache is running in {tmp_path}/here: start it" in result.stderr) == taken
+    assert ("the installed service is asked as root: try sudo" in result.stderr) == (not taken)
+
+
+def test_variables_of_others_do_not_stop_it():
+    """Those that Kubernetes makes for a Service named registry-cache, and one that resembles nothing."""
+    kubernetes = {"PORT": "tcp://10.0.0.1:5000", "SERVICE_HOST": "10.0.0.1", "PORT_5000_TCP_ADDR": "10.0.0.1"}
+    env = {f"REGISTRY_CACHE_{name}": value for name, value in kubernetes.items()}
+    done = run("guard", "--lock-file", os.devnull, "--", "true", **env, REGISTRY_CACHE_REQUIRE_DAEMONS="1")
+    assert done.returncode != 2, done.stderr
+
+
+@pytest.mark.parametrize(("shell", "option"), [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")])
+def test_completion_script_is_one(shell, option, tmp_path):
+    done = run("completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_REGISTRY_CACHE_COMPLETE" in done.stdout
+    if shutil.which(shell):
+        script = tmp_path / "script"
+        script.write_text(done.stdout)
+        subprocess.run([shell, option, script], check=True)
+
+
+def completed(*words):
+    """What Tab offers in a real bash after *words*."""
+    script = (
+        'source /dev/stdin <<< "$(registry-cache completion bash)"\n'
+        'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))\n'
+        '_registry_cache_completion registry-cache; printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    path = f"{PROGRAM.parent}:{os.environ['PATH']}"
+    # compopt, which bash has only while it completes, is not there.
+    done = subprocess.run(
+        ["bash", "-c", f"compopt() {{ :; }}\n{script}", "bash", *words],
+        check=True, capture_output=True, text=True, env=environment(PATH=path),
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_tab_in_bash():
+    assert completed("registry-cache", "pu") == ["purge"]
+    assert completed("registry-cache", "purge", "--y") == ["--yes"]
+    assert "--max-size" in completed("registry-cache", "serve", "--max")

@@ -1,0 +1,114 @@
+"""The documentation is complete, current, and its links lead somewhere."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from proxy.cli import cli
+from proxy.cli.common import COMMANDS
+from proxy.settings import ENV_PREFIX, setting_names
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"|srcset=\"([^\"]+)\"")
+_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def load_generator():
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["commands", "configuration"])
+def test_generated_pages_are_current(page):
+    made = getattr(load_generator(), page)()
+    assert (DOCS / f"{page}.md").read_text() == made, "run: make docs"
+
+
+def test_every_setting_is_documented():
+    text = (DOCS / "configuration.md").read_text()
+    rows = set(re.findall(rf"^\| `\w+`<br>`--[^`]+`<br>`{ENV_PREFIX}(\w+)` \| [^|]*\| \S", text, re.MULTILINE))
+    assert rows == set(setting_names())
+
+
+def test_every_command_is_documented_with_examples():
+    sections = (DOCS / "commands.md").read_text().split("\n## ")[1:]
+    assert [section.partition("\n")[0] for section in sections] == list(COMMANDS)
+    for section in sections:
+        assert "\n```console\n$ " in section.rpartition("Examples:")[2]
+
+
+async def test_every_metric_is_documented(cache):
+    page = DOCS / "metrics.md"
+    if not page.exists():
+        pytest.skip("there is no docs/metrics.md yet")
+    metrics = re.findall(r"^# HELP (\w+) ", (await cache.get("/metrics")).body.decode(), re.MULTILINE)
+    assert len(metrics) > 10
+    assert {name for name in metrics if f"`{name}" not in page.read_text()} == set()
+
+
+def links_of(page):
+    return [next(filter(None, found)) for found in _LINK.findall(_FENCE.sub("", page.read_text()))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in links_of(page):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def anchors(page):
+    """What GitHub and its like make of the headings."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_reached_from_the_readme():
+    """By following links, so that nobody has to list the folder."""
+    reached, new = set(), {ROOT / "README.md"}
+    while new:
+        page = new.pop()
+        reached.add(page)
+        links = {(page.parent / link.partition("#")[0]).resolve() for link in links_of(page) if ":" not in link}
+        new |= {link for link in links if link.suffix == ".md" and link.exists()} - reached
+    assert set(PAGES) - reached == set()
+
+
+def commands_of(page):
+    """Every call of the program in the page's console blocks, as its arguments."""
+    for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^[#$] (.*)$", block, re.MULTILINE):
+            for part in re.split(r"[|;]|\$\(", line.partition("  #")[0]):
+                words = part.split()
+                if "registry-cache" in words:
+                    yield words[words.index("registry-cache") + 1 :]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_are_shown_exist_with_these_options(page):
+    for words in commands_of(page):
+        arguments = [word.strip("'\"") for word in words]
+        # systemctl status registry-cache, journalctl -u registry-cache -o cat: a name, not the program.
+        if not arguments or arguments[0] not in COMMANDS:
+            continue
+        with click.Context(cli, info_name="registry-cache") as root:
+            command = cli.get_command(root, arguments[0])
+            with click.Context(command, parent=root, **command.context_settings) as context:
+                command.make_parser(context).parse_args(arguments[1:])
+
+
+def test_commands_are_found_in_the_pages():
+    found = [words for page in PAGES for words in commands_of(page)]
+    assert len([words for words in found if words and words[0] in COMMANDS]) > 50

@@ -1,0 +1,52 @@
+"""What a look at the page costs the event loop, with 10 000 repositories: ``python -m tests.web.page_cost``."""
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+from proxy import events
+from proxy.assembly import open_proxy
+from proxy.settings import load_settings
+from tests.cache import Cache
+from tests.web.page_content import remember, tell
+
+_PAGES = 50
+
+
+async def _longest_pause(done: asyncio.Event) -> float:
+    """How long the loop was busy with one thing at most: seconds of its thread's CPU time, whatever else runs."""
+    longest = 0.0
+    while not done.is_set():
+        began = time.thread_time()
+        await asyncio.sleep(0)
+        longest = max(longest, time.thread_time() - began)
+    return longest
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        bus = events.Events()
+        settings = load_settings(None, {"cache_dir": Path(folder), "upstream": "http://127.0.0.1:1", "min_free": "0"})
+        async with open_proxy(settings, bus) as proxy:
+            cache = Cache(proxy, "", Path(folder), None, bus)
+            for number in range(20_000):
+                tell(cache, f"organisation/{number % 10_000}", cache="miss" if number % 3 else "hit")
+            await remember(cache)
+            page = proxy.server._ops._page
+            await page.html(refresh=False)  # compiled once a process
+            done = asyncio.Event()
+            watch = asyncio.create_task(_longest_pause(done))
+            began = time.perf_counter()
+            for _ in range(_PAGES):
+                text = await page.html(refresh=False)
+            seconds = (time.perf_counter() - began) / _PAGES
+            done.set()
+            print(
+                f"{len(text) / 1000:.0f} kB, {seconds * 1000:.1f} ms a page on average, "
+                f"the loop's longest turn {await watch * 1000:.1f} ms"
+            )
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

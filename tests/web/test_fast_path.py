@@ -1,0 +1,176 @@
+"""The fast path answers as aiohttp would have, logs what would have been logged, and leaves the rest alone."""
+
+import asyncio
+import socket
+
+import msgspec
+import pytest
+
+from proxy import events
+
+NAME = "library/fast"
+
+
+class Client:
+    """One keep-alive connection that sends bytes as it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def answer(self, *, body: bool = True) -> tuple[bytes, dict[bytes, bytes], bytes]:
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        status, *lines = head.rstrip().split(b"\r\n")
+        headers = dict(line.split(b": ", 1) for line in lines)
+        return status, headers, await self.reader.readexactly(int(headers[b"Content-Length"])) if body else b""
+
+    async def ask(self, head: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
+        self.writer.write(head)
+        return await self.answer(body=head.startswith(b"GET"))
+
+
+def head_of(path: str, method: str = "GET", extra: str = "", version: str = "1.1") -> bytes:
+    return f"{method} {path} HTTP/{version}\r\nHost: cache\r\nUser-Agent: docker/20\r\n{extra}\r\n".encode()
+
+
+@pytest.fixture
+async def image(cache, hub):
+    image = await hub.images.image(NAME, "1", [1000])
+    for path in (f"manifests/{image.tag}", f"blobs/{image.layers[0].digest}"):
+        assert (await cache.get(f"/v2/{NAME}/{path}")).status == 200
+    await cache.settled()
+    assert (await cache.blob(NAME, image.layers[0].digest)).body  # from here on it is in memory
+    return image
+
+
+@pytest.fixture
+async def client(cache):
+    reader, writer = await asyncio.open_connection(*cache.address)
+    yield Client(reader, writer)
+    writer.close()
+
+
+def slow_requests(cache) -> int:
+    return cache.proxy.server.requests_count
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("kind", ["tag", "digest", "blob"])
+async def test_both_ways_give_the_same_answer_and_log_line(cache, hub, image, client, method, kind):
+    target = {"tag": "manifests/1", "digest": f"manifests/{image.digest}", "blob": f"blobs/{image.layers[0].digest}"}
+    request = head_of(f"/v2/{NAME}/{target[kind]}", method)
+    answers, lines = [], []
+    for slow in (1, 0):
+        before = slow_requests(cache)
+        status, headers, body = await client.ask(request)
+        assert slow_requests(cache) - before == slow
+        for varying in (b"Age", b"Date"):
+            assert (varying in headers) == (varying == b"Date" or kind == "tag")
+            headers.pop(varying, None)
+        answers.append((status, headers, body))
+        line = msgspec.structs.asdict(cache.seen(events.Request)[-1])
+        lines.append({name: value for name, value in line.items() if name not in ("time", "duration_ms")})
+    assert answers[0] == answers[1]
+    assert lines[0] == lines[1]
+    assert answers[0][1][b"Cache-Status"] == b"registry-cache; hit"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ["Range: bytes=0-1\r\n", "If-None-Match: *\r\n", "Cache-Control: only-if-cached\r\n", "Content-Length: 0\r\n",
+     "Authorization: Basic eDp5\r\n"],
+)  # fmt: skip
+async def test_a_head_that_says_more_takes_the_other_way(cache, image, client, extra):
+    request = head_of(f"/v2/{NAME}/blobs/{image.layers[0].digest}", "HEAD", extra)
+    for number in range(2):
+        before = slow_requests(cache)
+        await client.ask(request)
+        assert slow_requests(cache) == before + 1, number
+
+
+@pytest.mark.parametrize(("version", "extra"), [("1.0", ""), ("1.1", "Connection: close\r\n")])
+async def test_a_connection_that_ends_is_ended(cache, image, version, extra):
+    request = head_of(f"/v2/{NAME}/manifests/1", extra=extra, version=version)
+    for _ in range(2):
+        reader, writer = await asyncio.open_connection(*cache.address)
+        writer.write(request)
+        assert (await reader.read()).startswith(b"HTTP/" + version.encode() + b" 200")  # to the end of the stream
+        writer.close()
+
+
+async def test_pipelined_and_broken_up_heads_are_answered_in_order(cache, image, client):
+    manifest = head_of(f"/v2/{NAME}/manifests/1")
+    blob = head_of(f"/v2/{NAME}/blobs/{image.layers[0].digest}")
+    bodies = [(await client.ask(head))[2] for head in (manifest, blob, manifest, blob)]
+    client.writer.write(manifest + blob + manifest[:9])
+    assert [(await client.answer())[2] for _ in range(2)] == bodies[:2]
+    client.writer.write(manifest[9:])
+    assert (await client.answer())[2] == bodies[0]
+    assert (await client.ask(blob))[2] == bodies[1]
+
+
+async def test_the_rest_of_a_head_is_not_taken_for_a_request(cache, image, client):
+    known = head_of(f"/v2/{NAME}/manifests/1")
+    for _ in range(2):
+        await client.ask(known)
+    client.writer.write(b"GET /nowhere HTTP/1.1\r\nX-Smuggled: ")
+    async with asyncio.timeout(10):
+        while not any(connection._within_head for connection in cache.proxy.server.connections):
+            await asyncio.sleep(0.01)
+    client.writer.write(known)
+    assert (await client.answer())[0].startswith(b"HTTP/1.1 404")
+
+
+async def test_an_expired_tag_is_confirmed_first(start_cache, hub):
+    cache = await start_cache(tag_ttl="0s")
+    await hub.images.image(NAME, "1", [1000])
+    for _ in range(3):
+        reply = await cache.manifest(NAME, "1")
+    assert reply.cache_status == "registry-cache; hit; detail=revalidated"
+
+
+async def test_a_used_connection_is_not_idle(cache, image, client):
+    request = head_of(f"/v2/{NAME}/manifests/1")
+    await client.ask(request)
+    (connection,) = (one for one in cache.proxy.server.connections if one.head == request)
+    before = connection._next_keepalive_close_time
+    await client.ask(request)
+    assert connection._next_keepalive_close_time > before
+
+
+async def test_made_up_heads_do_not_fill_the_memory(cache, image, client):
+    fast = cache.proxy.server._connection.args[1]
+    for number in range(10):
+        await client.ask(head_of(f"/v2/{NAME}/manifests/1", extra=f"Accept: {'a' * 200 * number}\r\n"))
+    assert 0 < len(fast._asked) < 10
+    assert all(len(head) <= 1024 for head in fast._asked)
+    for number in range(5000):
+        fast._asked[b"%d" % number] = next(iter(fast._asked.values()))
+    await client.ask(head_of(f"/v2/{NAME}/manifests/1"))
+    assert len(fast._asked) == 1
+
+
+async def test_a_client_that_takes_no_answers_is_dropped(start_cache, hub):
+    cache = await start_cache(client_timeout="1s")
+    image = await hub.images.image(NAME, "1", [60_000])
+    for _ in range(2):
+        await cache.blob(NAME, image.layers[0].digest)
+        await cache.settled()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await asyncio.get_running_loop().run_in_executor(None, sock.connect, cache.address)
+    sock.setblocking(False)
+    port = sock.getsockname()[1]
+
+    def connections() -> int:
+        return sum(one.peername is not None and one.peername[1] == port for one in cache.proxy.server.connections)
+
+    request = head_of(f"/v2/{NAME}/blobs/{image.layers[0].digest}")
+    async with asyncio.timeout(60):
+        while not connections():
+            await asyncio.sleep(0.01)
+        for _ in range(200):
+            await asyncio.get_running_loop().sock_sendall(sock, request)
+            await asyncio.sleep(0)
+        while connections():
+            await asyncio.sleep(0.05)
+    sock.close()

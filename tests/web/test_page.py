@@ -1,0 +1,186 @@
+"""The page without a browser: who gets it, what it may do, and what it costs."""
+
+import base64
+import hashlib
+import re
+import time
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+
+from proxy.attention import notices
+from proxy.history import Counts, Step
+from proxy.metrics import Metrics
+from proxy.web.plots import bytes_plot, ratio_plot, round_up
+from tests.web.page_content import HOSTILE, fill, tell
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+
+def metered():
+    """Metrics, and something to tell them requests with."""
+    metrics = Metrics()
+    return metrics, SimpleNamespace(bus=SimpleNamespace(emit=metrics))
+
+
+async def the_page(cache) -> str:
+    answer = await cache.get("/_stats", Accept=BROWSER)
+    assert answer.status == 200
+    return answer.body.decode()
+
+
+async def test_browsers_get_the_page_and_programs_get_json(cache):
+    assert (await cache.get("/_stats", Accept=BROWSER)).headers["Content-Type"] == "text/html; charset=utf-8"
+    for accept in ("*/*", "application/json", "application/json, text/html"):
+        assert (await cache.get("/_stats", Accept=accept)).headers["Content-Type"] == "application/json"
+
+
+async def test_policy_allows_this_stylesheet_and_nothing_else(cache):
+    answer = await cache.get("/_stats", Accept=BROWSER)
+    style = re.search(r"<style>(.*)</style>", answer.body.decode(), re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = answer.headers["Content-Security-Policy"]
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_page_names_no_other_host(cache, hub):
+    await fill(cache, hub, 10)
+    urls: list[str] = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            urls.extend(value for name, value in attrs if name in ("src", "href", "srcset", "action", "data"))
+
+    Links().feed(await the_page(cache))
+    assert urls
+    assert all(url.startswith(("#", "/_stats", "/metrics", "data:image/svg+xml,")) for url in urls), urls
+
+
+async def test_hostile_words_are_escaped(cache):
+    tell(cache, "library/x", cache="error", status=502, error=HOSTILE, reference=HOSTILE, user_agent=HOSTILE)
+    tell(cache, HOSTILE, cache="miss", detail=HOSTILE)
+    page = await the_page(cache)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert page.count("{{ 7*7 }}") >= 5
+
+
+async def test_a_miss_says_why(start_cache, hub):
+    cache = await start_cache(tag_ttl="0s")
+    await hub.images.image("library/why", "1", [1000])
+    await cache.manifest("library/why", "1")
+    await hub.images.image("library/why", "1", [2000])
+    await cache.manifest("library/why", "1")
+    await cache.manifest("library/why", "1", method="HEAD")
+    await cache.settled()
+    assert [(event.cache, event.detail) for event in cache.proxy.metrics.recent_misses] == [
+        ("miss", "new tag"),
+        ("miss", "tag moved"),
+    ]
+    await hub.registry.stop()
+    await cache.manifest("library/why", "1")
+    [stale] = [event for event in cache.proxy.metrics.recent_trouble if getattr(event, "cache", "") == "stale"]
+    assert stale.detail in await the_page(cache)
+
+
+async def test_recent_trouble_is_bounded(cache):
+    for _ in range(1000):
+        tell(cache, "library/x", cache="error", error="no")
+        tell(cache, "library/x", cache="miss")
+    assert len(cache.proxy.metrics.recent_trouble) == len(cache.proxy.metrics.recent_misses) == 50
+
+
+def test_repositories_not_asked_for_the_longest_are_forgotten():
+    metrics, teller = metered()
+    for number in range(10_001):
+        tell(teller, f"library/{number}")
+        tell(teller, "library/0")
+    assert len(metrics.repositories) == 10_000
+    assert "library/0" in metrics.repositories
+    assert "library/1" not in metrics.repositories
+
+
+def test_top_repositories_are_the_ones_with_most_bytes():
+    metrics, teller = metered()
+    for number in range(30):
+        tell(teller, f"library/{number}", bytes=number)
+    snapshot = metrics.snapshot()
+    assert [row["name"] for row in snapshot["repositories"]] == [f"library/{number}" for number in range(29, 9, -1)]
+    assert snapshot["all_repositories"] == {"count": 30, "requests": 30, "bytes": sum(range(30))}
+
+
+# --- what needs attention -----------------------------------------------------------------------------------------
+
+
+def healthy() -> dict:
+    now = time.time()
+    quota = {"limit": 200, "remaining": 150, "window_seconds": 21600, "source": "", "observed_at": now}
+    return {
+        "upstream": {
+            "credential_rejected": False, "reachable": True, "down": [], "limited_for_seconds": 0, "rate_limit": quota,
+        },
+        "store": {"quarantined": 0},
+        "disk": {"size_bytes": 100, "free_bytes": 50, "min_free_bytes": 5},
+    }  # fmt: skip
+
+
+def test_a_healthy_cache_needs_no_attention():
+    assert list(notices(healthy(), time.time())) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "remedy"),
+    [
+        ("upstream", "credential_rejected", True, "PASSWORD_FILE"),
+        ("upstream", "reachable", False, "doctor"),
+        ("upstream", "limited_for_seconds", 30.0, "USERNAME"),
+        ("store", "quarantined", 1, "verify"),
+        ("disk", "free_bytes", 4, "prune"),
+    ],
+)
+def test_trouble_comes_with_its_remedy(part, key, value, remedy):
+    stats = healthy()
+    stats[part][key] = value
+    [notice] = notices(stats, time.time())
+    assert remedy in notice.remedy
+
+
+def test_quota_is_low_only_while_it_is_known():
+    stats = healthy()
+    stats["upstream"]["rate_limit"]["remaining"] = 19
+    assert "19 of 200" in next(notices(stats, time.time())).what
+    assert list(notices(stats, time.time() + 21601)) == []
+    stats["upstream"]["rate_limit"] = None
+    assert list(notices(stats, time.time())) == []
+
+
+# --- plots --------------------------------------------------------------------------------------------------------
+
+
+def steps(*counts):
+    return [Step(place * 60, Counts(**fields)) for place, fields in enumerate(counts)]
+
+
+def test_ratio_has_no_column_without_requests_and_a_mark_at_zero():
+    plot = ratio_plot(steps({"hits": 1, "misses": 1}, {}, {"misses": 5}))
+    assert plot.series[0].path == "M1.5 100h7v-50h-7zM21.5 100h7v-1h-7z"
+    assert plot.width == 30
+
+
+def test_bytes_stand_on_each_other():
+    plot = bytes_plot(steps({"cached_bytes": 60, "received_bytes": 40}))
+    assert plot.top == 100
+    assert [series.path for series in plot.series] == ["M1.5 100h7v-60h-7z", "M1.5 40h7v-40h-7z"]
+
+
+def test_nothing_at_all_can_be_drawn():
+    assert [series.path for series in bytes_plot(steps({}, {})).series] == ["", ""]
+
+
+@pytest.mark.parametrize(("value", "top"), [(0, 1), (1, 1), (3, 5), (10, 10), (11, 20), (99, 100), (5.1e9, 1e10)])
+def test_scale_ends_at_a_round_figure(value, top):
+    assert round_up(value) == top
