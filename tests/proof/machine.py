@@ -16,7 +16,7 @@ def described() -> dict[str, Any]:
     """Cores, memory and versions; no name of the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    docker = subprocess.run(["docker", "--version"], check=False, capture_output=True, text=True).stdout
+    docker = subprocess.run(["dockerd", "--version"], check=False, capture_output=True, text=True).stdout
     return {
         "cores": os.cpu_count(),
         "cpu": models[0] if models else platform.machine(),

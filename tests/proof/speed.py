@@ -88,8 +88,8 @@ def _row(rounds: list[_Round]) -> dict[str, Any]:
     return {
         "pull_seconds": statistics.median(done.took.pull_seconds for done in rounds),
         "deploy_seconds": statistics.median(done.took.seconds for done in rounds),
-        "counted_pulls": rounds[-1].spent.counted_pulls,
-        "blob_gets": rounds[-1].spent.blob_gets,
-        "upstream_bytes": rounds[-1].upstream_bytes,
+        "counted_pulls": statistics.median_high(done.spent.counted_pulls for done in rounds),
+        "blob_gets": statistics.median_high(done.spent.blob_gets for done in rounds),
+        "upstream_bytes": statistics.median_high(done.upstream_bytes for done in rounds),
         "rounds": [[round(done.took.pull_seconds, 2), round(done.took.seconds, 2)] for done in rounds],
     }
