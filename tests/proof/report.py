@@ -111,8 +111,8 @@ def readme(results: Results) -> str:
         row("pulls that Docker Hub would count", "counted_pulls", "{}"),
     ]
     measured = (
-        f"Under a cap of a third of what is asked for, {bounded['byte_hit_ratio']:.0%} of the bytes come from the cache; "
-        f"one that knows the future would reach {bounded['clairvoyant_byte_hit_ratio']:.0%}. Measured by "
+        f"Under a cap of a third of what is asked for, {bounded['byte_hit_ratio']:.0%} of the bytes come from the "
+        f"cache; one that knows the future would reach {bounded['clairvoyant_byte_hit_ratio']:.0%}. Measured by "
         f"`{results['command']}` on {_machine(results)}, against a look-alike of Docker Hub with "
         f"{_upstream(results)}{_caveat(results)}: [docs/verification.md]({PAGE})."
     )
