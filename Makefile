@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint docs soak bench bench-quick verify verify-short daemons lock install uninstall clean
+.PHONY: help run test lint docs soak bench bench-quick verify verify-short proof-daemons daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,11 +33,14 @@ bench: $(VENV)/bench.stamp daemons  ## measure against the peers, into docs/benc
 bench-quick: $(VENV)/bench.stamp daemons  ## a glance at the same, about 3 minutes, kept out of docs/benchmarks
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
-verify: $(VENV)/dev.stamp daemons  ## the whole proof: cold and warm deploys on a real swarm (as root, under 8 minutes)
-	$(BIN)/python -m tests.proof --report docs/verification
+verify: $(VENV)/dev.stamp proof-daemons  ## the whole proof: cold and warm deploys on a real swarm (as root, under 8 minutes; LATENCY=30 ms, BANDWIDTH=100 Mbit/s, ROUNDS=3)
+	$(BIN)/python -m tests.proof --report . --latency $(or $(LATENCY),30) --bandwidth $(or $(BANDWIDTH),100) --rounds $(or $(ROUNDS),3)
 
-verify-short: $(VENV)/dev.stamp daemons  ## its short form, which is in make test too
+verify-short: $(VENV)/dev.stamp proof-daemons  ## its short form, which is in make test too
 	$(BIN)/python -m tests.proof --short
+
+proof-daemons:
+	@sh tests/install-daemons.sh docker-registry dockerd docker containerd ctr iptables ip zstd
 
 daemons:  ## install what the tests run against (as root; else those tests are skipped)
 	@sh tests/install-daemons.sh

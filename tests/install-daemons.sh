@@ -1,9 +1,13 @@
 #!/bin/sh
 # The real programs that tests run against, from Debian's packages. Without root, or elsewhere: says what is missing;
-# the tests that need it skip themselves.
+# the tests that need it skip themselves. With arguments: of these programs only.
 set -eu
 missing=""
-need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
+only=" $* "
+need() {
+  case "$only" in "  " | *" $1 "*) ;; *) return 0 ;; esac
+  command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"
+}
 need docker-registry docker-registry
 need dockerd docker.io
 need docker docker.io
@@ -16,6 +20,7 @@ need iptables iptables
 need ip iproute2
 need debootstrap debootstrap
 need make make
+need zstd zstd
 need systemd-analyze systemd
 need nix-instantiate nix-bin
 need chromium chromium

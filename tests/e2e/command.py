@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +25,12 @@ WAIT_SECONDS = 20
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, *, seconds: float = WAIT_SECONDS) -> T:
+def until(condition: Callable[[], T], what: str, *, seconds: float = WAIT_SECONDS, every_seconds: float = 0.02) -> T:
     """Return what *condition* returns as soon as that is true; fail when it is not in time."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(every_seconds)
     return result
 
 
@@ -224,12 +224,17 @@ class Mark:
 
 
 def start(
-    settings: dict[str, str], *, env: dict[str, str] | None = None, arguments: list[str] | None = None
+    settings: dict[str, str],
+    *,
+    env: dict[str, str] | None = None,
+    arguments: list[str] | None = None,
+    program: Sequence[str | Path] = (PROGRAM,),
 ) -> Command:
     """Start the command; it may not be ready yet. The caller ends it.
 
     Args:
         arguments: instead of flags made of *settings*.
+        program: the words that start it, which end in an ``exec`` of it.
     """
     cache_dir = Path(settings["cache_dir"])
     cache_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +242,7 @@ def start(
     stdout, stderr = (cache_dir.parent / f"{name}-{number}" for name in ("stdout", "stderr"))
     with stdout.open("wb") as out, stderr.open("wb") as err:
         process = subprocess.Popen(
-            [PROGRAM, "serve", *(flags(settings) if arguments is None else arguments)],
+            [*program, "serve", *(flags(settings) if arguments is None else arguments)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -248,10 +253,14 @@ def start(
 
 @contextlib.contextmanager
 def running(
-    settings: dict[str, str], *, env: dict[str, str] | None = None, arguments: list[str] | None = None
+    settings: dict[str, str],
+    *,
+    env: dict[str, str] | None = None,
+    arguments: list[str] | None = None,
+    program: Sequence[str | Path] = (PROGRAM,),
 ) -> Iterator[Command]:
     """A cache that is ready, until the block ends. A block that stops it itself has seen how it ended."""
-    command = start(settings, env=env, arguments=arguments)
+    command = start(settings, env=env, arguments=arguments, program=program)
     try:
         command.wait_until_ready()
         yield command

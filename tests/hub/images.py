@@ -63,6 +63,7 @@ class Images:
     def __init__(self, origin: OriginRegistry, session: aiohttp.ClientSession) -> None:
         self._origin = origin
         self._session = session
+        self._repository_of: dict[str, str] = {}
 
     async def blob(self, repository: str, data: bytes, media_type: str = "application/octet-stream") -> Descriptor:
         descriptor = Descriptor(media_type, content.digest_of(data), len(data))
@@ -287,7 +288,13 @@ class Images:
     async def _push(self, repository: str, digest: str, data: bytes | IO[bytes]) -> None:
         if self._origin.has_blob(repository, digest) and self._origin.blob_path(digest).is_file():
             return
-        async with self._session.post(f"{self._origin.url}/v2/{repository}/blobs/uploads/") as response:
+        # The origin need not be sent again what another repository of it has.
+        known = self._repository_of.setdefault(digest, repository)
+        mount = {"mount": digest, "from": known} if known != repository else {}
+        url = URL(f"{self._origin.url}/v2/{repository}/blobs/uploads/").with_query(mount)
+        async with self._session.post(url) as response:
+            if response.status == 201 and mount:
+                return
             await _expect(response, 202)
             location = URL(response.headers["Location"])
         if not isinstance(data, bytes):

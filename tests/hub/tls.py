@@ -6,7 +6,8 @@ from pathlib import Path
 import trustme
 
 # Docker Hub's own name too: a dockerd in a mount namespace with a hosts file of its own takes the look-alike for it.
-NAMES = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4", "localhost", "registry-1.docker.io")
+ADDRESSES = tuple(f"127.0.0.{number}" for number in range(1, 32))
+NAMES = (*ADDRESSES, "localhost", "registry-1.docker.io")
 
 
 class Authority:

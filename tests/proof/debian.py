@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,23 +32,24 @@ class Packages:
     """Downloads packages with all that they need, and packs them into layers; both are kept in *directory*."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        for name in ("archives/partial", "layers"):
+        self._directory = directory = directory.resolve()  # apt takes others as relative to its own
+        for name in ("archives/partial", "nothing/partial", "layers"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         # As if nothing were installed: an image brings everything along.
         (directory / "status").touch()
         self._options = [f"-oDir::State::status={directory}/status", f"-oDir::Cache={directory}", "-qq"]
 
-    def download(self, names: Iterable[str]) -> None:
-        """All of *names* and their dependencies."""
+    def closure(self, names: Sequence[str]) -> list[str]:
+        """The files of *names* and all that they need, downloaded: what apt would choose for just these."""
         if not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
             subprocess.run(["apt-get", "update", "-qq"], check=True)
-        self._apt("--download-only", "--yes", *names, check=True)
-
-    def closure(self, names: Iterable[str]) -> list[str]:
-        """The files of *names* and their dependencies."""
-        printed = self._apt("--print-uris", *names, check=True).splitlines()
-        return [line.split()[1] for line in printed if line.startswith("'")]
+        # apt prints only what it would download, which is nothing where the packages are already.
+        nowhere = f"-oDir::Cache::archives={self._directory}/nothing"
+        printed = self._apt(nowhere, "--print-uris", *names).splitlines()
+        files = [line.split()[1] for line in printed if line.startswith("'")]
+        if not all((self._directory / "archives" / file).exists() for file in files):
+            self._apt("--download-only", "--yes", *names)
+        return files
 
     def layer(self, packages: Sequence[str], *, zstd: bool = False) -> LayerFile:
         """One layer with the content of these package files."""
@@ -56,14 +57,14 @@ class Packages:
         return self._kept(key, lambda tar: self._add_packages(tar, packages), zstd=zstd)
 
     def files(self, content: dict[str, str], *, links: dict[str, str] | None = None, zstd: bool = False) -> LayerFile:
-        """One layer with text files (executable where they begin with ``#!``) and symlinks."""
+        """One layer with text files (executable if they begin with ``#!``), folders (``tmp/``) and symlinks."""
         key = digest_of(json.dumps([content, links, zstd]).encode()).partition(":")[2][:32]
         return self._kept(key, lambda tar: _add_files(tar, content, links or {}), zstd=zstd)
 
-    def _apt(self, *arguments: str, check: bool) -> str:
+    def _apt(self, *arguments: str) -> str:
         command = ["apt-get", *self._options, "--no-install-recommends", "install", *arguments]
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-        return subprocess.run(command, check=check, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
 
     def _kept(self, key: str, fill: Callable[[tarfile.TarFile], None], *, zstd: bool) -> LayerFile:
         description = self._directory / "layers" / f"{key}.json"
@@ -110,6 +111,10 @@ def _add_files(tar: tarfile.TarFile, content: dict[str, str], links: dict[str, s
     for name, text in content.items():
         data = text.encode()
         member = tarfile.TarInfo(name)
+        if name.endswith("/"):
+            member.type, member.mode = tarfile.DIRTYPE, 0o1777
+            tar.addfile(member)
+            continue
         member.size, member.mode = len(data), 0o755 if text.startswith("#!") else 0o644
         tar.addfile(member, io.BytesIO(data))
     for name, target in links.items():

@@ -1,79 +1,78 @@
-"""What was seen: findings that hold or do not, figures, and where a secret has got to."""
+"""What was seen: findings that hold or do not, figures, and how long each part took."""
 
-import json
-import os
+import contextlib
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from tests.proof.machine import busy_share
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim.
+
+    Attributes:
+        part: of the proof: ``(a)``, ``7``.
+        seen: what was seen, whether it holds or not.
+    """
+
+    part: str
+    claim: str
+    holds: bool
+    seen: str
 
 
 @dataclass
 class Evidence:
-    """Collects findings and figures; says each as it comes."""
+    """Collects findings and figures; says each as it comes.
 
-    findings: list[tuple[str, bool, str]] = field(default_factory=list)
+    Attributes:
+        busy: the most that others took of the machine whenever that was looked at (0 to 1).
+    """
+
+    findings: list[Finding] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    busy: float = 0.0
     began: float = field(default_factory=time.monotonic)
+    _part: str = ""
 
     def step(self, text: str) -> None:
         """Say what begins now."""
-        sys.stderr.write(f"{time.monotonic() - self.began:6.1f} s  {text}\n")
+        sys.stderr.write(f"{self.elapsed:6.1f} s  {text}\n")
+        sys.stderr.flush()
 
-    def claim(self, claim: str, holds: bool, seen: str) -> None:
-        """A claim, whether it held, and what was seen."""
-        self.findings.append((claim, holds, seen))
+    @contextlib.contextmanager
+    def part(self, name: str, title: str) -> Iterator[None]:
+        """A part of the proof. What breaks it off is a claim that does not hold; other parts go on."""
+        self._part = name
+        self.step(f"{name} {title}")
+        began = time.monotonic()
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- whatever it was, the proof of this part failed
+            traceback.print_exc()
+            self.claim("it runs to its end", holds=False, seen=f"{type(error).__name__}: {error}"[:500])
+        finally:
+            self.seconds[name] = time.monotonic() - began
+
+    def claim(self, claim: str, holds: bool, seen: str, *, part: str = "") -> None:
+        """A claim of *part* (of the one that runs, if it is not said), whether it held, and what was seen."""
+        self.findings.append(Finding(part or self._part, claim, holds, seen))
         self.step(f"{'✔' if holds else '✘ NOT'} {claim}: {seen}")
+
+    def look_around(self) -> None:
+        """See whether the machine has other work, while we have none."""
+        self.busy = max(self.busy, busy_share())
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
 
     @property
     def good(self) -> bool:
-        return all(holds for _, holds, _ in self.findings)
-
-
-def places_of(secret: str, allowed: set[Path], below: list[Path]) -> list[str]:
-    """Where *secret* can be read: process lists, environments, and files below these folders."""
-    needle = secret.encode()
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            for name in ("cmdline", "environ"):
-                try:
-                    if needle in (process / name).read_bytes():
-                        found.append(f"{process}/{name}")
-                except OSError:
-                    continue
-    for folder in below:
-        files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-        found += [str(path) for path in files if path not in allowed and needle in path.read_bytes()]
-    return found
-
-
-def clairvoyant_hit_bytes(requests: list[tuple[str, int]], cap_bytes: int) -> int:
-    """Bytes that a cache which knows the future serves from *requests* (digest, bytes): Belady's rule, by next use."""
-    next_use: list[float] = [0.0] * len(requests)
-    seen: dict[str, int] = {}
-    for position in reversed(range(len(requests))):
-        digest, _ = requests[position]
-        next_use[position] = seen.get(digest, float("inf"))
-        seen[digest] = position
-    held: dict[str, tuple[float, int]] = {}
-    used = hits = 0
-    for position, (digest, size) in enumerate(requests):
-        if digest in held:
-            hits += size
-        elif size <= cap_bytes and next_use[position] != float("inf"):
-            used += size
-        else:
-            continue
-        held[digest] = (next_use[position], size)
-        while used > cap_bytes:
-            victim = max(held, key=lambda known: held[known][0])
-            used -= held.pop(victim)[1]
-    return hits
-
-
-def as_json(evidence: Evidence, about: dict[str, Any]) -> str:
-    """The whole of it."""
-    findings = [{"claim": claim, "holds": holds, "seen": seen} for claim, holds, seen in evidence.findings]
-    return json.dumps({"about": about, "findings": findings, "figures": evidence.figures}, indent=2) + "\n"
+        return bool(self.findings) and all(finding.holds for finding in self.findings)

@@ -9,14 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.command import Command, free_port, running, settings_for, until
+from tests.e2e.command import PROGRAM, Command, free_port, running, settings_for, until
 from tests.e2e.dockerd import Dockerd, running_dockerd
 from tests.e2e.swarm import wait_until_gone
 from tests.hub.client import HubClient, running_hub
+from tests.hub.tls import ADDRESSES
+from tests.proof.engine import Engine
+from tests.proof.installation import Installation
 from tests.proof.recipe import JOB, Stack
 
-HUB_ADDRESS = "127.0.0.4"
 CONVERGENCE_SECONDS = 180
+NO_LIMIT = {"pull_limit": 100_000}  # Docker Hub would have bitten long before
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,17 @@ class Host:
 
     def __init__(self, docker: Dockerd) -> None:
         self.docker = docker
+        self.engine = Engine(docker.socket)
+
+    def close(self) -> None:
+        self.engine.close()
 
     def use_mirror(self, url: str | None) -> None:
         """Pull through *url* from now on; None pulls from Docker Hub itself."""
         mirrors = [url] if url else []
         self.docker.reload(**{"registry-mirrors": mirrors})
-        expected = f"[{url}/]" if url else "[]"
-        until(
-            lambda: self.docker.run("info", "--format", "{{.RegistryConfig.Mirrors}}") == expected,
-            "dockerd has read its mirrors",
-        )
+        expected = [f"{url}/"] if url else []
+        until(lambda: self.engine.mirrors() == expected, "dockerd has read its mirrors")
 
     def deploy(self, stack: Stack, directory: Path) -> Deploy:
         """``docker stack deploy``, until every service has converged and the job has ended well."""
@@ -49,16 +53,14 @@ class Host:
         path.write_text(stack.text)
         began = time.time()
         self.docker.run("stack", "deploy", "--compose-file", str(path), "shop", timeout_seconds=120)
-        until(lambda: self._converged(stack), "the stack has converged", seconds=CONVERGENCE_SECONDS)
+        # Seldom enough that asking takes nothing from what is timed.
+        until(lambda: self._converged(stack), "the stack has converged", seconds=CONVERGENCE_SECONDS, every_seconds=0.1)
         return Deploy(self._last_pull(began), time.time() - began)
 
     def _converged(self, stack: Stack) -> bool:
-        listed = self.docker.run("service", "ls", "--format", "{{.Name}} {{.Replicas}}").splitlines()
-        states = dict(line.split(maxsplit=1) for line in listed)
-        job = states.pop(f"shop_{JOB}", "")
-        if not job or len(states) != len(stack.references) - 1 or set(states.values()) != {"1/1"}:
-            return False
-        return self.docker.run("service", "ps", f"shop_{JOB}", "--format", "{{.CurrentState}}").startswith("Complete")
+        states = self.engine.task_states()
+        wanted = {f"shop_{service}": "complete" if service == JOB else "running" for service in stack.references}
+        return all(state in states.get(service, ()) for service, state in wanted.items())
 
     def _last_pull(self, began: float) -> float:
         until_now = ("--since", f"{began:.9f}", "--until", f"{time.time():.9f}")
@@ -66,24 +68,43 @@ class Host:
         ends = [int(line) / 1e9 for line in events.splitlines()]
         return max(ends) - began if ends else 0.0
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each image of the stack on this host, unpacked."""
+        lines = self.docker.run("images", "--no-trunc", "--format", "{{.Repository}} {{.ID}}").splitlines()
+        named = dict(line.removeprefix("shop/").split() for line in lines)
+        return {
+            service: int(self.docker.run("image", "inspect", "--format", "{{.Size}}", image))
+            for service, image in named.items()
+        }
+
     def remove_stack(self) -> None:
         """The services and their containers; the images stay."""
         self.docker.run("stack", "rm", "shop")
+        self.wait_until_gone()
+
+    def wait_until_gone(self) -> None:
+        """No service is left, and no container."""
         wait_until_gone(self.docker)
 
-    def remove_service(self, name: str) -> None:
-        """One service, its container too."""
-        self.docker.run("service", "rm", name)
-        wait_until_gone(self.docker)
+    def tidy(self) -> None:
+        """Nothing that was deployed or pulled stays."""
+        for stack in self.docker.run("stack", "ls", "--format", "{{.Name}}").split():
+            self.docker.run("stack", "rm", stack)
+        self.wait_until_gone()
+        self.prune_all()
 
     def prune_all(self) -> None:
         """The reflex: ``docker image prune -af``."""
-        self.docker.run("image", "prune", "--all", "--force", timeout_seconds=120)
+        self.engine.prune_images()
 
-    def pull(self, *references: str) -> list[subprocess.CompletedProcess[bytes]]:
-        """``docker pull`` of all of them at once, as a deploy does."""
+    def pull(self, *references: str) -> list[str]:
+        """``docker pull`` of all of them at once, as a deploy does.
+
+        Returns:
+            of each why it failed, or nothing.
+        """
         with ThreadPoolExecutor(len(references)) as threads:
-            return list(threads.map(lambda name: self.docker.try_run("pull", name, timeout_seconds=180), references))
+            return list(threads.map(self.engine.pull, references))
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,17 @@ class Site:
     hub: HubClient
     host: Host
     mirror_port: int
+    installation: Installation | None = None
+
+    @property
+    def program(self) -> list[str]:
+        """What starts the command: as installed, or (short form) from this checkout's environment."""
+        return self.installation.program if self.installation else [str(PROGRAM)]
+
+    @property
+    def secrets(self) -> list[Path]:
+        """The files that may have the PAT: it was put there."""
+        return list(self.directory.glob("*/pat"))
 
     @property
     def mirror(self) -> str:
@@ -111,7 +143,11 @@ class Site:
         directory.mkdir(exist_ok=True)
         given = settings_for(self.hub, directory) | self.own | settings
         self.host.use_mirror(self.mirror)
-        with running(given) as command:
+        arguments = None
+        if self.installation:
+            self.installation.configure(given)
+            arguments = ["--config", str(self.installation.settings_file)]
+        with running(given, arguments=arguments, program=self.program) as command:
             yield command
 
     @contextlib.contextmanager
@@ -138,6 +174,12 @@ class Site:
             process.terminate()
             process.wait(30)
 
+    def restore(self) -> None:
+        """After a part that failed: upstream is as it was, and the host is empty."""
+        self.hub.clear_faults()
+        self.hub.set(**NO_LIMIT)
+        self.host.tidy()
+
     @contextlib.contextmanager
     def direct(self) -> Iterator[None]:
         """No cache at all."""
@@ -151,17 +193,29 @@ def _answers(port: int) -> bool:
     return False
 
 
+def _free_address() -> str:
+    """A loopback address whose port 443 is nobody's: other proofs may run on this machine."""
+    for address in ADDRESSES[3:]:  # the first ones are the look-alike's other services
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind((address, 443))
+            return address
+    raise OSError("port 443 is taken on every loopback address")
+
+
 @contextlib.contextmanager
-def running_site(directory: Path, *, latency_seconds: float, bandwidth: int) -> Iterator[Site]:
+def running_site(directory: Path, installation: Installation | None) -> Iterator[Site]:
     """A look-alike at Docker Hub's name and port, for this dockerd alone, and the dockerd."""
-    flags = ["--registry-address", HUB_ADDRESS, "--registry-port", "443", "--state-dir", str(directory / "hub")]
+    directory.mkdir()
+    address = _free_address()
+    flags = ["--registry-address", address, "--registry-port", "443", "--state-dir", str(directory / "hub")]
     with running_hub(*flags) as hub:
-        hub.set(pull_limit=100_000, latency_seconds=latency_seconds, bandwidth_bytes_per_second=bandwidth)
+        hub.set(**NO_LIMIT)
         daemon = running_dockerd(
-            hosts={"registry-1.docker.io": HUB_ADDRESS},
+            hosts={"registry-1.docker.io": address},
             ca_file=hub.ca_file,
             **{"registry-mirrors": [], "max-download-attempts": 1},
         )
         with daemon as docker:
             docker.init_swarm()
-            yield Site(directory, hub, Host(docker), free_port())
+            with contextlib.closing(Host(docker)) as host:
+                yield Site(directory, hub, host, free_port(), installation)
