@@ -313,17 +313,18 @@ class DiskStore:
             self._reserved[partial.digest] = size_bytes
 
     async def _publish(self, partial: DiskPartial, media_type: str | None) -> None:
+        # Used when its last byte came, not when a slow disk has it: order of use is the order of requests.
+        now = self._index.clock.now()
+        entry = BlobEntry(partial.digest, partial.offset, media_type, now, verified_at=now)
         try:
             await self._threads.run(partial.fsync)
-            await finish(self._make_blob(partial, media_type))
+            await finish(self._make_blob(partial, entry))
         except OSError as error:
             await self._discard(partial)
             raise refused(error) from error
         self._events.emit(events.BlobStored(digest=partial.digest, size_bytes=partial.offset))
 
-    async def _make_blob(self, partial: DiskPartial, media_type: str | None) -> None:
-        now = self._index.clock.now()
-        entry = BlobEntry(partial.digest, partial.offset, media_type, now, verified_at=now)
+    async def _make_blob(self, partial: DiskPartial, entry: BlobEntry) -> None:
         async with self._changing:
             await self._place(entry, functools.partial(rename, partial.path))
             partial.ended = True

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -377,3 +378,25 @@ async def test_interrupted_flush_loses_neither_order_nor_names(tmp_path, trouble
     async with open_shelf(tmp_path / "s") as shelf:
         assert [entry.digest for entry in await shelf.index.oldest(3)] == [*digests[1:], digests[0]]
         assert await shelf.index.repositories("", 10) == [repository.name]
+
+
+async def test_order_of_use_is_not_the_order_in_which_a_slow_disk_stores(shelf, monkeypatch):
+    fsync, slow = os.fsync, threading.Event()
+    calls = 0
+
+    def first_is_slow(fd):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            assert slow.wait(30)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", first_is_slow)
+    first = asyncio.create_task(shelf.put(content(1, 100_000)))
+    async with asyncio.timeout(30):
+        while not calls:
+            await asyncio.sleep(0.01)
+    second = await shelf.put(content(2, 100_000))
+    slow.set()
+    in_order = [await first, second]
+    assert [entry.digest for entry in await shelf.index.oldest(2)] == in_order
