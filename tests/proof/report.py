@@ -31,7 +31,7 @@ SYSTEMS = {
     "registry-cache, cold": "registry-cache, its first deploy",
     "registry:2, warm": "registry:2, warm",
     "registry-cache, warm": "registry-cache, warm",
-    "warm host": "nothing to pull: the images are on the host",
+    "warm host": "nothing to pull: the images are on the host (once)",
 }
 PART_TITLES = {
     "made": "The images",
