@@ -16,7 +16,7 @@ def rate_limit_never_bites(site: Site, evidence: Evidence, *, deploys: int, limi
     dice = random.Random(7)
     names = [f"shop/small-{number}" for number in range(SMALL_IMAGES)]
     for name in names:
-        hub.image(name, "1", make="runnable", layers=[200_000, 300_000])
+        hub.image(name, "1", make="runnable", layers=[300_000])
     recipes = [dice.sample(names, dice.randint(2, 4)) for _ in range(RECIPES)]
     order = [recipes[number % RECIPES] for number in range(deploys)]
 
