@@ -201,9 +201,11 @@ def _push(
     references, sizes, layers = {}, {}, {}
     services: dict[str, Any] = {}
     environment = [f"{name.upper()}_PORT={port}" for name, port in ports.items()]
-    for service, make in makers.items():
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        made = threads.map(lambda one: one[1](f"shop/{one[0]}", None if one[0] == "cache" else "1.0"), makers.items())
+        images = dict(zip(makers, made, strict=True))
+    for service, image in images.items():
         repository = f"shop/{service}"
-        image = make(repository, None if service == "cache" else "1.0")
         if service == "cache":  # an index: this machine's image, and one that it never asks for
             other = hub.image(repository, None, make="image", layers=[100_000], arch="arm64", oci=True)
             entries = [

@@ -152,8 +152,8 @@ _LIMITS = """\
 - Docker Hub itself: no registry on the Internet was asked for anything.
 - A network: everything is on one machine; upstream, cache, dockerd and the unpacking share its cores. Latency and
   bandwidth are the look-alike's; a slow disk is not imitated.
-- In (d) and 6 a deploy is the pulls that it makes, followed by `docker image prune -af`; there, and in 5, upstream
-  answers after 5 ms and as fast as it can.
+- In (d) and 6 a deploy is the pulls that it makes, followed by `docker image prune -af` (in 6 there are two at a time);
+  there, and in 5, upstream answers after 5 ms and as fast as it can.
 - dockerd 20.10 with the classic image store only, and containerd for the zstd layer: a dockerd with the containerd
   image store is not in Debian 12."""
 
