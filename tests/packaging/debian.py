@@ -79,7 +79,8 @@ def _mirror() -> str:
     """Where this machine's apt gets Debian from."""
     listed = _run("apt-get", "indextargets", "--format", "$(LABEL) $(SITE)", "Created-By: Packages")
     sites = [line.split()[-1] for line in listed.splitlines() if line.startswith("Debian ")]
-    return sites[0] if sites else "http://deb.debian.org/debian"
+    assert sites, "apt names no Debian archive: see /etc/apt/sources.list"
+    return sites[0]
 
 
 def _run(*command: str) -> str:
