@@ -16,7 +16,7 @@ from proxy.errors import ReadFailed
 from proxy.storage import Piece
 from proxy.threads import Threads
 
-# Sent per turn of the event loop: more lets one fast client starve the others; half of it cost 15 % more CPU.
+# Sent per turn of the event loop: more lets one fast client starve the others, less costs more calls a byte.
 _TURN_BYTES = 2 * 1024 * 1024
 _PROBE_BYTES = 512 * 1024
 _TOOK_NOTHING = "the client took nothing for {:g} s"
@@ -96,7 +96,7 @@ class SocketSink:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
         loop.add_writer(self._socket, _resolve, ready)
-        # Not asyncio.timeout(): this runs hundreds of times for each large blob, and that costs as much as the rest.
+        # Not asyncio.timeout(): this runs hundreds of times for each large blob.
         timer = loop.call_later(self._timeout_seconds, _lose_patience, ready, self._timeout_seconds)
         try:
             await ready
