@@ -40,7 +40,7 @@ verify-short: $(VENV)/dev.stamp proof-daemons  ## its short form, which is in ma
 	$(BIN)/python -m tests.proof --short
 
 proof-daemons:
-	@sh tests/install-daemons.sh docker-registry dockerd docker containerd ctr iptables ip zstd
+	@sh tests/install-daemons.sh docker-registry dockerd docker containerd ctr iptables ip zstd unpigz
 
 daemons:  ## install what the tests run against (as root; else those tests are skipped)
 	@sh tests/install-daemons.sh

@@ -64,7 +64,7 @@ make_venv() {
     [ -L "$file" ] || sed -i "s|$new|$venv|g" "$file"
   done
   # The service cannot write byte code; -s and -p make tracebacks name the final path.
-  "$PYTHON" -m compileall -q -s "$new" -p "$venv" "$new/lib"
+  "$PYTHON" -m compileall -q -j 0 -s "$new" -p "$venv" "$new/lib"
   chmod -R u=rwX,go=rX "$new"
   rm -rf "$DESTDIR$venv"
   mv "$new" "$DESTDIR$venv"

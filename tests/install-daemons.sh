@@ -21,6 +21,7 @@ need ip iproute2
 need debootstrap debootstrap
 need make make
 need zstd zstd
+need unpigz pigz # dockerd unpacks with it where it is; Docker's own packages bring it along
 need systemd-analyze systemd
 need nix-instantiate nix-bin
 need chromium chromium

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +65,7 @@ class Images:
         self._origin = origin
         self._session = session
         self._repository_of: dict[str, str] = {}
+        self._pushing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by digest
 
     async def blob(self, repository: str, data: bytes, media_type: str = "application/octet-stream") -> Descriptor:
         descriptor = Descriptor(media_type, content.digest_of(data), len(data))
@@ -288,6 +290,10 @@ class Images:
     async def _push(self, repository: str, digest: str, data: bytes | IO[bytes]) -> None:
         if self._origin.has_blob(repository, digest) and self._origin.blob_path(digest).is_file():
             return
+        async with self._pushing[digest]:
+            await self._push_once(repository, digest, data)
+
+    async def _push_once(self, repository: str, digest: str, data: bytes | IO[bytes]) -> None:
         # The origin need not be sent again what another repository of it has.
         known = self._repository_of.setdefault(digest, repository)
         mount = {"mount": digest, "from": known} if known != repository else {}

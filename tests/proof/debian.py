@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.hub.content import OCI_LAYER, OCI_ZSTD_LAYER, DigestWriter, digest_of
 
-# Documentation and translations: images leave them out, and so does every dpkg of a container.
-_LEFT_OUT = ("./usr/share/doc/", "./usr/share/man/", "./usr/share/locale/", "./usr/share/info/", "./usr/share/lintian/")
+# Documentation and translations: images leave them out, and so does every dpkg of a container. And what PostgreSQL's
+# compiler of queries wants, which no image here has.
+_LEFT_OUT = (
+    *(f"./usr/share/{name}/" for name in ("doc", "man", "locale", "info", "lintian")),
+    "./usr/lib/postgresql/15/lib/bitcode/",
+)
 _FAST = 1
 
 
@@ -37,18 +42,25 @@ class Packages:
             (directory / name).mkdir(parents=True, exist_ok=True)
         # As if nothing were installed: an image brings everything along.
         (directory / "status").touch()
-        self._options = [f"-oDir::State::status={directory}/status", f"-oDir::Cache={directory}", "-qq"]
+        self._options = [
+            *(f"-oDir::State::status={directory}/status", f"-oDir::Cache={directory}", "-qq"),
+            # Container images of Debian turn it off: apt would read all lists again for each question.
+            *("-oDir::Cache::pkgcache=pkgcache.bin", "-oDir::Cache::srcpkgcache=srcpkgcache.bin"),
+        ]
+        self._downloading = threading.Lock()
 
     def closure(self, names: Sequence[str]) -> list[str]:
         """The files of *names* and all that they need, downloaded: what apt would choose for just these."""
-        if not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
-            subprocess.run(["apt-get", "update", "-qq"], check=True)
+        with self._downloading:
+            if not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
+                subprocess.run(["apt-get", "update", "-qq"], check=True)
         # apt prints only what it would download, which is nothing where the packages are already.
         nowhere = f"-oDir::Cache::archives={self._directory}/nothing"
         printed = self._apt(nowhere, "--print-uris", *names).splitlines()
         files = [line.split()[1] for line in printed if line.startswith("'")]
-        if not all((self._directory / "archives" / file).exists() for file in files):
-            self._apt("--download-only", "--yes", *names)
+        with self._downloading:
+            if not all((self._directory / "archives" / file).exists() for file in files):
+                self._apt("--download-only", "--yes", *names)
         return files
 
     def layer(self, packages: Sequence[str], *, zstd: bool = False) -> LayerFile:

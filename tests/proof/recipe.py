@@ -16,7 +16,8 @@ SERVICES = ("web", "app", "worker", "db", "cache", "setup")
 JOB = "setup"  # runs once and ends
 PINNED = "setup"  # deployed by digest
 
-_PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/15/bin"
+# PostgreSQL's own programs before Debian's wrappers of them, which want Perl.
+_PATH = "PATH=/usr/lib/postgresql/15/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _APPLETS = ("cat", "echo", "mkdir", "sh", "sleep", "test", "touch", "true", "wget")
 _ROOT_FILES = {
     "etc/passwd": "root:x:0:0::/:/bin/sh\npostgres:x:999:999::/tmp:/bin/sh\nwww-data:x:33:33::/tmp:/bin/sh\n",
@@ -33,7 +34,7 @@ mkdir -p /var/log/nginx\nexec nginx -c /tmp/nginx.conf\n'
 _APP = """\
 #!/usr/bin/python3
 import http.server, os
-import django, lxml, sqlalchemy  # what the image is for
+import flask, lxml, sqlalchemy  # what the image is for
 
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -85,19 +86,28 @@ class _Parts:
     user: str = "root"
 
 
-# What each stage of an image adds to the one below it; the first is what debian:12-slim has.
+# What each stage of an image adds to the one below it; the first is most of what debian:12-slim has.
 _PACKAGES = {
-    "base": ["apt", "bash", "busybox-static", "ca-certificates", "coreutils", "libssl3", "perl-base", "util-linux"],
+    "base": ["bash", "busybox-static", "ca-certificates", "coreutils", "libssl3", "libstdc++6", "util-linux"],
     "web": ["nginx-light"],
     "python": ["python3", "python3-redis", "python3-sqlalchemy"],
-    "app": ["python3-django", "python3-lxml"],
+    "app": ["python3-flask", "python3-lxml"],
     "worker": ["python3-celery"],
     "db": ["postgresql-15"],
     "cache": ["redis-server"],
     "setup": ["postgresql-client-15"],
 }
-# What PostgreSQL compiles queries with: a third of its image, which a small database never loads.
-_LEFT_OUT = ("libllvm14_", "libz3-4_")
+# What PostgreSQL compiles queries with, a third of its image, which a small database never loads; and thousands of small
+# files that nothing here reads: what dockerd does for each file is neither the cache's work nor upstream's.
+_LEFT_OUT = ("libllvm14_", "libz3-4_", "libperl5", "perl", "tzdata_", "locales_", "libc-l10n_")
+# What is asked of apt: the packages of these stages together, with all that they need.
+_CLOSURES = [
+    ("base",),
+    ("base", "python"),
+    ("base", "python", "app"),
+    ("base", "python", "worker"),
+    *(("base", stage) for stage in ("web", "db", "cache", "setup")),
+]
 ZSTD = "shop/zstd:1.0"
 
 
@@ -110,7 +120,9 @@ class DebianImages:
 
     def __init__(self, directory: Path) -> None:
         self._packages = Packages(directory)
-        self._closures: dict[tuple[str, ...], list[str]] = {}
+        # apt needs a second for each, most of it to read what there is.
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            self._closures = dict(zip(_CLOSURES, threads.map(self._closure, _CLOSURES), strict=True))
 
     def push_zstd(self, hub: HubClient) -> str:
         """Push a small image with a zstd layer, and return its name."""
@@ -127,14 +139,14 @@ class DebianImages:
         """
         stage, files = self._stage, self._packages.files
         base = [*stage("base", count=1), files(_ROOT_FILES, links={f"bin/{name}": "busybox" for name in _APPLETS})]
-        python = [*base, *stage("base", "python", count=3)]
+        python = [*base, *stage("base", "python", count=2)]
         http = "wget -q -O /dev/null http://127.0.0.1:$PORT/"
-        web = [*base, *stage("base", "web", count=4), files({"etc/web.conf": _NGINX, "run": _WEB})]
-        app = [*python, *stage("base", "python", "app", count=4), files({"run": _APP})]
+        web = [*base, *stage("base", "web", count=2), files({"etc/web.conf": _NGINX, "run": _WEB})]
+        app = [*python, *stage("base", "python", "app", count=3), files({"run": _APP})]
         worker = [*python, *stage("base", "python", "worker", count=1, zstd=zstd), files({"run": _WORKER})]
-        db = [*base, *stage("base", "db", count=8), files({"run": _DB})]
-        cache = [*base, *stage("base", "cache", count=3), files({"run": _CACHE})]
-        setup = [*base, *stage("base", "setup", count=3), files({"run": _SETUP})]
+        db = [*base, *stage("base", "db", count=5), files({"run": _DB})]
+        cache = [*base, *stage("base", "cache", count=2), files({"run": _CACHE})]
+        setup = [*base, *stage("base", "setup", count=2), files({"run": _SETUP})]
         parts = {
             "web": _Parts(web, "/run", http),
             "app": _Parts(app, "/run", http),
@@ -147,18 +159,16 @@ class DebianImages:
 
     def _stage(self, *stages: str, count: int, zstd: bool = False) -> list[LayerFile]:
         """The last of *stages* in *count* layers, without what those below it have."""
-        below = set(self._closure(*stages[:-1])) if len(stages) > 1 else set()
-        added = [file for file in self._closure(*stages) if file not in below]
+        below = set(self._closures[stages[:-1]]) if len(stages) > 1 else set()
+        added = [file for file in self._closures[stages] if file not in below]
         length = -(-len(added) // count)
         chunks = [added[first : first + length] for first in range(0, len(added), length)]
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             return list(threads.map(lambda chunk: self._packages.layer(chunk, zstd=zstd), chunks))
 
-    def _closure(self, *stages: str) -> list[str]:
-        if stages not in self._closures:
-            files = self._packages.closure([name for stage in stages for name in _PACKAGES[stage]])
-            self._closures[stages] = [file for file in files if not file.startswith(_LEFT_OUT)]
-        return self._closures[stages]
+    def _closure(self, stages: tuple[str, ...]) -> list[str]:
+        files = self._packages.closure([name for stage in stages for name in _PACKAGES[stage]])
+        return [file for file in files if not file.startswith(_LEFT_OUT)]
 
 
 def small_stack(hub: HubClient, ports: dict[str, int]) -> Stack:
