@@ -11,7 +11,10 @@ help:  ## what can be made
 run: $(VENV)/run.stamp  ## start the cache on 127.0.0.1:5000, its content in ./cache
 	$(BIN)/registry-cache serve --cache-dir cache --log-format console
 
-test: $(VENV)/dev.stamp daemons lint  ## everything: lint, types, tests, the real daemons among them
+# Packages of Python and of Debian side by side: neither needs the other, and both wait for the network.
+test:  ## everything: lint, types, tests, the real daemons among them
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp daemons
+	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -n 3 --dist loadfile
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy
@@ -33,10 +36,12 @@ bench: $(VENV)/bench.stamp daemons  ## measure against the peers, into docs/benc
 bench-quick: $(VENV)/bench.stamp daemons  ## a glance at the same, about 3 minutes, kept out of docs/benchmarks
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
-verify: $(VENV)/dev.stamp proof-daemons  ## the whole proof: cold and warm deploys on a real swarm (as root, under 8 minutes; LATENCY=30 ms, BANDWIDTH=100 Mbit/s, ROUNDS=3)
+verify:  ## the whole proof: cold and warm deploys on a real swarm (as root, under 8 minutes; LATENCY=30 ms, BANDWIDTH=100 Mbit/s, ROUNDS=3)
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp proof-daemons
 	$(BIN)/python -m tests.proof --report . --latency $(or $(LATENCY),30) --bandwidth $(or $(BANDWIDTH),100) --rounds $(or $(ROUNDS),3)
 
-verify-short: $(VENV)/dev.stamp proof-daemons  ## its short form, which is in make test too
+verify-short:  ## its short form, which is in make test too
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp proof-daemons
 	$(BIN)/python -m tests.proof --short
 
 proof-daemons:

@@ -155,7 +155,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             }
 
         blobs = BlobResponder(pull_through, flights, client_timeout_seconds=settings.client_timeout, threads=reads)
-        fast = FastPath(pull_through, bus)
+        fast = FastPath(pull_through, blobs, bus)
         v2 = V2(pull_through, index, blobs, fast, registries=frozenset({DOCKER_HUB}), events=bus)
         server = Server(
             v2,

@@ -33,7 +33,7 @@ from proxy.flight import Flights
 from proxy.oci import Digest, Reference, Repository
 from proxy.prefetch import Prefetcher
 from proxy.singleflight import SingleFlight
-from proxy.storage import Answer, BlobStore, Index, TagEntry
+from proxy.storage import Answer, BlobStore, Index, OpenBlob, TagEntry
 
 T = TypeVar("T")
 
@@ -132,7 +132,10 @@ class PullThrough:
                 return ManifestAnswer(entry.digest, entry.media_type, entry.size_bytes, None, served)
             digest = entry.digest
         blob = self._store.at_hand(digest)
-        if blob is None or blob.media_type is None or blob.body is None:
+        if blob is None:
+            return None
+        blob.close()
+        if blob.media_type is None or blob.body is None:
             return None
         self._index.link(reference.repository, digest)
         if not head:
@@ -353,12 +356,12 @@ class PullThrough:
             result = "hit"
         return BlobAnswer(size, reader, Served(result, timer.seconds))
 
-    def blob_at_hand(self, repository: Repository, digest: Digest, *, head: bool) -> tuple[bytes, Served] | None:
-        """A small blob that is in memory, verified. None: ask :meth:`blob`."""
+    def blob_at_hand(self, repository: Repository, digest: Digest, *, head: bool) -> tuple[OpenBlob, Served] | None:
+        """A hit for which nothing has to be waited for; the caller closes it. None: ask :meth:`blob`."""
         blob = self._store.at_hand(digest)
-        if blob is None or blob.body is None:
+        if blob is None:
             return None
-        return blob.body, self._stored_as(repository, digest, head=head)
+        return blob, self._stored_as(repository, digest, head=head)
 
     def _stored_as(self, repository: Repository, digest: Digest, *, head: bool) -> Served:
         self._index.link(repository, digest)

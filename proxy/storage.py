@@ -124,7 +124,7 @@ class BlobStore(Protocol):
         """The blob, marked as just used; None when it is not here."""
 
     def at_hand(self, digest: Digest) -> OpenBlob | None:
-        """The blob, marked as just used, if its body is in memory; there is nothing to close."""
+        """As :meth:`open`, if nothing has to be waited for."""
 
     def ingest(self, digest: Digest) -> AbstractAsyncContextManager[Partial]:
         """Begin to write a blob, or go on where an earlier ingest stopped.

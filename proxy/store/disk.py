@@ -158,10 +158,7 @@ class DiskStore:
     # --- reading ------------------------------------------------------------------------------------------------
 
     async def open(self, digest: Digest) -> DiskBlob | None:
-        """See :class:`proxy.storage.BlobStore`.
-
-        The file is opened on the event loop: a thread hop costs more than an open of a cached directory entry.
-        """
+        """See :class:`proxy.storage.BlobStore`."""
         blob = self.at_hand(digest)
         if blob is not None:
             return blob
@@ -185,10 +182,20 @@ class DiskStore:
         return blob
 
     def at_hand(self, digest: Digest) -> DiskBlob | None:
-        """See :class:`proxy.storage.BlobStore`."""
+        """See :class:`proxy.storage.BlobStore`.
+
+        The file is opened on the event loop: a thread hop costs more than an open of a cached directory entry.
+        """
         blob = self._memory.get(digest)
-        if blob is not None:
-            self._index.touch(digest)
+        if blob is None:
+            entry = self._index.blob_at_hand(digest)
+            if entry is None:
+                return None
+            try:
+                blob = self._open_file(entry)
+            except (OSError, ContentError):
+                return None  # open() meets it again, and sees to it
+        self._index.touch(digest)
         return blob
 
     def _open_file(self, entry: BlobEntry) -> DiskBlob:

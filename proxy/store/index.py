@@ -169,12 +169,16 @@ class SqliteIndex:
 
     async def blob(self, digest: Digest) -> BlobEntry | None:
         """The row of *digest*."""
-        entry = self._blobs.get(digest)
+        entry = self.blob_at_hand(digest)
         if entry is None:
             entry = await self._run(statements.select_blob, None, digest)
             if entry is not None:
                 self._blobs[digest] = entry
         return entry
+
+    def blob_at_hand(self, digest: Digest) -> BlobEntry | None:
+        """As :meth:`blob`, if it is in memory."""
+        return self._blobs.get(digest)
 
     async def add_blob(self, entry: BlobEntry) -> Tally:
         """Write a row; by how much the totals grew (not at all for a row that was there)."""

@@ -1,6 +1,7 @@
 """Responses that carry a blob: ranges, conditional requests, and what happens when it breaks half-way."""
 
 from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
 
 from proxy.answers import BlobAnswer, Direct, Served
 from proxy.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError
@@ -8,7 +9,7 @@ from proxy.flight import FlightReader, Flights
 from proxy.oci import Digest, Repository
 from proxy.pullthrough import PullThrough
 from proxy.ranges import ContentRange, Range
-from proxy.storage import OpenBlob
+from proxy.storage import OpenBlob, Sink
 from proxy.threads import Threads
 from proxy.web.exchange import Exchange, blob_headers, matches_etag, only_if_cached
 from proxy.web.sending import SocketSink
@@ -88,16 +89,9 @@ class BlobResponder:
         stop: int,
     ) -> None:
         await response.prepare(exchange.request)
-        sink = SocketSink(
-            exchange.request, response, timeout_seconds=self._client_timeout_seconds, threads=self._threads
-        )
+        sink = self.sink(exchange.request.protocol)
         try:
-            try:
-                await content.send(sink, start, stop)
-            except ReadFailed as error:
-                # The disk let us down: the rest comes from upstream, unseen by the client.
-                exchange.error = str(error)
-                await self._flights.send_direct(repository, digest, sink, error.offset, stop)
+            exchange.error = await self.send(sink, repository, digest, content, start, stop)
             await response.write_eof()
         except RegistryCacheError as error:
             exchange.error = str(error)
@@ -107,6 +101,35 @@ class BlobResponder:
         finally:
             exchange.body_bytes = sink.sent_bytes
             sink.close()
+
+    def sink(self, protocol: BaseProtocol) -> SocketSink:
+        """Where the next body on this connection goes; whoever asks closes it."""
+        return SocketSink(protocol, timeout_seconds=self._client_timeout_seconds, threads=self._threads)
+
+    async def send(
+        self,
+        sink: Sink,
+        repository: Repository,
+        digest: Digest,
+        content: OpenBlob | FlightReader | Direct,
+        start: int,
+        stop: int,
+    ) -> str:
+        """Send the bytes [start, stop) of *content*.
+
+        Returns:
+            Why the disk could not give them, if it could not: the rest came from upstream, unseen by the client.
+
+        Raises:
+            RegistryCacheError: upstream could not give them either; the connection must not look as if they were whole.
+            ConnectionError: the client is gone.
+        """
+        try:
+            await content.send(sink, start, stop)
+        except ReadFailed as error:
+            await self._flights.send_direct(repository, digest, sink, error.offset, stop)
+            return str(error)
+        return ""
 
 
 def _asked_span(request: web.BaseRequest, digest: Digest, size_bytes: int) -> ContentRange | None:

@@ -1,9 +1,9 @@
-"""Hits of small content without aiohttp's request and response objects, tasks and header maps.
+"""Hits without aiohttp's request and response objects, handler tasks and header maps.
 
 Clients send the same request heads again and again. A head that aiohttp has parsed once is remembered, byte for byte,
-with what it asked for; when it comes again and the answer is at hand in memory, the bytes go straight to the transport.
-All else takes the way through aiohttp. The decision is the same one (:meth:`PullThrough.manifest_at_hand`), and so are
-headers and log line (tests/web/test_fast_path.py compares them).
+with what it asked for; when it comes again and the answer is at hand, the bytes go straight to the transport (small
+content) or to the socket (files). All else takes the way through aiohttp. The decision is the same one
+(:meth:`PullThrough.manifest_at_hand`), and so are headers and log line (tests/web/test_fast_path.py compares them).
 
 CPU of the whole process for a manifest by digest, 16 connections (benchmarks/throughput.py, runs of
 different days): 60 µs a request through aiohttp, 21 µs here.
@@ -13,17 +13,22 @@ import asyncio
 import functools
 import socket
 import time
+import traceback
 from typing import Any, NamedTuple
 
 from aiohttp import hdrs, web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 
 from proxy import events
 from proxy.answers import Served
+from proxy.errors import RegistryCacheError
 from proxy.events import CacheResult
 from proxy.oci import Digest, Reference, Repository
 from proxy.pullthrough import PullThrough
+from proxy.storage import OpenBlob
+from proxy.web.blob_response import BlobResponder
 from proxy.web.exchange import blob_headers, manifest_headers, user_agent
 
 _HEADS = 4096
@@ -43,11 +48,23 @@ class Asked(NamedTuple):
     user_agent: str
 
 
+class FileAnswer(NamedTuple):
+    """A response whose body is a file; whoever has it sends or closes it."""
+
+    head: bytes
+    blob: OpenBlob
+    asked: Asked
+    served: Served
+    began: float  # perf_counter
+    client: str
+
+
 class FastPath:
     """The heads that are known, and the answers to them that are at hand."""
 
-    def __init__(self, pull_through: PullThrough, events: events.Events) -> None:
+    def __init__(self, pull_through: PullThrough, blobs: BlobResponder, events: events.Events) -> None:
         self._pull_through = pull_through
+        self._blobs = blobs
         self._events = events
         self._asked: dict[bytes, Asked] = {}
 
@@ -64,8 +81,8 @@ class FastPath:
                 self._asked.clear()  # somebody makes up heads; those in use come back with their next request
             self._asked[head] = Asked(request.method, repository, reference, digest, user_agent(request))
 
-    def answer(self, head: bytes, client: str) -> bytes | None:
-        """The whole response to *head*, if it is known and at hand; it is logged as sent."""
+    def answer(self, head: bytes, client: str) -> "bytes | FileAnswer | None":
+        """What to send for *head*, if it is known and at hand: a whole response, which is logged as sent, or a file."""
         asked = self._asked.get(head)
         if asked is None:
             return None
@@ -78,11 +95,14 @@ class FastPath:
             digest, served, body = manifest.digest, manifest.served, manifest.body
             start = _manifest_start(digest, manifest.media_type, manifest.size_bytes, served.result)
         elif asked.digest is not None:
-            blob = self._pull_through.blob_at_hand(asked.repository, asked.digest, head=not wants_body)
-            if blob is None:
+            found = self._pull_through.blob_at_hand(asked.repository, asked.digest, head=not wants_body)
+            if found is None:
                 return None
-            digest, (body, served) = asked.digest, blob
-            start = _blob_start(digest, len(body), served.result)
+            digest, (blob, served) = asked.digest, found
+            start, body = _blob_start(digest, blob.size_bytes, served.result), blob.body
+            if wants_body and body is None:
+                return FileAnswer(start + _end(rfc822_formatted_time()), blob, asked, served, began, client)
+            blob.close()
         else:
             return None
         if served.age_seconds is not None:
@@ -95,7 +115,41 @@ class FastPath:
         self._log(asked, digest, served, sent, began, client)
         return response
 
-    def _log(self, asked: Asked, digest: Digest, served: Served, sent: int, began: float, client: str) -> None:
+    async def send(self, answer: "FileAnswer", protocol: BaseProtocol) -> bool:
+        """Send head and file, and log it; whether the client has got all of it. If not, the connection is no good."""
+        asked, blob, served = answer.asked, answer.blob, answer.served
+        sink = self._blobs.sink(protocol)
+        status, error = 499, ""  # the client left before it had everything
+        try:
+            await sink.write_head(answer.head)
+            error = await self._blobs.send(sink, asked.repository, blob.digest, blob, 0, blob.size_bytes)
+            status = 200
+        except RegistryCacheError as failure:
+            error, served = str(failure), Served("error")
+        except ConnectionError as failure:
+            error = str(failure)
+        except Exception as failure:  # noqa: BLE001 -- a bug ends this connection, and is a line in the log
+            self._events.emit(events.Crashed(message=repr(failure), traceback=traceback.format_exc()))
+        finally:
+            blob.close()
+            sink.close()
+            self._log(
+                asked, blob.digest, served, sink.sent_bytes, answer.began, answer.client, status=status, error=error
+            )
+        return status == 200  # noqa: PLR2004 -- HTTP
+
+    def _log(
+        self,
+        asked: Asked,
+        digest: Digest,
+        served: Served,
+        sent: int,
+        began: float,
+        client: str,
+        *,
+        status: int = 200,
+        error: str = "",
+    ) -> None:
         self._events.emit(
             events.Request(
                 cache=served.result,
@@ -105,12 +159,13 @@ class FastPath:
                 reference=digest if asked.reference is None else asked.reference.target,
                 digest=digest,
                 method=asked.method,
-                status=200,
+                status=status,
                 bytes=sent,
                 duration_ms=round((time.perf_counter() - began) * 1000, 3),
                 upstream_ms=0.0,
                 client=client,
                 user_agent=asked.user_agent,
+                error=error,
             )
         )
 
@@ -142,7 +197,7 @@ class Connection(web.RequestHandler):
         client_timeout_seconds: how long the client may leave sent bytes unacknowledged, or its window closed.
     """
 
-    __slots__ = ("_client_timeout_seconds", "_fast", "_peer", "_within_head", "head")
+    __slots__ = ("_client_timeout_seconds", "_closing", "_fast", "_held", "_peer", "_sending", "_within_head", "head")
 
     def __init__(self, manager: web.Server, fast: FastPath, *, client_timeout_seconds: float, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -150,6 +205,9 @@ class Connection(web.RequestHandler):
         self._client_timeout_seconds = client_timeout_seconds
         self._peer = ""
         self._within_head = False  # aiohttp's parser waits for the rest of one
+        self._sending: asyncio.Task[None] | None = None  # a file is on its way
+        self._held = b""  # what the client sent meanwhile
+        self._closing = False  # when it has been sent
         self.head = b""  # of the request that aiohttp is about to handle, if it came alone and whole
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -165,12 +223,19 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
+        if self._sending is not None:
+            if data and isinstance(self.transport, asyncio.Transport):
+                self._held += data
+                self.transport.pause_reading()  # this is all that is kept
+            return
         if self._is_idle():
-            response = self._fast.answer(data, self._peer)
-            if response is not None and self.transport is not None:
-                self.transport.write(response)
-                # aiohttp's timer looks at this before it closes an idle connection.
-                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            answer = self._fast.answer(data, self._peer)
+            if isinstance(answer, FileAnswer):
+                self._sending = self._loop.create_task(self._send(answer))
+                return
+            if answer is not None and self.transport is not None:
+                self.transport.write(answer)
+                self._was_used()
                 return
             alone = len(data) <= _HEAD_MAX_BYTES and data.find(_END) == len(data) - len(_END)
             self.head = data if alone else b""
@@ -179,6 +244,51 @@ class Connection(web.RequestHandler):
         if data:
             self._within_head = not data.endswith(_END)
         super().data_received(data)
+
+    async def _send(self, answer: FileAnswer) -> None:
+        good = False
+        try:
+            good = await self._fast.send(answer, self)
+        finally:
+            self._sending = None
+            if not good:
+                self.force_close()
+            elif self._closing:
+                self.close()
+            else:
+                self._was_used()
+        if self._held and isinstance(self.transport, asyncio.Transport):
+            held, self._held = self._held, b""
+            self.transport.resume_reading()
+            self.data_received(held)
+
+    def _was_used(self) -> None:
+        """aiohttp's timer looks at this before it closes an idle connection."""
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+    def _process_keepalive(self) -> None:
+        if self._sending is not None:
+            self._was_used()  # how long the client may take nothing is the sender's to judge
+        super()._process_keepalive()
+
+    def close(self) -> None:
+        """Close the connection once what is under way has been sent."""
+        if self._sending is None:
+            super().close()
+        else:
+            self._closing = True
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 -- aiohttp's signature
+        """As aiohttp's: what is under way has *timeout* seconds to end."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending], timeout=timeout)
+        await super().shutdown(timeout)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the event loop."""
+        if self._sending is not None:
+            self._loop.call_soon(self._sending.cancel)  # once it has begun: then it closes its file, and logs
+        super().connection_lost(exc)
 
     def _is_idle(self) -> bool:
         """Whether everything before has been answered and taken, so that what comes now begins a request."""

@@ -1,4 +1,4 @@
-"""The one place that sends bodies: files by sendfile, bytes by the transport, both with bounded patience.
+"""The one place that sends bodies, files by sendfile, with bounded patience.
 
 uvloop has no ``loop.sendfile``, and aiohttp then copies. ``os.sendfile`` on a dup of the transport's socket, once the
 transport's own buffer is empty, costs as little as nginx does; it was measured at a quarter of the CPU of the copy.
@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator
+import socket
 
-from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
 
 from proxy.errors import ReadFailed
 from proxy.storage import Piece
@@ -27,42 +27,52 @@ class ClientGone(ConnectionError):
 
 
 class SocketSink:
-    """See :class:`proxy.storage.Sink`: the connection of one response that has been prepared.
+    """See :class:`proxy.storage.Sink`: the connection of one client, for the body of one response.
 
     Args:
         timeout_seconds: how long the client may go without taking a byte.
     """
 
-    def __init__(
-        self, request: web.BaseRequest, response: web.StreamResponse, *, timeout_seconds: float, threads: Threads
-    ) -> None:
+    def __init__(self, protocol: BaseProtocol, *, timeout_seconds: float, threads: Threads) -> None:
         self.sent_bytes = 0
-        self._request = request
-        self._response = response
+        self._protocol = protocol
         self._timeout_seconds = timeout_seconds
         self._threads = threads
-        self._socket = -1
+        self._socket: socket.socket | None = None
+
+    async def write_head(self, head: bytes) -> None:
+        """Send the head of the response, if nobody else has; the body follows at once. It does not count as sent."""
+        await self._send(head, socket.MSG_MORE)
 
     async def write(self, data: Piece) -> None:
         """See :class:`proxy.storage.Sink`."""
-        async with self._patience():
-            await self._response.write(data)
-        self.sent_bytes += len(data)
+        self.sent_bytes += await self._send(data, 0)
+
+    async def _send(self, data: Piece, flags: int) -> int:
+        sock = self._socket or await self._take_socket()
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[sock.send(left, flags) :]
+            except BlockingIOError:
+                await self._writable(sock)
+            except OSError as error:
+                raise ClientGone(f"the client is gone: {error.strerror}") from error
+        return len(data)
 
     async def send_file(self, fd: int, start: int, stop: int) -> None:
         """See :class:`proxy.storage.Sink`."""
-        if self._socket < 0:
-            await self._take_socket()
+        sock = self._socket or await self._take_socket()
         while start < stop:
             count = min(stop - start, _TURN_BYTES)
             try:
                 if _is_resident(fd, start, count):
-                    sent = os.sendfile(self._socket, fd, start, count)
+                    sent = os.sendfile(sock.fileno(), fd, start, count)
                 else:
                     # It will block on the disk: in the event loop that would be every client's disk.
-                    sent = await self._threads.run(_sendfile_cold, self._socket, fd, start, count)
+                    sent = await self._threads.run(_sendfile_cold, sock.fileno(), fd, start, count)
             except BlockingIOError:
-                await self._writable()
+                await self._writable(sock)
                 continue
             except OSError as error:
                 raise _meaning(error, start) from error
@@ -71,52 +81,52 @@ class SocketSink:
             start += sent
             self.sent_bytes += sent
             if sent < count:  # the socket is full: to try again now would only say so
-                await self._writable()
+                await self._writable(sock)
             else:
                 await asyncio.sleep(0)
 
-    async def _take_socket(self) -> None:
+    async def _take_socket(self) -> socket.socket:
         """Wait until the transport has sent its headers, then share its socket."""
-        transport = self._request.transport
+        transport = self._protocol.transport
         if transport is None or transport.is_closing():
             raise ClientGone("the client is gone")
         if transport.get_write_buffer_size():
-            transport.set_write_buffer_limits(0)  # drain() waits for an empty buffer
-            async with self._patience():
+            await self._drained(transport)
+        shared = transport.get_extra_info("socket")
+        self._socket = socket.socket(shared.family, shared.type, shared.proto, os.dup(shared.fileno()))
+        return self._socket
+
+    async def _drained(self, transport: asyncio.WriteTransport) -> None:
+        transport.set_write_buffer_limits(0)  # the protocol is then paused until the buffer is empty
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
                 await asyncio.sleep(0)
                 while transport.get_write_buffer_size():
-                    await self._response.drain()
+                    await self._protocol._drain_helper()  # noqa: SLF001 -- as aiohttp's own writer does
                     await asyncio.sleep(0)
-            transport.set_write_buffer_limits()
+        except TimeoutError as error:
+            raise ClientGone(_TOOK_NOTHING.format(self._timeout_seconds)) from error
+        transport.set_write_buffer_limits()
         if transport.is_closing():
             raise ClientGone("the client is gone")
-        self._socket = os.dup(transport.get_extra_info("socket").fileno())
 
-    async def _writable(self) -> None:
+    async def _writable(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(self._socket, _resolve, ready)
+        loop.add_writer(sock.fileno(), _resolve, ready)
         # Not asyncio.timeout(): this runs hundreds of times for each large blob.
         timer = loop.call_later(self._timeout_seconds, _lose_patience, ready, self._timeout_seconds)
         try:
             await ready
         finally:
             timer.cancel()
-            loop.remove_writer(self._socket)
-
-    @contextlib.asynccontextmanager
-    async def _patience(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                yield
-        except TimeoutError as error:
-            raise ClientGone(_TOOK_NOTHING.format(self._timeout_seconds)) from error
+            loop.remove_writer(sock.fileno())
 
     def close(self) -> None:
         """Let go of the socket; the transport keeps its own."""
-        if self._socket >= 0:
-            os.close(self._socket)
-            self._socket = -1
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 BUSYBOX = Path("/bin/busybox")
 # Not all that it has: a daemon makes and removes each of them with each pull and prune, and ext4 takes its time.
-COMMANDS = ("cat", "echo", "env", "httpd", "id", "ls", "mkdir", "ps", "rm", "sh", "sleep", "test", "touch", "true", "wget")
+COMMANDS = ("cat", "echo", "httpd", "ls", "mkdir", "rm", "sh", "sleep", "test", "touch", "true", "wget")
 PIECE_BYTES = 1 << 20
 
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"

@@ -33,19 +33,21 @@ _WEB = '#!/bin/sh\nset -eu\necho "$(cat /etc/web.conf)" | /bin/busybox sed "s/PO
 mkdir -p /var/log/nginx\nexec nginx -c /tmp/nginx.conf\n'
 _APP = """\
 #!/usr/bin/python3
-import http.server, os
-import flask, lxml, sqlalchemy  # what the image is for
+import os
+import flask
 
-class Health(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(b"app\\n")
+app = flask.Flask("app")
 
-http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Health).serve_forever()
+@app.get("/")
+def health():
+    return "app\\n"
+
+app.run(host="127.0.0.1", port=int(os.environ["PORT"]))
 """
 _WORKER = """\
 #!/usr/bin/python3
 import os, pathlib, time
-import redis, sqlalchemy
+import redis
 
 queue = redis.Redis(port=int(os.environ["CACHE_PORT"]))
 while True:
@@ -90,15 +92,15 @@ class _Parts:
 _PACKAGES = {
     "base": ["bash", "busybox-static", "ca-certificates", "coreutils", "libssl3", "libstdc++6", "util-linux"],
     "web": ["nginx-light"],
-    "python": ["python3", "python3-redis", "python3-sqlalchemy"],
-    "app": ["python3-flask", "python3-lxml"],
+    "python": ["python3", "python3-redis"],
+    "app": ["python3-flask"],
     "worker": ["python3-celery"],
     "db": ["postgresql-15"],
     "cache": ["redis-server"],
     "setup": ["postgresql-client-15"],
 }
-# What PostgreSQL compiles queries with, a third of its image, which a small database never loads; and thousands of small
-# files that nothing here reads: what dockerd does for each file is neither the cache's work nor upstream's.
+# What PostgreSQL compiles queries with, a third of its image, which a small database never loads; and thousands of
+# small files that nothing here reads: what dockerd does for each file is neither the cache's work nor upstream's.
 _LEFT_OUT = ("libllvm14_", "libz3-4_", "libperl5", "perl", "tzdata_", "locales_", "libc-l10n_")
 # What is asked of apt: the packages of these stages together, with all that they need.
 _CLOSURES = [

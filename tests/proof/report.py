@@ -191,7 +191,7 @@ def _deploys(results: Results) -> str:
 def _images(results: Results) -> str:
     notes = {
         "web": "nginx",
-        "app": "Django; stands on the same Python as the worker",
+        "app": "Flask; stands on the same Python as the worker",
         "worker": "Celery",
         "db": "PostgreSQL",
         "cache": "Redis; an index of two architectures",

@@ -1,6 +1,8 @@
 """The fast path answers as aiohttp would have, logs what would have been logged, and leaves the rest alone."""
 
 import asyncio
+import errno
+import os
 import socket
 
 import msgspec
@@ -9,6 +11,7 @@ import pytest
 from proxy import events
 
 NAME = "library/fast"
+FILE_BYTES = 20_000_000  # more than a socket takes at once
 
 
 class Client:
@@ -49,14 +52,38 @@ async def client(cache):
     writer.close()
 
 
+async def until(condition) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 def slow_requests(cache) -> int:
     return cache.proxy.server.requests_count
 
 
+@pytest.fixture
+async def file(cache, hub):
+    """The digest of a stored blob that is served from its file."""
+    digest = (await hub.images.random_blob(NAME, FILE_BYTES)).digest
+    assert (await cache.blob(NAME, digest)).status == 200
+    await cache.settled()
+    return digest
+
+
+def open_files(cache) -> int:
+    return sum(cache.proxy.store._readers.values())
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("kind", ["tag", "digest", "blob"])
-async def test_both_ways_give_the_same_answer_and_log_line(cache, hub, image, client, method, kind):
-    target = {"tag": "manifests/1", "digest": f"manifests/{image.digest}", "blob": f"blobs/{image.layers[0].digest}"}
+@pytest.mark.parametrize("kind", ["tag", "digest", "blob", "file"])
+async def test_both_ways_give_the_same_answer_and_log_line(cache, hub, image, file, client, method, kind):
+    target = {
+        "tag": "manifests/1",
+        "digest": f"manifests/{image.digest}",
+        "blob": f"blobs/{image.layers[0].digest}",
+        "file": f"blobs/{file}",
+    }
     request = head_of(f"/v2/{NAME}/{target[kind]}", method)
     answers, lines = [], []
     for slow in (1, 0):
@@ -67,6 +94,7 @@ async def test_both_ways_give_the_same_answer_and_log_line(cache, hub, image, cl
             assert (varying in headers) == (varying == b"Date" or kind == "tag")
             headers.pop(varying, None)
         answers.append((status, headers, body))
+        await until(lambda: not open_files(cache))
         line = msgspec.structs.asdict(cache.seen(events.Request)[-1])
         lines.append({name: value for name, value in line.items() if name not in ("time", "duration_ms")})
     assert answers[0] == answers[1]
@@ -106,6 +134,77 @@ async def test_pipelined_and_broken_up_heads_are_answered_in_order(cache, image,
     client.writer.write(manifest[9:])
     assert (await client.answer())[2] == bodies[0]
     assert (await client.ask(blob))[2] == bodies[1]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_what_comes_while_a_file_is_sent_is_answered_behind_it(cache, hub, image, file, client, number):
+    blob, manifest = head_of(f"/v2/{NAME}/blobs/{file}"), head_of(f"/v2/{NAME}/manifests/1")
+    bodies = [(await client.ask(head))[2] for head in (blob, manifest)]
+    before = slow_requests(cache)
+    client.writer.write(blob)
+    await until(lambda: open_files(cache))
+    client.writer.write(b"".join([blob, manifest, manifest][:number]))
+    expected = [bodies[0], bodies[0], bodies[1], bodies[1]]
+    assert [(await client.answer())[2] for _ in range(1 + number)] == expected[: 1 + number]
+    assert slow_requests(cache) == before + (0 if number == 1 else 3)  # in one piece they are pipelined
+    assert (await client.ask(manifest))[2] == bodies[1]
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_file_is_logged(cache, file, client):
+    request = head_of(f"/v2/{NAME}/blobs/{file}")
+    await client.ask(request)
+    client.writer.write(request)
+    await client.reader.readexactly(1000)
+    client.writer.transport.abort()
+    await until(lambda: not open_files(cache))
+    line = cache.seen(events.Request)[-1]
+    assert (line.status, line.cache, line.method) == (499, "hit", "GET")
+    assert 0 < line.bytes < FILE_BYTES
+
+
+async def test_a_client_that_leaves_at_once_leaves_no_file_open(cache, file, client):
+    request = head_of(f"/v2/{NAME}/blobs/{file}")
+    await client.ask(request)
+    (connection,) = (one for one in cache.proxy.server.connections if one.head == request)
+    logged = len(cache.seen(events.Request))
+    connection.data_received(request)
+    assert open_files(cache)
+    connection.connection_lost(None)  # before the task that sends has begun
+    await until(lambda: not open_files(cache))
+    assert [line.status for line in cache.seen(events.Request)[logged:]] == [499]
+
+
+async def test_a_file_that_the_disk_does_not_give_comes_from_upstream(cache, hub, file, client, monkeypatch):
+    request = head_of(f"/v2/{NAME}/blobs/{file}")
+    whole = (await client.ask(request))[2]
+    sendfile = os.sendfile
+
+    def broken(target: int, source: int, offset: int, count: int) -> int:
+        if offset > FILE_BYTES // 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return sendfile(target, source, offset, count)
+
+    monkeypatch.setattr("proxy.web.sending.os.sendfile", broken)
+    before = slow_requests(cache)
+    status, _, body = await client.ask(request)
+    assert status == b"HTTP/1.1 200 OK"
+    assert body == whole
+    assert slow_requests(cache) == before
+    await until(lambda: not open_files(cache))
+    assert "Input/output error" in cache.seen(events.Request)[-1].error
+    assert cache.seen(events.Quarantined)
+
+
+async def test_a_file_is_sent_to_its_end_when_the_server_stops(cache, file, client):
+    request = head_of(f"/v2/{NAME}/blobs/{file}")
+    whole = (await client.ask(request))[2]
+    client.writer.write(request)
+    await until(lambda: open_files(cache))
+    cache.proxy.server.pre_shutdown()
+    stopping = asyncio.create_task(cache.proxy.server.shutdown(30))
+    assert (await client.answer())[2] == whole
+    assert await client.reader.read() == b""
+    await stopping
 
 
 async def test_the_rest_of_a_head_is_not_taken_for_a_request(cache, image, client):
