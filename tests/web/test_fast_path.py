@@ -65,7 +65,7 @@ def slow_requests(cache) -> int:
 @pytest.fixture
 async def file(cache, hub):
     """The digest of a stored blob that is served from its file."""
-    digest = (await hub.images.random_blob(NAME, FILE_BYTES)).digest
+    digest = (await hub.images.image(NAME, "file", [FILE_BYTES])).layers[0].digest
     assert (await cache.blob(NAME, digest)).status == 200
     await cache.settled()
     return digest
