@@ -28,20 +28,28 @@ class Hash(Protocol):
 
 
 class Sink(Protocol):
-    """Where a body goes: the connection of one client. Both calls return when the kernel has taken the bytes.
-
-    Raises:
-        ConnectionError: the client is gone, or has taken nothing for too long.
-    """
+    """Where a body goes: the connection of one client. All calls return when the kernel has taken the bytes."""
 
     async def write(self, data: Piece) -> None:
-        """Send *data*."""
+        """Send *data*.
+
+        Raises:
+            ConnectionError: the client is gone, or has taken nothing for too long.
+        """
+
+    def send_file_now(self, fd: int, start: int, stop: int) -> int:
+        """Of the bytes [start, stop) of an open file, send what goes without waiting.
+
+        Returns:
+            Where the rest begins, for :meth:`send_file`; errors are its to find.
+        """
 
     async def send_file(self, fd: int, start: int, stop: int) -> None:
         """Send the bytes [start, stop) of an open file without copying them.
 
         Raises:
             ReadFailed: the file has fewer bytes, or cannot be read; what was sent until then is counted in *offset*.
+            ConnectionError: as for :meth:`write`.
         """
 
 
@@ -52,6 +60,9 @@ class OpenBlob(Protocol):
     size_bytes: int
     media_type: str | None
     body: bytes | None  # the whole verified content, when it is small
+
+    def send_now(self, sink: Sink, start: int, stop: int) -> int:
+        """Of the bytes [start, stop), send what goes without waiting; where the rest begins, for :meth:`send`."""
 
     async def send(self, sink: Sink, start: int, stop: int) -> None:
         """Send the bytes [start, stop) to *sink*."""

@@ -4,11 +4,17 @@ import contextlib
 from typing import Any
 
 import pytest
+import uvloop
 
 from tests.cache import Cache, run_cache
 from tests.hub.fixtures import hub, origin, plain_hub
 
 __all__ = ["cache", "hub", "origin", "plain_hub", "start_cache"]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Any]:
+    """The loop that serves: its transports are not asyncio's, which hid bugs from tests that ran on those."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -54,6 +54,10 @@ class DiskBlob:
         self._store = store
         self._fd = fd
 
+    def send_now(self, sink: Sink, start: int, stop: int) -> int:
+        """See :class:`proxy.storage.OpenBlob`."""
+        return sink.send_file_now(self._fd, start, stop) if self.body is None else start
+
     async def send(self, sink: Sink, start: int, stop: int) -> None:
         """See :class:`proxy.storage.OpenBlob`.
 
@@ -565,4 +569,5 @@ class DiskStore:
 
     def path(self, digest: Digest) -> Path:
         """Where the blob is, if it is here."""
-        return self.root / "blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded
+        algorithm, _, encoded = digest.partition(":")
+        return Path(f"{self.root}/blobs/{algorithm}/{encoded[:2]}/{encoded}")

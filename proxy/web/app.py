@@ -6,7 +6,7 @@ and the plain application took twice the time for a hit.
 
 import asyncio
 import functools
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -26,8 +26,7 @@ class _Refusal(asyncio.Protocol):
     """One connection too many: told so, and closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.write(_BUSY)
+        cast(asyncio.WriteTransport, transport).write(_BUSY)  # which uvloop's do not inherit
         transport.close()
 
 

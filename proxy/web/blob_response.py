@@ -102,9 +102,9 @@ class BlobResponder:
             exchange.body_bytes = sink.sent_bytes
             sink.close()
 
-    def sink(self, protocol: BaseProtocol) -> SocketSink:
-        """Where the next body on this connection goes; whoever asks closes it."""
-        return SocketSink(protocol, timeout_seconds=self._client_timeout_seconds, threads=self._threads)
+    def sink(self, protocol: BaseProtocol, head: bytes = b"") -> SocketSink:
+        """Where the next body on this connection goes, behind *head*; whoever asks closes it."""
+        return SocketSink(protocol, head, timeout_seconds=self._client_timeout_seconds, threads=self._threads)
 
     async def send(
         self,

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import socket
 
 from aiohttp.base_protocol import BaseProtocol
 
@@ -18,7 +17,6 @@ from proxy.threads import Threads
 
 # Sent per turn of the event loop: more lets one fast client starve the others, less costs more calls a byte.
 _TURN_BYTES = 2 * 1024 * 1024
-_PROBE_BYTES = 512 * 1024
 _TOOK_NOTHING = "the client took nothing for {:g} s"
 
 
@@ -30,49 +28,64 @@ class SocketSink:
     """See :class:`proxy.storage.Sink`: the connection of one client, for the body of one response.
 
     Args:
+        head: of the response, if nobody else sends it; it goes before the first byte, and does not count as sent.
         timeout_seconds: how long the client may go without taking a byte.
     """
 
-    def __init__(self, protocol: BaseProtocol, *, timeout_seconds: float, threads: Threads) -> None:
+    def __init__(self, protocol: BaseProtocol, head: bytes, *, timeout_seconds: float, threads: Threads) -> None:
         self.sent_bytes = 0
         self._protocol = protocol
+        self._head: Piece = head
         self._timeout_seconds = timeout_seconds
         self._threads = threads
-        self._socket: socket.socket | None = None
-
-    async def write_head(self, head: bytes) -> None:
-        """Send the head of the response, if nobody else has; the body follows at once. It does not count as sent."""
-        await self._send(head, socket.MSG_MORE)
+        self._socket = -1
 
     async def write(self, data: Piece) -> None:
         """See :class:`proxy.storage.Sink`."""
-        self.sent_bytes += await self._send(data, 0)
+        await self._begin()
+        await self._write(data)
+        self.sent_bytes += len(data)
 
-    async def _send(self, data: Piece, flags: int) -> int:
-        sock = self._socket or await self._take_socket()
+    async def _write(self, data: Piece) -> None:
         left = memoryview(data)
         while left:
             try:
-                left = left[sock.send(left, flags) :]
+                left = left[os.write(self._socket, left) :]
             except BlockingIOError:
-                await self._writable(sock)
+                await self._writable()
             except OSError as error:
                 raise ClientGone(f"the client is gone: {error.strerror}") from error
-        return len(data)
+
+    def send_file_now(self, fd: int, start: int, stop: int) -> int:
+        """See :class:`proxy.storage.Sink`."""
+        transport, count = self._protocol.transport, min(stop - start, _TURN_BYTES)
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return start
+        if not _is_resident(fd, start, count):
+            return start
+        sock = transport.get_extra_info("socket").fileno()  # nobody closes it before we return
+        try:
+            if self._head:
+                self._head = self._head[os.write(sock, self._head) :]
+            sent = 0 if self._head else os.sendfile(sock, fd, start, count)
+        except OSError:
+            return start  # it is full; what is worse is met again by send_file()
+        self.sent_bytes += sent
+        return start + sent
 
     async def send_file(self, fd: int, start: int, stop: int) -> None:
         """See :class:`proxy.storage.Sink`."""
-        sock = self._socket or await self._take_socket()
+        await self._begin()
         while start < stop:
             count = min(stop - start, _TURN_BYTES)
             try:
                 if _is_resident(fd, start, count):
-                    sent = os.sendfile(sock.fileno(), fd, start, count)
+                    sent = os.sendfile(self._socket, fd, start, count)
                 else:
                     # It will block on the disk: in the event loop that would be every client's disk.
-                    sent = await self._threads.run(_sendfile_cold, sock.fileno(), fd, start, count)
+                    sent = await self._threads.run(_sendfile_cold, self._socket, fd, start, count)
             except BlockingIOError:
-                await self._writable(sock)
+                await self._writable()
                 continue
             except OSError as error:
                 raise _meaning(error, start) from error
@@ -81,20 +94,22 @@ class SocketSink:
             start += sent
             self.sent_bytes += sent
             if sent < count:  # the socket is full: to try again now would only say so
-                await self._writable(sock)
-            else:
+                await self._writable()
+            elif start < stop:
                 await asyncio.sleep(0)
 
-    async def _take_socket(self) -> socket.socket:
-        """Wait until the transport has sent its headers, then share its socket."""
-        transport = self._protocol.transport
-        if transport is None or transport.is_closing():
-            raise ClientGone("the client is gone")
-        if transport.get_write_buffer_size():
-            await self._drained(transport)
-        shared = transport.get_extra_info("socket")
-        self._socket = socket.socket(shared.family, shared.type, shared.proto, os.dup(shared.fileno()))
-        return self._socket
+    async def _begin(self) -> None:
+        """Share the transport's socket once it has sent what it had, and send what goes before the body."""
+        if self._socket < 0:
+            transport = self._protocol.transport
+            if transport is not None and transport.get_write_buffer_size():
+                await self._drained(transport)
+            if transport is None or transport.is_closing():
+                raise ClientGone("the client is gone")
+            self._socket = os.dup(transport.get_extra_info("socket").fileno())
+        if self._head:
+            head, self._head = self._head, b""
+            await self._write(head)
 
     async def _drained(self, transport: asyncio.WriteTransport) -> None:
         transport.set_write_buffer_limits(0)  # the protocol is then paused until the buffer is empty
@@ -107,26 +122,24 @@ class SocketSink:
         except TimeoutError as error:
             raise ClientGone(_TOOK_NOTHING.format(self._timeout_seconds)) from error
         transport.set_write_buffer_limits()
-        if transport.is_closing():
-            raise ClientGone("the client is gone")
 
-    async def _writable(self, sock: socket.socket) -> None:
+    async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(sock.fileno(), _resolve, ready)
+        loop.add_writer(self._socket, _resolve, ready)
         # Not asyncio.timeout(): this runs hundreds of times for each large blob.
         timer = loop.call_later(self._timeout_seconds, _lose_patience, ready, self._timeout_seconds)
         try:
             await ready
         finally:
             timer.cancel()
-            loop.remove_writer(sock.fileno())
+            loop.remove_writer(self._socket)
 
     def close(self) -> None:
         """Let go of the socket; the transport keeps its own."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._socket >= 0:
+            os.close(self._socket)
+            self._socket = -1
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:
@@ -147,11 +160,10 @@ def _meaning(error: OSError, offset: int) -> Exception:
 
 
 def _is_resident(fd: int, start: int, count: int) -> bool:
-    """Whether the bytes are in the page cache, by looking at some of the pages: a blob comes and goes in long runs."""
+    """Whether the bytes are in the page cache, by the first and the last one: a blob comes and goes in long runs."""
     page = bytearray(1)
     try:
-        for offset in range(start, start + count, _PROBE_BYTES):
-            os.preadv(fd, [page], offset, os.RWF_NOWAIT)
+        os.preadv(fd, [page], start, os.RWF_NOWAIT)
         os.preadv(fd, [page], start + count - 1, os.RWF_NOWAIT)
     except OSError:  # EAGAIN: it is not; EOPNOTSUPP: nobody knows; EIO: the thread will find out
         return False

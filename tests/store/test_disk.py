@@ -317,18 +317,19 @@ async def test_cancellation_leaves_accounts_and_files_in_step(shelf, monkeypatch
         for seed in range(3):
             await shelf.put(content(seed, 400_000))
 
-    def run(loop, pool, call, *args):
+    def run(pool, call, *args):
         nonlocal steps
         steps += 1
         if steps == step and moment == "begun":
             task.cancel()
-        future = asyncio.BaseEventLoop.run_in_executor(loop, pool, call, *args)
+        future = run_in_executor(pool, call, *args)
         if steps == step and moment == "done":
             future.add_done_callback(lambda _: task.cancel())
         return future
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "run_in_executor", lambda *args: run(loop, *args))
+    run_in_executor = loop.run_in_executor
+    monkeypatch.setattr(loop, "run_in_executor", run)
     task = asyncio.create_task(work())
     await asyncio.gather(task, return_exceptions=True)
     monkeypatch.undo()
