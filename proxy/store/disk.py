@@ -35,7 +35,7 @@ from proxy.threads import Threads, finish
 # Content up to this size is served from memory: manifests, configs, signatures. Measured in docs/benchmarks.
 SMALL_BYTES = 64 * 1024
 _MEMORY_BYTES = 32 * 1024 * 1024
-_EVICTION_PAGE = 256
+_EVICTION_PAGE = 100  # what the event loop does for each of them takes the time of a hit or two
 _MAINTENANCE_SECONDS = 5.0
 # How long a transfer waits for the count after a crash before it goes to the client unstored.
 _KNOWN_SECONDS = 10.0
@@ -204,7 +204,7 @@ class DiskStore:
 
     def _open_file(self, entry: BlobEntry) -> DiskBlob:
         with contextlib.ExitStack() as undo:
-            fd = os.open(self.path(entry.digest), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self._name(entry.digest), os.O_RDONLY | os.O_CLOEXEC)
             undo.callback(os.close, fd)
             size_bytes = os.fstat(fd).st_size
             if size_bytes != entry.size_bytes:
@@ -458,7 +458,7 @@ class DiskStore:
         """Remove files, then rows: dying in between, the index claims too much, never too little."""
         for digest in digests:
             self._memory.pop(digest, None)
-        await self._threads.run(unlink_all, [self.path(digest) for digest in digests])
+        await self._threads.run(unlink_all, map(self._name, digests))
         return await self._forget(digests)
 
     async def _forget(self, digests: Sequence[Digest]) -> Tally:
@@ -569,5 +569,8 @@ class DiskStore:
 
     def path(self, digest: Digest) -> Path:
         """Where the blob is, if it is here."""
+        return Path(self._name(digest))
+
+    def _name(self, digest: Digest) -> str:
         algorithm, _, encoded = digest.partition(":")
-        return Path(f"{self.root}/blobs/{algorithm}/{encoded[:2]}/{encoded}")
+        return f"{self.root}/blobs/{algorithm}/{encoded[:2]}/{encoded}"

@@ -83,8 +83,8 @@ def _sync(target: Path) -> None:
         os.close(folder)
 
 
-def unlink_all(paths: Iterable[Path]) -> None:
+def unlink_all(paths: Iterable[Path | str]) -> None:
     """Remove files, those that are there."""
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+            os.unlink(path)  # noqa: PTH108 -- pathlib takes longer than the system call

@@ -1,6 +1,7 @@
 """The index's SQL: its schema, and one function for each thing that is read or written. All run in the index thread."""
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -107,6 +108,7 @@ def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
     db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
 
 
+_TALLY = "COALESCE(SUM(size_bytes), 0), COUNT(*) - COUNT(media_type), COUNT(media_type)"
 _BLOB = "digest, size_bytes, media_type, last_use, verified_at, pinned"
 
 
@@ -138,16 +140,13 @@ def insert_blob(db: sqlite3.Connection, entry: BlobEntry) -> Tally:
 
 
 def delete_blobs(db: sqlite3.Connection, digests: Sequence[Digest]) -> Tally:
-    gone = Tally()
+    # One statement for all: row by row it is Python's work, and keeps the event loop from its own.
+    names, among = json.dumps(digests), "digest IN (SELECT value FROM json_each(?))"
     with transaction(db):
-        for digest in digests:
-            row = db.execute(
-                "DELETE FROM blobs WHERE digest = ? RETURNING size_bytes, media_type", (digest,)
-            ).fetchone()
-            if row:
-                gone = gone.plus(tally(*row))
-                db.execute("DELETE FROM links WHERE digest = ?", (digest,))
-    return gone
+        gone = db.execute(f"SELECT {_TALLY} FROM blobs WHERE {among}", (names,)).fetchone()  # noqa: S608 -- constants
+        db.execute(f"DELETE FROM blobs WHERE {among}", (names,))  # noqa: S608
+        db.execute(f"DELETE FROM links WHERE {among}", (names,))  # noqa: S608
+    return Tally(*gone)
 
 
 def select_oldest(db: sqlite3.Connection, limit: int, after: Entry | None) -> list[Entry]:
@@ -279,10 +278,7 @@ def select_history(db: sqlite3.Connection, step_seconds: int, since: float) -> l
 
 
 def select_totals(db: sqlite3.Connection) -> Tally:
-    size, rows, manifests = db.execute(
-        "SELECT COALESCE(SUM(size_bytes), 0), COUNT(*), COUNT(media_type) FROM blobs"
-    ).fetchone()
-    return Tally(size, rows - manifests, manifests)
+    return Tally(*db.execute(f"SELECT {_TALLY} FROM blobs").fetchone())  # noqa: S608 -- a constant
 
 
 def select_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> TagEntry | None:
