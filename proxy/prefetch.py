@@ -21,6 +21,9 @@ from proxy.oci import Descriptor, Digest, Manifest, Repository
 _PLANS = 256
 # Layers that wait for a slot or for a client, over all pulls.
 _AHEAD = 512
+# What a client waits for comes first, if it comes soon: asking for the layers behind it takes the same processor.
+# Of a far upstream nothing comes that soon, and nothing is lost.
+_HEAD_START_SECONDS = 0.01
 # What nobody has asked for after this long was fetched for nothing.
 _PATIENCE_SECONDS = 300.0
 
@@ -102,9 +105,9 @@ class Prefetcher:
             ahead = self._forget(digest)
             if ahead.fetched:
                 self._waste(digest, "it was evicted before a client asked for it", ahead)
-        self._go_on(repository, digest)
+        self._go_on(repository, digest, after_seconds=_HEAD_START_SECONDS)
 
-    def _go_on(self, repository: Repository, digest: Digest) -> None:
+    def _go_on(self, repository: Repository, digest: Digest, *, after_seconds: float = 0.0) -> None:
         """Choose as many layers behind *digest* as the bounds allow."""
         if not self._enabled:
             return
@@ -116,7 +119,8 @@ class Prefetcher:
                 return  # in order: what comes first is asked for first; the next request goes on from there
             self._ahead[layer.digest] = ahead = _Ahead(size_bytes)
             self._ahead_bytes += size_bytes
-            task = asyncio.create_task(self._fetch(repository, layer.digest, ahead), name=f"prefetch {layer.digest}")
+            fetch = self._fetch(repository, layer.digest, ahead, after_seconds)
+            task = asyncio.create_task(fetch, name=f"prefetch {layer.digest}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -130,8 +134,9 @@ class Prefetcher:
                         return layers[number + 1 :]
         return ()
 
-    async def _fetch(self, repository: Repository, digest: Digest, ahead: _Ahead) -> None:
+    async def _fetch(self, repository: Repository, digest: Digest, ahead: _Ahead, after_seconds: float) -> None:
         """Fetch one layer, unless it is here or a client has asked for it meanwhile."""
+        await asyncio.sleep(after_seconds)
         async with self._slots:
             if self._ahead.get(digest) is not ahead:
                 return

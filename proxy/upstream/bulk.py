@@ -21,13 +21,18 @@ from proxy.storage import Piece
 from proxy.threads import Threads
 
 READ_MAX_BYTES = 1024 * 1024
+# A body of up to this size comes with the head, in one hop to a thread: challenges, redirects, configs.
+_WITH_HEAD_BYTES = 64 * 1024
 # How long a read gathers bytes behind its first ones: fewer hops between threads, and readers still see them in time.
 _GATHER_SECONDS = 0.02
 _STALLED = "the transfer stalled for longer than the read timeout"
 
 
 class BulkReply:
-    """The answer to one GET, whose body is read piece by piece. Whoever opened it closes it."""
+    """The answer to one GET, whose body is read piece by piece. Whoever opened it closes it.
+
+    Blocks when it is made: in a thread.
+    """
 
     def __init__(self, response: urllib3.BaseHTTPResponse, threads: Threads, *, read_timeout_seconds: float) -> None:
         self.status = response.status
@@ -37,6 +42,13 @@ class BulkReply:
         self._read_timeout_seconds = read_timeout_seconds
         self._socket: socket.socket | None = None  # once what came with the head has been read, the rest is here
         self._left = 0  # of the body, in the socket
+        self._ahead: list[Piece] = []  # what read() gives next, with b"" for the end
+        length = self.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:9]) <= _WITH_HEAD_BYTES:
+            with contextlib.suppress(UpstreamError):  # the first read() meets it again
+                self._ahead.append(self._read())
+                if getattr(response, "length_remaining", None) == 0:
+                    self._ahead.append(b"")
 
     async def read(self) -> Piece:
         """The next piece of the body, empty at its end: what is there, up to 1 MiB.
@@ -44,6 +56,8 @@ class BulkReply:
         Raises:
             UpstreamError: the transfer broke, stalled for longer than the read timeout, or ended early.
         """
+        if self._ahead:
+            return self._ahead.pop(0)
         return await self._threads.run_interruptible(self._read, interrupt=self._interrupt)
 
     def _read(self) -> Piece:
@@ -126,14 +140,14 @@ class BulkClient:
         self._pools: dict[str, urllib3.PoolManager] = {}
 
     async def get(self, url: str, headers: Mapping[str, str]) -> BulkReply:
-        """Send a GET; the reply comes back when its headers are there. Follows nothing, retries nothing.
+        """Send a GET; the reply comes back with its headers, and a short body. Follows nothing, retries nothing.
 
         Raises:
             UpstreamError: no answer.
         """
 
-        def send() -> urllib3.BaseHTTPResponse:
-            return self._pool(url).request(
+        def send() -> BulkReply:
+            response = self._pool(url).request(
                 "GET",
                 url,
                 headers={**self._headers, **headers},
@@ -143,12 +157,12 @@ class BulkClient:
                 preload_content=False,
                 decode_content=False,
             )
+            return BulkReply(response, self._threads, read_timeout_seconds=self._read_timeout_seconds)
 
         try:
-            response = await self._threads.run_or_abandon(send, dispose=lambda late: late.close())
+            return await self._threads.run_or_abandon(send, dispose=lambda late: late.close())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise UpstreamError(_reason(error)) from error
-        return BulkReply(response, self._threads, read_timeout_seconds=self._read_timeout_seconds)
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         """The standard proxy variables decide; httpx reads the same ones for the small requests."""
