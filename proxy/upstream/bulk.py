@@ -137,7 +137,7 @@ class BulkClient:
         self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
         self._tls = tls
         self._connections = connections
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
 
     async def get(self, url: str, headers: Mapping[str, str]) -> BulkReply:
         """Send a GET; the reply comes back with its headers, and a short body. Follows nothing, retries nothing.
@@ -165,11 +165,7 @@ class BulkClient:
             raise UpstreamError(_reason(error)) from error
 
     def _pool(self, url: str) -> urllib3.PoolManager:
-        """The standard proxy variables decide; httpx reads the same ones for the small requests."""
-        parts = urlsplit(url)
-        proxy = urllib.request.getproxies().get(parts.scheme, "")
-        if proxy and urllib.request.proxy_bypass(parts.netloc):
-            proxy = ""
+        proxy = proxy_for(url)
         pool = self._pools.get(proxy)
         if pool is None:
             options: dict[str, Any] = {"num_pools": 16, "maxsize": self._connections, "ssl_context": self._tls}
@@ -182,6 +178,13 @@ class BulkClient:
         for pool in self._pools.values():
             pool.clear()
         self._threads.close()
+
+
+def proxy_for(url: str) -> str | None:
+    """The forward proxy for *url*, by the standard variables; None to go there directly."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    return None if not proxy or urllib.request.proxy_bypass(parts.netloc) else proxy
 
 
 def _reason(error: Exception) -> str:

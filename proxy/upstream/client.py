@@ -33,7 +33,7 @@ from proxy.oci import MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Re
 from proxy.ranges import ContentRange
 from proxy.storage import Piece
 from proxy.upstream.auth import Authenticator, TokenReply
-from proxy.upstream.bulk import BulkClient, BulkReply
+from proxy.upstream.bulk import BulkClient, BulkReply, proxy_for
 from proxy.upstream.ratelimit import RateLimit, refusal_message
 from proxy.upstream.resilience import Breaker, backoff_seconds
 
@@ -72,8 +72,9 @@ class Reply(Protocol):
 class _SmallReply:
     """An httpx response whose body has not been read."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, *, is_head: bool) -> None:
         self._response = response
+        self._is_head = is_head
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
 
@@ -88,8 +89,7 @@ class _SmallReply:
 
     async def aclose(self) -> None:
         with contextlib.suppress(httpx.HTTPError, httpx.StreamError, OSError, UpstreamError):
-            is_head = self._response.request.method == "HEAD"
-            if not self._response.is_stream_consumed and (is_head or _is_short(self.headers)):
+            if not self._response.is_stream_consumed and (self._is_head or _is_short(self.headers)):
                 await self.read_small(_ERROR_MAX_BYTES)  # so that the connection can be used again
         with contextlib.suppress(httpx.HTTPError, OSError):
             await self._response.aclose()
@@ -198,13 +198,11 @@ class Upstream:
         self.limits = RateLimit(self.origin, events)
         self.breakers: dict[str, Breaker] = {}
         self.answered_at: float | None = None  # Unix seconds
-        self._http = httpx.AsyncClient(
-            verify=tls,
-            timeout=httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds),
-            limits=httpx.Limits(max_connections=connections + 32, max_keepalive_connections=32, keepalive_expiry=30),
-            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
-            follow_redirects=False,
-        )
+        self._tls = tls
+        self._limits = httpx.Limits(max_connections=connections + 32, max_keepalive_connections=32, keepalive_expiry=30)
+        self._small_headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+        self._small_timeouts = httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds).as_dict()
+        self._transports: dict[str | None, httpx.AsyncHTTPTransport] = {}  # by forward proxy
         self._bulk = BulkClient(
             tls=tls,
             connect_timeout_seconds=connect_timeout_seconds,
@@ -222,7 +220,8 @@ class Upstream:
     async def aclose(self) -> None:
         """Close every connection."""
         await self.auth.aclose()
-        await self._http.aclose()
+        for transport in self._transports.values():
+            await transport.aclose()
         self._bulk.close()
 
     # --- questions ----------------------------------------------------------------------------------------------
@@ -463,9 +462,23 @@ class Upstream:
         raise _meaning(kind, reply.status, body)
 
     async def _send_small(self, method: str, url: str, headers: Mapping[str, str]) -> Reply:
+        """Send it without httpx's client: cookies, redirects and credentials are none of its business here.
+
+        The client took a sixth of the time of a small request (2.99 ms, 2.54 ms without it).
+        """
         with _translated():
-            request = self._http.build_request(method, url, headers=dict(headers))
-            return _SmallReply(await self._http.send(request, stream=True))
+            proxy = proxy_for(url)
+            transport = self._transports.get(proxy)
+            if transport is None:
+                transport = httpx.AsyncHTTPTransport(verify=self._tls, limits=self._limits, proxy=proxy)
+                self._transports[proxy] = transport
+            request = httpx.Request(
+                method,
+                url,
+                headers={**self._small_headers, **headers},
+                extensions={"timeout": self._small_timeouts},
+            )
+            return _SmallReply(await transport.handle_async_request(request), is_head=method == "HEAD")
 
     async def _fetch_token(self, url: str, authorization: str | None) -> TokenReply:
         began, status = time.monotonic(), 0
