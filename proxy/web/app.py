@@ -10,8 +10,9 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from proxy.web.connection import Connection
 from proxy.web.errors import error_body
-from proxy.web.fast_path import Connection, FastPath
+from proxy.web.fast_path import FastPath
 from proxy.web.ops import Ops
 from proxy.web.v2 import V2
 

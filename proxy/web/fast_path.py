@@ -9,14 +9,13 @@ CPU of the whole process for a manifest by digest, 16 connections (benchmarks/th
 different days): 60 µs a request through aiohttp, 21 µs here.
 """
 
-import asyncio
 import functools
-import socket
 import time
 import traceback
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiohttp import hdrs, web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 
@@ -32,8 +31,6 @@ from proxy.web.exchange import blob_headers, manifest_headers, user_agent
 from proxy.web.sending import SocketSink
 
 _HEADS = 4096
-_HEAD_MAX_BYTES = 1024
-_END = b"\r\n\r\n"
 # A request with any other header may mean something else: a range, a condition, a body, an account.
 _PLAIN = frozenset({hdrs.HOST, hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.ACCEPT_LANGUAGE})
 
@@ -48,6 +45,16 @@ class Asked(NamedTuple):
     user_agent: str
 
 
+class Hit(NamedTuple):
+    """What is answered from here, for the log line. *began*: perf_counter."""
+
+    asked: Asked
+    digest: Digest
+    served: Served
+    began: float
+    client: str
+
+
 class FastPath:
     """The heads that are known, and the answers to them that are at hand."""
 
@@ -58,11 +65,14 @@ class FastPath:
         self._asked: dict[bytes, Asked] = {}
 
     def learn(
-        self, request: web.BaseRequest, repository: Repository, reference: Reference | None, digest: Digest | None
+        self,
+        head: bytes,
+        request: web.BaseRequest,
+        repository: Repository,
+        reference: Reference | None,
+        digest: Digest | None,
     ) -> None:
-        """*request* asks for a manifest or a blob: remember its head, if it is a plain one."""
-        protocol = request.protocol
-        head = protocol.head if isinstance(protocol, Connection) else b""
+        """*request*, which came as *head*, asks for a manifest or a blob: remember it, if it is a plain one."""
         if not head or request.version != HttpVersion11 or not request.keep_alive:
             return
         if all(name.title() in _PLAIN for name in request.headers):
@@ -70,8 +80,12 @@ class FastPath:
                 self._asked.clear()  # somebody makes up heads; those in use come back with their next request
             self._asked[head] = Asked(request.method, repository, reference, digest, user_agent(request))
 
-    def answer(self, head: bytes, connection: "Connection") -> "bytes | FileAnswer | None":
-        """What to send for *head*, if it is known and at hand: a whole response, which is logged as sent, or a file."""
+    def answer(self, head: bytes, protocol: BaseProtocol, client: str) -> "bytes | FileAnswer | None":
+        """What to send for *head*, if it is known and at hand: a whole response, which is logged as sent, or a file.
+
+        Args:
+            client: its address, for the log.
+        """
         asked = self._asked.get(head)
         if asked is None:
             return None
@@ -90,8 +104,8 @@ class FastPath:
             digest, (blob, served) = asked.digest, found
             start, body = _blob_start(digest, blob.size_bytes, served.result), blob.body
             if wants_body and body is None:
-                sink = self._blobs.sink(connection, start + _end(rfc822_formatted_time()))
-                return FileAnswer(self, self._blobs, sink, blob, asked, served, began, connection.peer)
+                sink = self._blobs.sink(protocol, start + _end(rfc822_formatted_time()))
+                return FileAnswer(self, self._blobs, sink, blob, Hit(asked, digest, served, began, client))
             blob.close()
         else:
             return None
@@ -102,40 +116,30 @@ class FastPath:
         if wants_body and body is not None:
             sent = len(body)
             response += body
-        self.log(asked, digest, served, sent, began, connection.peer)
+        self.log(Hit(asked, digest, served, began, client), sent)
         return response
 
     def crashed(self, error: Exception) -> None:
         """Emit what a bug looks like, from within its handler."""
         self._events.emit(events.Crashed(message=repr(error), traceback=traceback.format_exc()))
 
-    def log(
-        self,
-        asked: Asked,
-        digest: Digest,
-        served: Served,
-        sent: int,
-        began: float,
-        client: str,
-        *,
-        status: int = 200,
-        error: str = "",
-    ) -> None:
-        """Emit the log line of an answer."""
+    def log(self, hit: Hit, sent: int, *, status: int = 200, error: str = "") -> None:
+        """Emit the log line of an answer of which *sent* bytes have been sent."""
+        asked = hit.asked
         self._events.emit(
             events.Request(
-                cache=served.result,
+                cache=hit.served.result,
                 kind="blob" if asked.reference is None else "manifest",
                 registry=asked.repository.registry,
                 repository=asked.repository.name,
-                reference=digest if asked.reference is None else asked.reference.target,
-                digest=digest,
+                reference=hit.digest if asked.reference is None else asked.reference.target,
+                digest=hit.digest,
                 method=asked.method,
                 status=status,
                 bytes=sent,
-                duration_ms=round((time.perf_counter() - began) * 1000, 3),
+                duration_ms=round((time.perf_counter() - hit.began) * 1000, 3),
                 upstream_ms=0.0,
-                client=client,
+                client=hit.client,
                 user_agent=asked.user_agent,
                 error=error,
             )
@@ -145,25 +149,12 @@ class FastPath:
 class FileAnswer:
     """A hit whose body is a file, from its first byte to its log line; whoever has it begins and finishes it."""
 
-    def __init__(
-        self,
-        fast: FastPath,
-        blobs: BlobResponder,
-        sink: SocketSink,
-        blob: OpenBlob,
-        asked: Asked,
-        served: Served,
-        began: float,
-        client: str,
-    ) -> None:
+    def __init__(self, fast: FastPath, blobs: BlobResponder, sink: SocketSink, blob: OpenBlob, hit: Hit) -> None:
         self._fast = fast
         self._blobs = blobs
         self._sink = sink
         self._blob = blob
-        self._asked = asked
-        self._served = served
-        self._began = began
-        self._client = client
+        self._hit = hit
 
     def begin(self) -> bool:
         """Send what goes without waiting; whether that was all, so that there is nothing to finish.
@@ -177,15 +168,13 @@ class FileAnswer:
 
     async def finish(self) -> bool:
         """Send the rest; whether the client has got all of it. If not, the connection is no good any more."""
-        blob, sink = self._blob, self._sink
+        blob, sink, repository = self._blob, self._sink, self._hit.asked.repository
         status, error = 499, ""  # the client left before it had everything
         try:
-            error = await self._blobs.send(
-                sink, self._asked.repository, blob.digest, blob, sink.sent_bytes, blob.size_bytes
-            )
+            error = await self._blobs.send(sink, repository, blob.digest, blob, sink.sent_bytes, blob.size_bytes)
             status = 200
         except RegistryCacheError as failure:
-            error, self._served = str(failure), Served("error")
+            error, self._hit = str(failure), self._hit._replace(served=Served("error"))
         except ConnectionError as failure:
             error = str(failure)
         except Exception as failure:  # noqa: BLE001 -- a bug ends this connection, and is a line in the log
@@ -197,16 +186,7 @@ class FileAnswer:
     def _end(self, status: int, error: str = "") -> None:
         self._blob.close()
         self._sink.close()
-        self._fast.log(
-            self._asked,
-            self._blob.digest,
-            self._served,
-            self._sink.sent_bytes,
-            self._began,
-            self._client,
-            status=status,
-            error=error,
-        )
+        self._fast.log(self._hit, self._sink.sent_bytes, status=status, error=error)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -227,120 +207,3 @@ def _start(headers: dict[str, str], size_bytes: int) -> bytes:
 @functools.lru_cache(maxsize=2)
 def _end(date: str) -> bytes:
     return f"Date: {date}\r\nServer: {SERVER_SOFTWARE}\r\n\r\n".encode()
-
-
-class Connection(web.RequestHandler):
-    """One client's connection: the fast path when nothing else is going on, else aiohttp's.
-
-    Args:
-        client_timeout_seconds: how long the client may leave sent bytes unacknowledged, or its window closed.
-    """
-
-    __slots__ = ("_client_timeout_seconds", "_closing", "_fast", "_held", "_sending", "_within_head", "head", "peer")
-
-    def __init__(self, manager: web.Server, fast: FastPath, *, client_timeout_seconds: float, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self._fast = fast
-        self._client_timeout_seconds = client_timeout_seconds
-        self.peer = ""  # the client's address
-        self._within_head = False  # aiohttp's parser waits for the rest of one
-        self._sending: asyncio.Task[None] | None = None  # a file is on its way
-        self._held = b""  # what the client sent meanwhile
-        self._closing = False  # when it has been sent
-        self.head = b""  # of the request that aiohttp is about to handle, if it came alone and whole
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the event loop."""
-        super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
-        self.peer = peer[0] if isinstance(peer, tuple) else ""
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            # The kernel drops who takes nothing: small bodies are in its hands, nobody here waits for them.
-            milliseconds = max(1, int(self._client_timeout_seconds * 1000))
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
-        if self._sending is not None:
-            if data and self.transport is not None:
-                self._held += data
-                self.transport.pause_reading()  # this is all that is kept
-            return
-        if self._is_idle():
-            answer = self._fast.answer(data, self)
-            if isinstance(answer, FileAnswer):
-                if answer.begin():
-                    self._was_used()
-                else:
-                    self._sending = self._loop.create_task(self._finish(answer))
-                return
-            if answer is not None and self.transport is not None:
-                self.transport.write(answer)
-                self._was_used()
-                return
-            alone = len(data) <= _HEAD_MAX_BYTES and data.find(_END) == len(data) - len(_END)
-            self.head = data if alone else b""
-        elif data:
-            self.head = b""  # pipelined, or in pieces
-        if data:
-            self._within_head = not data.endswith(_END)
-        super().data_received(data)
-
-    async def _finish(self, answer: FileAnswer) -> None:
-        good = False
-        try:
-            good = await answer.finish()
-        finally:
-            self._sending = None
-            if not good:
-                self.force_close()
-            elif self._closing:
-                self.close()
-            else:
-                self._was_used()
-        if self._held and self.transport is not None:
-            held, self._held = self._held, b""
-            self.transport.resume_reading()
-            self.data_received(held)
-
-    def _was_used(self) -> None:
-        """aiohttp's timer looks at this before it closes an idle connection."""
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-
-    def _process_keepalive(self) -> None:
-        if self._sending is not None:
-            self._was_used()  # how long the client may take nothing is the sender's to judge
-        super()._process_keepalive()
-
-    def close(self) -> None:
-        """Close the connection once what is under way has been sent."""
-        if self._sending is None:
-            super().close()
-        else:
-            self._closing = True
-
-    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 -- aiohttp's signature
-        """As aiohttp's: what is under way has *timeout* seconds to end."""
-        if self._sending is not None:
-            await asyncio.wait([self._sending], timeout=timeout)
-        await super().shutdown(timeout)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Called by the event loop."""
-        if self._sending is not None:
-            self._loop.call_soon(self._sending.cancel)  # once it has begun: then it closes its file, and logs
-        super().connection_lost(exc)
-
-    def _is_idle(self) -> bool:
-        """Whether everything before has been answered and taken, so that what comes now begins a request."""
-        waiter = self._waiter
-        return (
-            (self._request_count == 0 if waiter is None else not waiter.done())
-            and not self._messages
-            and not self._within_head
-            and not self._paused
-            and not self._upgraded
-            and not self._close
-            and not self._force_close
-        )

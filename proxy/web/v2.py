@@ -19,6 +19,7 @@ from proxy.oci import DOCKER_HUB, Digest, Reference, Repository
 from proxy.pullthrough import PullThrough
 from proxy.storage import Index
 from proxy.web.blob_response import BlobResponder
+from proxy.web.connection import Connection
 from proxy.web.errors import rendered
 from proxy.web.exchange import Exchange, answer_headers, manifest_headers, matches_etag, only_if_cached
 from proxy.web.fast_path import FastPath
@@ -119,7 +120,8 @@ class V2:
         route = parse_path(request.rel_url.raw_path, registry)
         exchange.kind, exchange.repository = route.kind, route.repository
         if route.repository is not None and route.kind in ("manifest", "blob"):
-            self._fast.learn(request, route.repository, route.reference, route.digest)
+            head = request.protocol.head if isinstance(request.protocol, Connection) else b""
+            self._fast.learn(head, request, route.repository, route.reference, route.digest)
         if route.reference is not None:
             return await self._manifest(exchange, route.reference)
         if route.repository is None:
