@@ -121,7 +121,7 @@ def _facts(stats: Mapping[str, Any], now: float) -> Table:
 def _hits(ratio: float | None, byte_ratio: float | None) -> str:
     if ratio is None:
         return "nothing was pulled yet"
-    return f"{ratio:.1%} of pulls" + ("" if byte_ratio is None else f", {byte_ratio:.1%} of bytes")
+    return f"{ratio:.1%} of requests" + ("" if byte_ratio is None else f", {byte_ratio:.1%} of bytes")
 
 
 def _upstream(upstream: Mapping[str, Any], now: float) -> Text:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import functools
 import hashlib
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ _ROWS = 20
 _SPAN_TITLES = {"hour": "Last hour", "day": "Last day", "month": "Last 30 days"}
 _STEP_NAMES = {"hour": "minute", "day": "quarter of an hour", "month": "day"}
 _STEP_CLOCKS = {"hour": "%H:%M", "day": "%H:%M", "month": "%d %b"}
+# Twelve digits tell one from another, as docker has it; the log has them all.
+_DIGEST = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
 # Told as set or not set: whoever reaches the port can see the page.
 _CONFIDENTIAL = ("username", "password_file")
 
@@ -134,7 +137,7 @@ def _shown_values(data: PageData) -> dict[str, Any]:
         "spans": [_span_view(span, data.spans[span.name]) for span in SPANS],
         "transfers": sorted(stats["transfers"], key=lambda one: -(one["size_bytes"] or 0))[:_ROWS],
         "misses": [(_clock(event.time, now), event) for event in _latest(data.misses)],
-        "trouble": [(_clock(event.time, now), *_told(event)) for event in _latest(data.trouble)],
+        "trouble": [(_clock(event.time, now), *map(_short, _told(event))) for event in _latest(data.trouble)],
         "last_trouble": _since(data.trouble[-1].time if data.trouble else None, now),
         "pins": data.pins,
         "settings": list(_settings(data.settings)),
@@ -174,7 +177,9 @@ def _span_view(span: Span, steps: list[Step]) -> SpanView:
 def _told(event: events.Event) -> tuple[str, str, str]:
     """What failed, on whose request, and why."""
     if isinstance(event, events.Request):
-        name = event.repository + (f":{event.reference}" if event.reference else "")
+        name = event.repository
+        if event.reference:
+            name += f"{'@' if event.reference == event.digest else ':'}{event.reference}"
         if event.digest and event.digest != event.reference:
             name += f" {event.digest}"
         why = event.error or f"upstream failed, the stale one was served ({event.detail})"
@@ -187,6 +192,10 @@ def _told(event: events.Event) -> tuple[str, str, str]:
     what = ", ".join(f"{_words(name)} {_brief(name, value)}" for name, value in fields.items() if value not in ("", 0))
     why = getattr(event, "reason", "") or getattr(event, "message", "")
     return f"{_words(str(type(event).__struct_config__.tag))}{': ' if what else ''}{what}", "", why
+
+
+def _short(text: str) -> str:
+    return _DIGEST.sub(r"\1", text)
 
 
 def _who(event: events.Request) -> str:
