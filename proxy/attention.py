@@ -27,8 +27,10 @@ def notices(stats: Mapping[str, Any], now: float) -> Iterator[Notice]:
     if upstream["credential_rejected"]:
         yield Notice(
             "error",
-            "Upstream rejects the credential: what is not cached cannot be pulled.",
-            "Put a valid token into PASSWORD_FILE; it is read again by itself. registry-cache doctor tells more.",
+            "Upstream rejects the credential: only what is cached is served.",
+            "Make a new access token. After make install: write it into /etc/credstore/registry-cache.password, then "
+            "systemctl restart registry-cache. Else: into PASSWORD_FILE, which is read again by itself. "
+            "registry-cache doctor tells more.",
         )
     if not upstream["reachable"]:
         yield Notice(
@@ -40,7 +42,7 @@ def notices(stats: Mapping[str, Any], now: float) -> Iterator[Notice]:
         yield Notice(
             "warning",
             f"Upstream said 429 and is left alone for {upstream['limited_for_seconds']:.0f} s.",
-            "What is cached is served. Set USERNAME and PASSWORD_FILE if the cache pulls anonymously.",
+            "What is cached is served. If the cache pulls anonymously: an account (USERNAME) has more pulls.",
         )
     quota = upstream["rate_limit"]
     is_current = quota and quota["observed_at"] + quota["window_seconds"] > now

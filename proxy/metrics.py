@@ -20,10 +20,12 @@ _RECENT = 50
 
 
 class RepositoryUse(NamedTuple):
-    """What was asked for of one repository, or of several."""
+    """What was asked for of one repository, or of several, and the part of it that was served from here."""
 
     requests: int
     bytes: int
+    hits: int
+    from_cache: int
 
 
 class Latency:
@@ -61,7 +63,7 @@ class Metrics:
         self.prefetched_bytes = 0
         self.prefetch_wasted_bytes = 0
         self.latency = {"hit": Latency(), "miss": Latency()}
-        # Requests and bytes by name; the one not asked for the longest goes first when there are too many.
+        # By name, the fields of RepositoryUse; the one not asked for the longest goes first when there are too many.
         self.repositories: OrderedDict[str, list[int]] = OrderedDict()
         self.recent_misses: deque[events.Request] = deque(maxlen=_RECENT)
         self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
@@ -106,13 +108,16 @@ class Metrics:
                 self.repositories.move_to_end(repository)
             counts[0] += 1
             counts[1] += event.bytes
+            if result in _HITS:
+                counts[2] += 1
+                counts[3] += event.bytes
         if event.error or result == "stale":
             self.recent_trouble.append(event)
 
     def _new_repository(self, name: str) -> list[int]:
         if len(self.repositories) >= _REPOSITORIES:
             self.repositories.popitem(last=False)
-        counts = self.repositories[name] = [0, 0]
+        counts = self.repositories[name] = [0] * len(RepositoryUse._fields)
         return counts
 
     @property
@@ -142,7 +147,7 @@ class Metrics:
     def all_repositories(self) -> RepositoryUse:
         """Every repository that is counted here, together."""
         counts = self.repositories.values()
-        return RepositoryUse(sum(map(itemgetter(0), counts)), sum(map(itemgetter(1), counts)))
+        return RepositoryUse(*(sum(map(itemgetter(field), counts)) for field in range(len(RepositoryUse._fields))))
 
     def snapshot(self) -> dict[str, Any]:
         """The part of ``/_stats`` that is counted here."""
@@ -155,7 +160,7 @@ class Metrics:
             "byte_hit_ratio": round(self.from_cache_bytes / served, 4) if served else None,
             "bytes": {"served": served, "from_cache": self.from_cache_bytes, "from_upstream": self.received_bytes},
             "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},
-            "repositories": [{"name": name, "requests": count, "bytes": size} for name, (count, size) in top],
+            "repositories": [{"name": name, **RepositoryUse(*counts)._asdict()} for name, counts in top],
             "all_repositories": {"count": len(self.repositories), **self.all_repositories()._asdict()},
             "prefetch": {"fetched_bytes": self.prefetched_bytes, "wasted_bytes": self.prefetch_wasted_bytes},
             "events": dict(sorted(self.happened.items())),

@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -12,6 +14,13 @@ from proxy.cli.admin import cache_dir_option, json_option, service
 from proxy.cli.common import service_config_option
 from proxy.units import format_ago, format_size
 
+# As the service sends them they are in the order of their names, which a sort keeps among equals.
+_ORDERS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "name": lambda _: 0,
+    "size": lambda item: -item["size_bytes"],
+    "use": lambda item: item["last_use"] or 0,
+}
+
 
 @click.command(
     "list",
@@ -19,20 +28,30 @@ from proxy.units import format_ago, format_size
 Examples:
   registry-cache list
   registry-cache list nginx
+  registry-cache list --sort size
   registry-cache list 'myorg/*' --json
 """,
 )
 @click.argument("pattern", required=False)
 @service_config_option
 @cache_dir_option
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(list(_ORDERS)),
+    default="name",
+    show_default=True,
+    help="By name, the largest first, or what was not used for the longest first.",
+)
 @json_option
-def command(pattern: str | None, config: Path | None, cache_dir: Path | None, *, as_json: bool) -> None:
+def command(pattern: str | None, config: Path | None, cache_dir: Path | None, order: str, *, as_json: bool) -> None:
     """Show what is cached, by name: its size here, when it was last used, whether it is pinned.
 
     Exit codes: 0, 2 for a wrong pattern or setting, 3 when the service cannot be asked.
     """
     query = {"pattern": pattern} if pattern else {}
     answer = service(config, cache_dir).ask("list", **query)
+    answer["items"].sort(key=_ORDERS[order])
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def _facts(stats: Mapping[str, Any], now: float) -> Table:
 def _hits(ratio: float | None, byte_ratio: float | None) -> str:
     if ratio is None:
         return "nothing was pulled yet"
-    return f"{ratio:.1%} of pulls" + ("" if byte_ratio is None else f", {byte_ratio:.1%} of bytes")
+    return f"{ratio:.1%} of requests" + ("" if byte_ratio is None else f", {byte_ratio:.1%} of bytes")
 
 
 def _upstream(upstream: Mapping[str, Any], now: float) -> Text:
@@ -132,7 +132,8 @@ def _upstream(upstream: Mapping[str, Any], now: float) -> Text:
     if upstream["limited_for_seconds"]:
         return Text(f"wants to be left alone for {upstream['limited_for_seconds']:.0f} s (429)", style="yellow")
     if not upstream["answered_at"]:
-        return Text("not asked yet")
+        said_no = sum(upstream["requests"].values()) > upstream["failures"]
+        return Text("reachable, and refused what it was asked") if said_no else Text("not asked yet")
     return Text(f"reachable, answered {format_ago(now - upstream['answered_at'])} ago", style="green")
 
 
@@ -179,18 +180,31 @@ def _transfers(stats: Mapping[str, Any]) -> Table:
 
 
 def _repositories(stats: Mapping[str, Any]) -> Table:
-    table = _table("top repositories", "requests", "bytes")
+    table = _table("top repositories", "requests", "hits", "bytes", "from here")
     shown, everything = stats["repositories"][:_REPOSITORIES], stats["all_repositories"]
     for row in shown:
-        table.add_row(row["name"], str(row["requests"]), format_size(row["bytes"]))
+        table.add_row(
+            row["name"],
+            str(row["requests"]),
+            str(row["hits"]),
+            format_size(row["bytes"]),
+            format_size(row["from_cache"]),
+        )
     if everything["count"] > len(shown):
         table.add_row(
             f"{everything['count'] - len(shown)} others",
-            str(everything["requests"] - sum(row["requests"] for row in shown)),
-            format_size(everything["bytes"] - sum(row["bytes"] for row in shown)),
+            str(_others(stats, shown, "requests")),
+            str(_others(stats, shown, "hits")),
+            format_size(_others(stats, shown, "bytes")),
+            format_size(_others(stats, shown, "from_cache")),
             style="dim",
         )
     return table
+
+
+def _others(stats: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], field: str) -> int:
+    """What is left of *field* when the repositories that are shown are taken away."""
+    return int(stats["all_repositories"][field]) - sum(int(row[field]) for row in shown)
 
 
 def _next(stats: Mapping[str, Any], now: float) -> Table:

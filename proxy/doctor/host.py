@@ -68,7 +68,8 @@ def secret(settings: Settings) -> Check:
     """The file with the credential: nobody else may read it."""
     path = settings.password_file
     if path is None or not settings.username:
-        remedy = "set USERNAME and PASSWORD_FILE (a personal access token that may only read)"
+        remedy = "set USERNAME, and PASSWORD_FILE to a file with an access token that may only read; with make "
+        remedy += f"install, write the token into {INSTALLED_TOKEN}, mode 600, and restart the service"
         text = "no account: Docker Hub allows few anonymous pulls"
         if settings.username:
             remedy = f"set PASSWORD_FILE; with make install: write it into {INSTALLED_TOKEN}, mode 600"

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import functools
 import hashlib
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ _ROWS = 20
 _SPAN_TITLES = {"hour": "Last hour", "day": "Last day", "month": "Last 30 days"}
 _STEP_NAMES = {"hour": "minute", "day": "quarter of an hour", "month": "day"}
 _STEP_CLOCKS = {"hour": "%H:%M", "day": "%H:%M", "month": "%d %b"}
+# Twelve digits tell one from another, as docker has it; the log has them all.
+_DIGEST = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
 # Told as set or not set: whoever reaches the port can see the page.
 _CONFIDENTIAL = ("username", "password_file")
 
@@ -112,6 +115,8 @@ def _template() -> jinja2.Template:
         "number": _number,
         "ago": format_ago,
         "seconds": _seconds,
+        "who": _who,
+        "counted": _counted,
     }
     environment.globals |= {"style": Markup(_style()), "height": HEIGHT}  # noqa: S704 -- our own file
     return environment.from_string((_FOLDER / "page.html").read_text())
@@ -124,16 +129,25 @@ def _shown_values(data: PageData) -> dict[str, Any]:
         "now": _clock(now, now),
         "zone": time.strftime("%Z", time.localtime(now)),
         "notices": list(notices(stats, now)),
+        "mirror": None if _was_used(data) else data.settings.local_url,
         "quota": _quota(stats["upstream"]["rate_limit"], now),
+        "asked": sum(stats["upstream"]["requests"].values()) > stats["upstream"]["failures"],  # it may have said no
         "answered": _since(stats["upstream"]["answered_at"], now),
         "used_bytes": stats["store"]["size_bytes"] + stats["store"]["partial_bytes"],
         "spans": [_span_view(span, data.spans[span.name]) for span in SPANS],
         "transfers": sorted(stats["transfers"], key=lambda one: -(one["size_bytes"] or 0))[:_ROWS],
         "misses": [(_clock(event.time, now), event) for event in _latest(data.misses)],
-        "trouble": [(_clock(event.time, now), *_told(event)) for event in _latest(data.trouble)],
+        "trouble": [(_clock(event.time, now), *map(_short, _told(event))) for event in _latest(data.trouble)],
+        "last_trouble": _since(data.trouble[-1].time if data.trouble else None, now),
         "pins": data.pins,
         "settings": list(_settings(data.settings)),
     }
+
+
+def _was_used(data: PageData) -> bool:
+    """Whether anything ever came through here, as far as is known: where not, the page says how to begin."""
+    counts = total(data.spans["month"])
+    return bool(data.stats["store"]["tags"] or counts.hits or counts.misses or counts.errors)
 
 
 def _latest(kept: Sequence[Any]) -> list[Any]:
@@ -163,11 +177,13 @@ def _span_view(span: Span, steps: list[Step]) -> SpanView:
 def _told(event: events.Event) -> tuple[str, str, str]:
     """What failed, on whose request, and why."""
     if isinstance(event, events.Request):
-        name = event.repository + (f":{event.reference}" if event.reference else "")
+        name = event.repository
+        if event.reference:
+            name += f"{'@' if event.reference == event.digest else ':'}{event.reference}"
         if event.digest and event.digest != event.reference:
             name += f" {event.digest}"
         why = event.error or f"upstream failed, the stale one was served ({event.detail})"
-        return f"{event.status} {event.kind} {name}", f"{event.client} {event.user_agent}".strip(), why
+        return f"{event.status} {event.method} {event.kind} {name}", _who(event), why
     fields = {
         name: getattr(event, name)
         for name in event.__struct_fields__
@@ -176,6 +192,15 @@ def _told(event: events.Event) -> tuple[str, str, str]:
     what = ", ".join(f"{_words(name)} {_brief(name, value)}" for name, value in fields.items() if value not in ("", 0))
     why = getattr(event, "reason", "") or getattr(event, "message", "")
     return f"{_words(str(type(event).__struct_config__.tag))}{': ' if what else ''}{what}", "", why
+
+
+def _short(text: str) -> str:
+    return _DIGEST.sub(r"\1", text)
+
+
+def _who(event: events.Request) -> str:
+    """The client and its program: dockerd tells of its kernel and its libraries too, in two lines."""
+    return f"{event.client} {event.user_agent.partition(' ')[0]}".strip()
 
 
 def _brief(name: str, value: object) -> str:
@@ -234,13 +259,18 @@ def _percent(ratio: float | None) -> str:
 
 def _seconds(value: float | None) -> str:
     if value is None:
-        return "no figure yet"
+        return "none yet"
     return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.1f} ms"
 
 
 def _number(value: int) -> str:
     """Thousands apart."""
     return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _counted(number: int, thing: str) -> str:
+    """``1 tag``, ``2 tags``."""
+    return f"{_number(number)} {thing}" + "s" * (number != 1)
 
 
 def _words(name: str) -> str:

@@ -160,3 +160,8 @@ def test_a_service_that_does_not_run_is_judged_by_the_token_it_would_be_given(tm
     token.write_text("secret")
     token.chmod(0o600)
     assert host.secret(host.with_installed_token(settings)).text == f"{token}: nobody else reads it"
+
+
+def test_without_an_account_it_says_where_an_installed_service_takes_the_token_from():
+    check = host.secret(load_settings(None, {}))
+    assert (check.state, str(host.INSTALLED_TOKEN) in check.remedy) == ("warning", True)

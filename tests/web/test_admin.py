@@ -90,6 +90,14 @@ async def test_list_purge_and_what_the_next_pull_does(cache, hub):
     assert "write nginx" in err
 
 
+async def test_the_largest_or_the_longest_unused_comes_first_in_a_list(cache, hub):
+    for name, size in (("b", 3000), ("c", 1000), ("a", 2000)):
+        await pull(cache, hub, f"library/{name}", size=size)
+    for order, names in (("name", "abc"), ("size", "bac"), ("use", "bca")):
+        _, out, _ = await run(cache.root, "list", "--sort", order, "--json")
+        assert [item["name"] for item in json.loads(out)["items"]] == [f"{name}:1" for name in names]
+
+
 async def test_pinned_images_outlive_a_flood(start_cache, hub):
     cache = await start_cache(max_size="200kB")
     image = await pull(cache, hub, "library/kept", size=50_000)

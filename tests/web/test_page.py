@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import re
 import time
 from html.parser import HTMLParser
@@ -110,7 +111,65 @@ def test_top_repositories_are_the_ones_with_most_bytes():
         tell(teller, f"library/{number}", bytes=number)
     snapshot = metrics.snapshot()
     assert [row["name"] for row in snapshot["repositories"]] == [f"library/{number}" for number in range(29, 9, -1)]
-    assert snapshot["all_repositories"] == {"count": 30, "requests": 30, "bytes": sum(range(30))}
+    everything = sum(range(30))
+    assert snapshot["all_repositories"] == {
+        "count": 30, "requests": 30, "bytes": everything, "hits": 30, "from_cache": everything,
+    }  # fmt: skip
+
+
+def test_a_repository_tells_what_of_it_was_served_from_here():
+    metrics, teller = metered()
+    for result in ("miss", "collapsed", "bypass", "hit", "revalidated", "stale", "error"):
+        tell(teller, "library/one", cache=result, bytes=10)
+    [row] = metrics.snapshot()["repositories"]
+    assert row == {"name": "library/one", "requests": 6, "bytes": 60, "hits": 3, "from_cache": 30}
+
+
+async def test_a_page_without_any_pull_says_how_to_begin(start_cache, hub):
+    cache = await start_cache(listen="127.0.0.1:0")
+    assert '"registry-mirrors": ["http://127.0.0.1:0"]' in html.unescape(await the_page(cache))
+    await hub.images.image("library/first", "1", [1000])
+    await cache.manifest("library/first", "1")
+    await cache.settled()
+    page = await the_page(cache)
+    assert "Nothing was pulled through here yet" not in page
+    assert "Nothing needs attention now." in page
+
+
+async def test_the_latest_error_is_told_at_the_top_and_others_before_the_misses(cache):
+    tell(cache, "library/before", cache="error", status=502, error="the first")
+    tell(cache, "library/nosuch", cache="error", status=401, error="no account", method="HEAD", kind="manifest")
+    page = await the_page(cache)
+    top = page[: page.index("Hit ratio since the start")]
+    assert "401 HEAD manifest library/nosuch:1.0" in top
+    assert "no account" in top
+    assert "the first" not in top
+    assert page.index("the first") < page.index("<h3>Misses</h3>")
+
+
+async def test_errors_tell_as_much_of_a_digest_as_tells_it_from_others(cache):
+    digest, other = f"sha256:{'ab' * 32}", f"sha256:{'cd' * 32}"
+    tell(cache, "library/x", cache="error", status=499, reference=digest, error=f"asked for {digest}, got {other}")
+    page = await the_page(cache)
+    assert "499 GET blob library/x@sha256:abababababab: asked for sha256:abababababab, got sha256:cdcdcdcdcdcd." in page
+
+
+async def test_an_upstream_that_only_said_no_is_reachable(cache):
+    assert "not asked yet" in await the_page(cache)
+    assert (await cache.manifest("library/nosuch", "1")).status == 401
+    await cache.settled()
+    page = await the_page(cache)
+    assert "not asked yet" not in page
+    assert '<span class="figure">reachable</span>' in page
+
+
+async def test_a_client_is_told_without_the_versions_of_its_libraries(cache):
+    tell(cache, "library/x", cache="miss", user_agent="docker/27.1 go/go1.22 kernel/6.1")
+    tell(cache, "library/x", cache="error", error="no", user_agent="containerd/1.7 go/go1.22")
+    page = await the_page(cache)
+    assert "192.0.2.1 docker/27.1" in page
+    assert "192.0.2.1 containerd/1.7" in page
+    assert "go1.22" not in page
 
 
 # --- what needs attention -----------------------------------------------------------------------------------------
@@ -135,7 +194,7 @@ def test_a_healthy_cache_needs_no_attention():
 @pytest.mark.parametrize(
     ("part", "key", "value", "remedy"),
     [
-        ("upstream", "credential_rejected", True, "PASSWORD_FILE"),
+        ("upstream", "credential_rejected", True, "systemctl restart registry-cache"),
         ("upstream", "reachable", False, "doctor"),
         ("upstream", "limited_for_seconds", 30.0, "USERNAME"),
         ("store", "quarantined", 1, "verify"),

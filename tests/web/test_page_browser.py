@@ -56,13 +56,14 @@ class Visit:
         await self.page.set_viewport_size(viewport)
 
     async def wider_than_the_window(self) -> list[str]:
-        """Whatever sticks out to the right, with every part of the page unfolded."""
+        """Whatever sticks out of the page's column to the right, with every part of the page unfolded."""
         return await self.page.evaluate(
             """() => {
                 document.querySelectorAll('details').forEach(one => one.open = true);
                 const width = document.documentElement.clientWidth;
+                const column = document.querySelector('main').getBoundingClientRect().right;
                 const out = [...document.body.querySelectorAll('*:not(.skip)')]
-                    .filter(one => one.getBoundingClientRect().right > width + 0.5)
+                    .filter(one => one.getBoundingClientRect().right > column + 0.5)
                     .map(one => one.outerHTML.slice(0, 200));
                 return document.documentElement.scrollWidth > width ? ['the page', ...out] : out;
             }"""
@@ -153,6 +154,8 @@ async def test_keyboard_reaches_the_figures(visit, cache, hub):
     assert await page.evaluate("document.activeElement.textContent") == "Skip to the figures"
     assert (await page.locator(".skip").bounding_box())["x"] >= 0, "visible when it has the focus"
     await page.keyboard.press("Enter")
+    await page.keyboard.press("Tab")
+    assert await page.evaluate("document.activeElement.hash") == "#errors"
     await page.keyboard.press("Tab")
     assert await page.evaluate("document.activeElement.tagName") == "SUMMARY"
     outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
