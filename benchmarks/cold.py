@@ -23,6 +23,7 @@ GIGABIT = 125_000_000  # bytes per second
 UNEVEN = [30, 0.2, 20, 5, 0.1, 12, 2, 8, 0.7, 2]
 EVEN = [8] * 10
 WITHOUT = "without prefetch"
+FOUR = "4 connections a blob"
 
 
 class Run(NamedTuple):
@@ -132,6 +133,7 @@ def _images(given: Any, report: Report) -> None:
     chosen: dict[str, Recipe | None] = {DIRECT: None, **able}
     if OURS in chosen and "prefetch_concurrency" in Settings.model_fields:
         chosen[WITHOUT] = systems.ours_with(prefetch_concurrency="0")
+        chosen[FOUR] = systems.ours_with(blob_connections="4")
     shapes = {"even": [1.0] * 10} if given.quick else {"even": EVEN, "uneven": UNEVEN}
     links = {"30 ms, 100 Mbit/s per connection": {"latency_seconds": 0.03, "bandwidth_bytes_per_second": GIGABIT // 10}}
     if not given.quick:

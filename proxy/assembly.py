@@ -8,10 +8,11 @@ from typing import Any
 
 from proxy import __version__, events
 from proxy.curator import Curator
-from proxy.flight import Flight, Flights
+from proxy.flight import BlobSource, Flight, Flights
 from proxy.history import History, total
 from proxy.metrics import Metrics
 from proxy.oci import DOCKER_HUB
+from proxy.parallel import EXTRA_CONNECTIONS, ParallelSource
 from proxy.prefetch import Prefetcher
 from proxy.prometheus import PrometheusCollector
 from proxy.pullthrough import Policy, PullThrough
@@ -87,8 +88,11 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         def link(flight: Flight) -> None:
             index.link(flight.repository, flight.digest)
 
+        source: BlobSource = upstream
+        if settings.blob_connections > 1:
+            source = ParallelSource(upstream, connections=settings.blob_connections)
         flights = Flights(
-            upstream,
+            source,
             store,
             limit=settings.max_flights,
             retries=settings.retries,
@@ -212,8 +216,8 @@ def build_upstream(settings: Settings, bus: events.Events) -> Upstream:
         ),
         connect_timeout_seconds=settings.connect_timeout,
         read_timeout_seconds=settings.read_timeout,
-        # Flights, as many direct streams, and what is fetched ahead.
-        connections=2 * settings.max_flights + settings.prefetch_concurrency,
+        # Flights, as many direct streams, what is fetched ahead, and further connections of large blobs.
+        connections=2 * settings.max_flights + settings.prefetch_concurrency + EXTRA_CONNECTIONS,
         user_agent=f"registry-cache/{__version__}",
         events=bus,
     )
