@@ -55,7 +55,7 @@ make_venv() {
   rm -rf "$new"
   "$PYTHON" -m venv "$new"
   echo "Installing the program and its libraries in $DESTDIR$venv"
-  "$new/bin/pip" install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
+  "$new/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements.lock
   "$new/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps .
   "$new/bin/pip" uninstall --quiet --disable-pip-version-check --yes setuptools pip
   rm -f "$new"/bin/activate* "$new"/bin/Activate*

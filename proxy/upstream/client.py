@@ -544,7 +544,8 @@ def _meaning(kind: events.UpstreamKind, status: int, body: bytes) -> RegistryCac
         unknown = BlobUnknown if kind.startswith("blob") else ManifestUnknown
         return unknown(message or "upstream does not know it")
     if status == 401:  # noqa: PLR2004 -- HTTP
-        return Unauthorized(message or "upstream wants an account that may read this")
+        # Hub says "authentication required" of a name that does not exist, too.
+        return Unauthorized("no such image, or no account that may read it" + (f" ({message})" if message else ""))
     if status == 416:  # noqa: PLR2004 -- HTTP
         return ContentError("upstream has fewer bytes of this blob than there are here")
     if status == 403:  # noqa: PLR2004 -- HTTP
