@@ -152,7 +152,8 @@ def together(count: int, work: Callable[[], T]) -> list[T]:
 
 def beside(system: System, paths: list[str]) -> None:
     """One GET of each path at the same time, by a process each: they share no interpreter lock with who measures."""
-    program = f"import sys; from {__name__} import *; get(System('', sys.argv[1], None, Path()), sys.argv[2])"
+    program = f"import sys, pathlib, {__name__} as load\n"
+    program += "load.get(load.System('', sys.argv[1], None, pathlib.Path()), sys.argv[2])"
     running = [subprocess.Popen([sys.executable, "-c", program, system.url, path]) for path in paths]
     if any([process.wait() for process in running]):  # noqa: C419 -- all of them have to be waited for
         raise RuntimeError(f"a reader of {system.name} failed")

@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 import sqlite3
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,25 +192,13 @@ def _warm(hub: HubClient, directory: Path, paths: list[str], settings: dict[str,
 
 def _hits(system: System, paths: list[str], seconds: float, beside: Callable[[], None] | None) -> list[float]:
     """Durations of hits, for so long, or for as long as *beside* takes."""
-    done = threading.Event()
-
-    def work() -> None:
-        try:
-            if beside is None:
-                time.sleep(seconds)
-            else:
-                beside()
-        finally:
-            done.set()
-
-    thread = threading.Thread(target=work)
     times = []
-    with load.Client(system) as client:
-        thread.start()
-        while not done.is_set():
+    with load.Client(system) as client, ThreadPoolExecutor(1) as thread:
+        work = thread.submit(beside or (lambda: time.sleep(seconds)))
+        while not work.done():
             times.extend(client.get(path).seconds for path in paths)
             time.sleep(0.001)  # a steady client, not a load test: what is looked for are pauses
-    thread.join()
+    work.result()
     return times
 
 
