@@ -134,8 +134,8 @@ class PullThrough:
         blob = self._store.at_hand(digest)
         if blob is None:
             return None
-        blob.close()
         if blob.media_type is None or blob.body is None:
+            blob.close()
             return None
         self._index.link(reference.repository, digest)
         if not head:

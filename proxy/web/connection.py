@@ -55,15 +55,15 @@ class Connection(web.RequestHandler):
             return
         if self._is_idle():
             answer = self._fast.answer(data, self, self._peer)
+            if isinstance(answer, bytes) and self.transport is not None:
+                self.transport.write(answer)
+                self._was_used()
+                return
             if isinstance(answer, FileAnswer):
                 if answer.begin():
                     self._was_used()
                 else:
                     self._sending = self._loop.create_task(self._finish(answer))
-                return
-            if answer is not None and self.transport is not None:
-                self.transport.write(answer)
-                self._was_used()
                 return
             alone = len(data) <= _HEAD_MAX_BYTES and data.find(_END) == len(data) - len(_END)
             self.head = data if alone else b""

@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """What is answered from here, for the log line. *began*: perf_counter."""
+    """What of a log line is known when a file begins to be sent; see :meth:`FastPath.log`."""
 
     asked: Asked
     digest: Digest
@@ -103,10 +103,11 @@ class FastPath:
                 return None
             digest, (blob, served) = asked.digest, found
             start, body = _blob_start(digest, blob.size_bytes, served.result), blob.body
-            if wants_body and body is None:
+            if body is None and not wants_body:
+                blob.close()
+            elif body is None:
                 sink = self._blobs.sink(protocol, start + _end(rfc822_formatted_time()))
                 return FileAnswer(self, self._blobs, sink, blob, Hit(asked, digest, served, began, client))
-            blob.close()
         else:
             return None
         if served.age_seconds is not None:
@@ -116,30 +117,39 @@ class FastPath:
         if wants_body and body is not None:
             sent = len(body)
             response += body
-        self.log(Hit(asked, digest, served, began, client), sent)
+        self.log(asked, digest, served, began, client, sent)
         return response
 
     def crashed(self, error: Exception) -> None:
         """Emit what a bug looks like, from within its handler."""
         self._events.emit(events.Crashed(message=repr(error), traceback=traceback.format_exc()))
 
-    def log(self, hit: Hit, sent: int, *, status: int = 200, error: str = "") -> None:
-        """Emit the log line of an answer of which *sent* bytes have been sent."""
-        asked = hit.asked
+    def log(
+        self,
+        asked: Asked,
+        digest: Digest,
+        served: Served,
+        began: float,
+        client: str,
+        sent: int,
+        status: int = 200,
+        error: str = "",
+    ) -> None:
+        """Emit the log line of an answer of which *sent* bytes have been sent. *began*: perf_counter."""
         self._events.emit(
             events.Request(
-                cache=hit.served.result,
+                cache=served.result,
                 kind="blob" if asked.reference is None else "manifest",
                 registry=asked.repository.registry,
                 repository=asked.repository.name,
-                reference=hit.digest if asked.reference is None else asked.reference.target,
-                digest=hit.digest,
+                reference=digest if asked.reference is None else asked.reference.target,
+                digest=digest,
                 method=asked.method,
                 status=status,
                 bytes=sent,
-                duration_ms=round((time.perf_counter() - hit.began) * 1000, 3),
+                duration_ms=round((time.perf_counter() - began) * 1000, 3),
                 upstream_ms=0.0,
-                client=hit.client,
+                client=client,
                 user_agent=asked.user_agent,
                 error=error,
             )
@@ -186,7 +196,7 @@ class FileAnswer:
     def _end(self, status: int, error: str = "") -> None:
         self._blob.close()
         self._sink.close()
-        self._fast.log(self._hit, self._sink.sent_bytes, status=status, error=error)
+        self._fast.log(*self._hit, self._sink.sent_bytes, status, error)
 
 
 @functools.lru_cache(maxsize=4096)
