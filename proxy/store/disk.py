@@ -367,6 +367,7 @@ class DiskStore:
             raise
         finally:
             self._here = self._here.plus(came)
+        self._index.placed(entry)
 
     async def _discard(self, partial: DiskPartial) -> None:
         partial.ended = True

@@ -190,6 +190,11 @@ class SqliteIndex:
         self._blobs[entry.digest] = entry
         return came
 
+    def placed(self, entry: BlobEntry) -> None:
+        """The file of a new row is there: what a pinned manifest needs can be read only from now on."""
+        if entry.media_type is not None and entry.digest in self.wanted:
+            self.pins_changed.set()
+
     async def forget_blobs(self, digests: Sequence[Digest]) -> Tally:
         """Delete rows; what there was of them, each counted by one caller only."""
         for digest in digests:

@@ -9,9 +9,12 @@ import socket
 import sqlite3
 import stat
 import threading
+import time
+from pathlib import Path
 
 from proxy import contents, events
 from proxy.oci import Digest
+from proxy.store import disk
 from proxy.store.index import SqliteIndex
 from tests.cache import run_cache
 from tests.e2e.command import PROGRAM, environment
@@ -256,6 +259,13 @@ async def test_pins_do_not_look_at_everything(cache, hub, monkeypatch):
     await run(cache.root, "pin", "many:1")
     index = cache.proxy.index
     monkeypatch.setattr(index, "inventory", None)
+    rename = disk.rename
+
+    def late(source: Path, target: Path) -> None:
+        time.sleep(0.1)  # the pins are looked at between a manifest's row and its file
+        rename(source, target)
+
+    monkeypatch.setattr(disk, "rename", late)
     for child in image.images.values():
         await cache.manifest("library/many", child.digest)
         for blob in child.blobs:
