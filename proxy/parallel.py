@@ -137,10 +137,12 @@ class ParallelBody:
                 raise UpstreamError("upstream does not answer ranges with ranges: from now on one connection a blob")
             while data := await body.read():
                 position += len(data)
+                if position > segment.stop:
+                    break  # what nobody asked for would fill the memory
                 segment.pieces.append(bytes(data))  # a view would keep its whole buffer
                 segment.changed.set()
         if position != segment.stop:
-            raise UpstreamError(f"upstream ended a range at {position} instead of {segment.stop}")
+            raise UpstreamError(f"upstream's range goes to {position} instead of {segment.stop}")
 
     async def aclose(self) -> None:
         """Break off what is on its way."""
