@@ -29,6 +29,8 @@ from proxy.storage import BlobStore, Hash, OpenBlob, Partial, Piece, Sink
 # The longest pause before a broken transfer is taken up again; an origin that wants to be left alone for longer has
 # failed it.
 _PAUSE_MAX_SECONDS = 30.0
+# Pieces of a flight that have come and are not yet being written.
+_PIECES_AHEAD = 1
 
 
 class BlobBody(Protocol):
@@ -340,29 +342,28 @@ class Flights:
             await self._copy(flight, partial, body, position)
 
     async def _copy(self, flight: Flight, partial: Partial, body: BlobBody, position: int) -> None:
-        """Read from upstream and write to the store at the same time, one piece apart."""
+        """Read from upstream and write to the store at the same time, neither waiting for the other's turns.
+
+        A write follows the one before it at once if a piece is waiting; what wakes readers, who take the event loop
+        for as long as a sendfile does, comes after.
+        """
         total = flight.size_bytes
-        writing: asyncio.Task[None] | None = None
+        pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue(_PIECES_AHEAD)
+        reading = asyncio.create_task(_read_all(body, pieces), name=f"read {flight.digest}")
         try:
-            while data := await body.read():
-                position += len(data)
-                if writing is not None:
-                    await writing
+            while piece := await pieces.get():
+                if isinstance(piece, Exception):
+                    raise piece
+                position += len(piece)
                 if total is not None and position > total:
                     raise SizeMismatch(f"{flight.digest}: upstream sends more than the {total} bytes it announced")
-                writing = asyncio.create_task(self._append(flight, partial, data))
+                await partial.append(piece)
+                self._release(flight, partial)
         finally:
-            if writing is not None:
-                await _settled(writing)
-        if writing is not None:
-            writing.result()
+            reading.cancel()
+            await asyncio.wait([reading])
         if total is not None and position < total:
             raise UpstreamError(f"upstream ended the transfer at {position} of {total} bytes")
-
-    async def _append(self, flight: Flight, partial: Partial, data: Piece) -> None:
-        """Write a piece and let readers have it: they do not wait for the next one, which may be long in coming."""
-        await partial.append(data)
-        self._release(flight, partial)
 
     @staticmethod
     def _release(flight: Flight, partial: Partial) -> None:
@@ -442,14 +443,11 @@ def _is_whole(partial: Partial) -> bool:
     return True
 
 
-async def _settled(task: "asyncio.Task[None]") -> None:
-    """Wait for *task* whatever it ends with; if the waiter is cancelled, cancel it too."""
+async def _read_all(body: BlobBody, pieces: "asyncio.Queue[Piece | Exception]") -> None:
+    """Put the pieces of *body* into *pieces*, and what ended it: an empty piece, or why reading failed."""
     try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait([task])
-        raise
-    finally:
-        if task.done() and not task.cancelled():
-            task.exception()  # mark it as seen: something else may be on its way up already
+        while piece := await body.read():
+            await pieces.put(piece)
+        await pieces.put(b"")
+    except Exception as error:  # noqa: BLE001 -- whoever takes the pieces raises it
+        await pieces.put(error)
