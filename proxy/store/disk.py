@@ -36,6 +36,9 @@ from proxy.threads import Threads, finish
 SMALL_BYTES = 64 * 1024
 _MEMORY_BYTES = 32 * 1024 * 1024
 _EVICTION_PAGE = 100  # what the event loop does for each of them takes the time of a hit or two
+# A thread that unlinks, or deletes rows, keeps its core until it waits, and on two cores a hit waits for that: p99 of
+# hits while 10 000 blobs went was 1.9 ms with 100 at once, 0.7 with ten.
+_DELETED_AT_ONCE = 10
 _MAINTENANCE_SECONDS = 5.0
 # How long a transfer waits for the count after a crash before it goes to the client unstored.
 _KNOWN_SECONDS = 10.0
@@ -457,10 +460,14 @@ class DiskStore:
 
     async def _delete(self, digests: Sequence[Digest]) -> Tally:
         """Remove files, then rows: dying in between, the index claims too much, never too little."""
-        for digest in digests:
-            self._memory.pop(digest, None)
-        await self._threads.run(unlink_all, map(self._name, digests))
-        return await self._forget(digests)
+        gone = Tally()
+        for first in range(0, len(digests), _DELETED_AT_ONCE):
+            few = digests[first : first + _DELETED_AT_ONCE]
+            for digest in few:
+                self._memory.pop(digest, None)
+            await self._threads.run(unlink_all, map(self._name, few))
+            gone = gone.plus(await self._forget(few))
+        return gone
 
     async def _forget(self, digests: Sequence[Digest]) -> Tally:
         gone = await self._index.forget_blobs(digests)
