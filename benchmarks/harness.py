@@ -79,14 +79,19 @@ def blob_file(work: Path, digest: str) -> Path:
 
 def publish(system: System, work: Path, image: dict[str, Any]) -> None:
     """Give *image* to nginx as files, under the paths of the API."""
-    base = system.directory / "www" / "v2" / image["repository"]
-    for kind, name, digest in [
-        ("manifests", image["tag"], image["digest"]),
-        ("manifests", image["digest"], image["digest"]),
-        *(("blobs", blob["digest"], blob["digest"]) for blob in [image["config"], *image["layers"]]),
-    ]:
-        (base / kind).mkdir(parents=True, exist_ok=True)
-        (base / kind / name).symlink_to(blob_file(work, digest))
+    base = system.directory / "www" / "v2" / image["repository"] / "manifests"
+    base.mkdir(parents=True, exist_ok=True)
+    for name in (image["tag"], image["digest"]):
+        (base / name).symlink_to(blob_file(work, image["digest"]))
+    publish_blobs(system, work, image["repository"], [blob["digest"] for blob in [image["config"], *image["layers"]]])
+
+
+def publish_blobs(system: System, work: Path, repository: str, digests: Sequence[str]) -> None:
+    """Give blobs to nginx as files."""
+    base = system.directory / "www" / "v2" / repository / "blobs"
+    base.mkdir(parents=True, exist_ok=True)
+    for digest in digests:
+        (base / digest).symlink_to(blob_file(work, digest))
 
 
 def able(running: Sequence[System], path: str) -> list[System]:

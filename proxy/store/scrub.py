@@ -14,7 +14,9 @@ from proxy.store.disk import DiskStore
 from proxy.store.index import SqliteIndex
 from proxy.threads import Threads
 
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = 256 * 1024  # the thread keeps a core for as long as it hashes one, and a hit may wait for that
+# What looking at a file costs beside its content, as bytes of the rate: else tiny blobs would be hashed at full speed.
+_FILE_BYTES = 64 * 1024
 # A blob that was found good is looked at again after this time.
 _AGAIN_SECONDS = 7 * 86400.0
 _IDLE_SECONDS = 60.0
@@ -120,7 +122,7 @@ class Scrubber:
             path = self._store.path(digest)
             try:
                 rot = await self._thread.run_interruptible(
-                    lambda path=path, digest=digest: find_rot(path, digest, self._pace),  # type: ignore[misc]
+                    lambda path=path, digest=digest: self._find_rot(path, digest),  # type: ignore[misc]
                     interrupt=self._stopping.set,
                 )
             except FileNotFoundError:
@@ -131,6 +133,11 @@ class Scrubber:
             else:
                 await self._store.quarantine(digest, rot)
         return len(due)
+
+    def _find_rot(self, path: Path, digest: Digest) -> str | None:
+        rot = find_rot(path, digest, self._pace)
+        self._pace(_FILE_BYTES)
+        return rot
 
     def _pace(self, count: int) -> None:
         """Runs in the thread: wait as long as the rate wants, and end when the program does."""

@@ -49,6 +49,15 @@ async def test_scrub_can_be_stopped_in_the_middle_of_a_blob(shelf):
     assert await shelf.has(digest)  # unfinished is not rotten
 
 
+async def test_tiny_blobs_are_not_hashed_at_full_speed(shelf, monkeypatch):
+    for number in range(3):
+        await shelf.index.verified(await shelf.put(bytes([number])), 0.0)
+    scrubber, waited = Scrubber(shelf.store, shelf.index, bytes_per_second=1000, events=events.Events()), []
+    monkeypatch.setattr(scrubber._stopping, "wait", waited.append)
+    assert await scrubber.scrub_some() == 3
+    assert sum(waited) > 60  # seconds; by their bytes alone it would be three milliseconds
+
+
 async def test_find_rot_tells_what_is_wrong(shelf):
     digest = await shelf.put(b"content")
     path = shelf.store.path(digest)
