@@ -90,6 +90,7 @@ async def test_no_more_connections_than_there_are_for_all_blobs(start_cache, hub
         {"status": 503},
         {"ignore_range": True},
         {"range_start_shift": 7},
+        {"append_bytes": 2_000_000, "framing": "chunked"},
     ],
     ids=lambda misdeed: next(iter(misdeed)),
 )
