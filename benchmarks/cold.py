@@ -71,7 +71,7 @@ def _blobs(given: Any, report: Report) -> None:
             for size, size_bytes in sizes.items():
                 digest = hub.random_blob("library/bench", size_bytes)["digest"]
                 large = size == "2 GB"
-                for rate in (0, GIGABIT) if tls and not large else (0,):
+                for rate in (0, GIGABIT):
                     name = f"{size}, {'TLS' if tls else 'plain'}, {'1 Gbit/s' if rate else 'unlimited'}"
                     hub.set(bandwidth_bytes_per_second=rate)
                     cell = cells[name] = defaultdict(list)

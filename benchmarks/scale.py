@@ -44,7 +44,15 @@ def main() -> None:
         rows = [_starts(given, hub, work, count, report) for count in counts]
         report.table(
             "Start",
-            ["blobs", "ready, s", "first hit after the start, s", "hit p50, ms", "hit p99, ms", "resident, MB"],
+            [
+                "blobs",
+                "ready, s",
+                "first hit after the start, s",
+                "hit p50, ms",
+                "hit p99, ms",
+                "resident, MB",
+                "eviction, µs of CPU a blob",
+            ],
             rows,
         )
         _busy(given, hub, work, image, report)
@@ -103,8 +111,11 @@ def _starts(given: Any, hub: HubClient, work: Path, count: int, report: Report) 
                 # Each is opened for the first time.
                 hits += [client.get(f"/v2/library/bench/blobs/{digest}").seconds for digest in digests[::step]]
             resident.append(system.peak_bytes())
+    eviction = _eviction_seconds(hub, directory, count)
     shutil.rmtree(directory)
-    report.raw.setdefault("starts", []).append({"blobs": count, "ready": ready, "first_hit": first, "peak": resident})
+    report.raw.setdefault("starts", []).append(
+        {"blobs": count, "ready": ready, "first_hit": first, "peak": resident, "eviction_seconds_per_blob": eviction}
+    )
     middle = given.rounds // 2
     return [
         f"{count:,}",
@@ -113,7 +124,28 @@ def _starts(given: Any, hub: HubClient, work: Path, count: int, report: Report) 
         figure(1000 * quantile(hits, 0.5)),
         figure(1000 * quantile(hits, 0.99)),
         figure(max(resident) / 1e6),
+        figure(1e6 * eviction),
     ]
+
+
+def _eviction_seconds(hub: HubClient, directory: Path, count: int) -> float:
+    """CPU of evicting one blob, seconds: a blob comes for which up to five thousand have to go."""
+    stored = count * BLOB_BYTES
+    size = min(stored, 5000 * BLOB_BYTES) - 1000
+    needs_room, fits = (
+        hub.random_blob("library/bench", size, seed=f"{what}-{count}")["digest"] for what in ("needs room", "fits")
+    )
+    recipe = systems.ours_with(max_size=str(stored + size + 2000), scrub_rate="0")
+    with systems.running(OURS, recipe, hub, directory, keep=True) as system:
+        costs = []
+        for digest in (fits, needs_room):
+            before = system.cpu_seconds()
+            load.get(system, f"/v2/library/bench/blobs/{digest}")
+            time.sleep(0.2)  # what it leaves to do is done
+            costs.append(system.cpu_seconds() - before)
+        evicted: int = json.loads(_body(system, "/_stats"))["store"]["evicted_objects"]
+    print(f"{count} blobs: {evicted} evicted, CPU {costs[1]:.3f} s; without evicting {costs[0]:.3f} s", flush=True)
+    return (costs[1] - costs[0]) / evicted
 
 
 # --- while something else goes on -------------------------------------------------------------------------------

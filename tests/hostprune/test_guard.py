@@ -90,6 +90,15 @@ def test_no_such_command_is_127_and_no_executable_126(lock_file, tmp_path):
     assert "Permission denied" in denied.stderr
 
 
+@pytest.fixture
+def _hangups_are_heeded():
+    """Under nohup SIGHUP is ignored, which children inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_hangups_are_heeded")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL, signal.SIGUSR1])
 def test_a_signal_reaches_the_command_and_shows_in_the_exit_code(lock_file, number):
     with started(guard(lock_file, *READY)) as process:
