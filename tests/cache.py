@@ -17,6 +17,15 @@ from proxy.settings import load_settings
 from tests.hub.hub import Hub
 
 
+def open_content(root: Path) -> list[str]:
+    """The blobs and partials under *root* that this process holds open; other files of it come and go by themselves."""
+    paths = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed while we looked
+            paths.append(str(entry.readlink()))
+    return [path for path in paths if path.startswith(str(root)) and "sha256" in path]
+
+
 @dataclass
 class Reply:
     """An answer, read to its end."""

@@ -1,12 +1,12 @@
 """Layers are fetched before they are asked for: only for pulls, within bounds, at nobody's cost."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
 from proxy import events, prefetch
 from proxy.oci import Digest
+from tests.cache import open_content
 from tests.hub import Fault
 
 SIZE = 200_000
@@ -230,21 +230,11 @@ async def test_shutdown_ends_it_and_leaves_no_file_open(start_cache, hub):
     await flights.aclose()
     await asyncio.gather(first, return_exceptions=True)
     assert len(flights) == 0
-    await until(lambda: not open_partials(cache))
+    await until(lambda: not open_content(cache.root))
     hub.faults.clear()
     await cache.blob(other.repository, other.layers[0].digest)  # the rest of it still answers
     assert (await cache.blob(image.repository, image.layers[2].digest)).status == 200
-    await until(lambda: not open_partials(cache))
-
-
-def open_partials(cache) -> list[str]:
-    paths = []
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            paths.append(str(entry.readlink()))
-        except FileNotFoundError:
-            continue  # closed while we looked
-    return [path for path in paths if path.startswith(str(cache.root)) and "sha256" in path]
+    await until(lambda: not open_content(cache.root))
 
 
 async def test_nothing_stays_open_behind_it(cache, hub):
@@ -252,7 +242,7 @@ async def test_nothing_stays_open_behind_it(cache, hub):
     await begin(cache, image)
     await landed(cache)
     assert hub.counters.blob_gets() == 7
-    assert open_partials(cache) == []
+    assert open_content(cache.root) == []
 
 
 async def test_waste_is_told(start_cache, hub, monkeypatch):
