@@ -176,7 +176,10 @@ class BulkClient:
         pool = self._pools.get(proxy)
         if pool is None:
             options: dict[str, Any] = {"num_pools": 16, "maxsize": self._connections, "ssl_context": self._tls}
-            pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+            if proxy:
+                pool = urllib3.ProxyManager(proxy, proxy_ssl_context=self._tls, **options)
+            else:
+                pool = urllib3.PoolManager(**options)
             self._pools[proxy] = pool
         return pool
 
@@ -188,10 +191,24 @@ class BulkClient:
 
 
 def proxy_for(url: str) -> str | None:
-    """The forward proxy for *url*, by the standard variables; None to go there directly."""
+    """The forward proxy for *url*, by the standard variables; None to go there directly.
+
+    Raises:
+        UpstreamError: they name one that is spoken to in another way than HTTP, or none that can be reached.
+    """
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
-    return None if not proxy or urllib.request.proxy_bypass(parts.netloc) else proxy
+    if not proxy or urllib.request.proxy_bypass(parts.netloc):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"  # as curl has it
+    try:
+        named = urlsplit(proxy)
+        good = named.scheme in ("http", "https") and bool(named.hostname) and named.port != 0
+    except ValueError:
+        good = False
+    if not good:  # it is not shown: it may hold a password
+        raise UpstreamError(f"{parts.scheme.upper()}_PROXY is not of the form http://HOST:PORT or https://HOST:PORT")
+    return proxy
 
 
 def _reason(error: Exception) -> str:

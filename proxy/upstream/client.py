@@ -36,6 +36,7 @@ from proxy.upstream.auth import Authenticator, TokenReply
 from proxy.upstream.bulk import BulkClient, BulkReply, proxy_for
 from proxy.upstream.ratelimit import RateLimit, refusal_message
 from proxy.upstream.resilience import Breaker, backoff_seconds
+from proxy.upstream.transport import AiohttpTransport
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 5
@@ -199,10 +200,10 @@ class Upstream:
         self.breakers: dict[str, Breaker] = {}
         self.answered_at: float | None = None  # Unix seconds
         self._tls = tls
-        self._limits = httpx.Limits(max_connections=connections + 32, max_keepalive_connections=32, keepalive_expiry=30)
+        self._connections = connections
         self._small_headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
         self._small_timeouts = httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds).as_dict()
-        self._transports: dict[str | None, httpx.AsyncHTTPTransport] = {}  # by forward proxy
+        self._transports: dict[str | None, AiohttpTransport] = {}  # by forward proxy
         self._bulk = BulkClient(
             tls=tls,
             connect_timeout_seconds=connect_timeout_seconds,
@@ -470,7 +471,7 @@ class Upstream:
             proxy = proxy_for(url)
             transport = self._transports.get(proxy)
             if transport is None:
-                transport = httpx.AsyncHTTPTransport(verify=self._tls, limits=self._limits, proxy=proxy)
+                transport = AiohttpTransport(tls=self._tls, connections=self._connections + 32, proxy=proxy)
                 self._transports[proxy] = transport
             request = httpx.Request(
                 method,
@@ -532,6 +533,8 @@ def _translated() -> Iterator[None]:
     except httpx.TimeoutException as error:
         what = "connect" if isinstance(error, httpx.ConnectTimeout) else "answer"
         raise UpstreamError(f"upstream took too long to {what}") from error
+    except httpx.TransportError as error:
+        raise UpstreamError(str(error)[:300]) from error
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
         raise UpstreamError(f"{type(error).__name__}: {error}"[:300]) from error
 

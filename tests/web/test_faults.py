@@ -284,6 +284,17 @@ async def test_rejected_credential(start_cache, hub, image):
     assert (await cache.stats())["upstream"]["credential_rejected"] is False
 
 
+async def test_signed_url_is_in_no_message(start_cache, hub, image, blob):
+    """A CDN's URL is a credential, and libraries like to show where it was that they did not understand the answer."""
+    cache = await start_cache(retries=0)
+    hub.faults.add(Fault(service="cdn", headers={"Content-Length": "none"}))
+    reply = await cache.blob(image.repository, blob.digest, "HEAD")
+    assert reply.status == 502
+    assert hub.counters.records[-1].service == "cdn"
+    assert "sig=" in hub.counters.records[-1].target
+    assert "sig=" not in repr(cache.emitted) + repr(reply)
+
+
 async def test_anonymous_fallback(start_cache, hub, image):
     cache = await start_cache(anonymous_fallback=True)
     (cache.root.parent / f"{cache.root.name}.pat").write_text("wrong")
