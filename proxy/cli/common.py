@@ -1,6 +1,7 @@
 """What the commands share: finding commands, and flags made from the settings themselves."""
 
 import difflib
+import gc
 import importlib
 import keyword
 import os
@@ -31,7 +32,12 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
             module = f"proxy.cli.{cmd_name}" + "_" * keyword.iskeyword(cmd_name)
+            # Imports leave no garbage, and what they leave stays. Looking through it is a pause of 19 ms for every
+            # request; `serve --help` takes 0.43 s without that, and 0.56 with it, at its end too.
+            gc.disable()
             command: click.Command = importlib.import_module(module).command
+            gc.freeze()
+            gc.enable()
             return command
         return super().get_command(ctx, cmd_name)
 
