@@ -89,6 +89,7 @@ class BlobResponder:
         stop: int,
     ) -> None:
         await response.prepare(exchange.request)
+        exchange.body_begun = True
         sink = self.sink(exchange.request.protocol)
         try:
             exchange.error = await self.send(sink, repository, digest, content, start, stop)

@@ -25,7 +25,9 @@ _STATUS: dict[CacheResult, str] = {
 class Exchange:
     """What becomes known of one request while it is answered; its log line in the end."""
 
-    __slots__ = ("began", "body_bytes", "digest", "error", "kind", "reference", "repository", "request", "served")
+    __slots__ = (
+        "began", "body_begun", "body_bytes", "digest", "error", "kind", "reference", "repository", "request", "served",
+    )  # fmt: skip
 
     def __init__(self, request: web.BaseRequest) -> None:
         self.request = request
@@ -35,6 +37,7 @@ class Exchange:
         self.reference = ""
         self.digest = ""
         self.served = Served("error")
+        self.body_begun = False  # the head is out: no other answer can be given any more
         self.body_bytes = 0
         self.error = ""
 

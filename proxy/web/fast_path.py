@@ -184,10 +184,11 @@ class FileAnswer:
             error = await self._blobs.send(sink, repository, blob.digest, blob, sink.sent_bytes, blob.size_bytes)
             status = 200
         except RegistryCacheError as failure:
-            error, self._hit = str(failure), self._hit._replace(served=Served("error"))
+            status, error, self._hit = 502, str(failure), self._hit._replace(served=Served("error"))
         except ConnectionError as failure:
             error = str(failure)
         except Exception as failure:  # noqa: BLE001 -- a bug ends this connection, and is a line in the log
+            status, error, self._hit = 500, repr(failure), self._hit._replace(served=Served("error"))
             self._fast.crashed(failure)
         finally:
             self._end(status, error)

@@ -98,10 +98,16 @@ class V2:
                 response = _error_response(exchange, error)
             except ConnectionError as error:
                 exchange.error = str(error)
+                if exchange.served.result == "error":
+                    status = 502  # broken off from here: what came was not what it had to be
                 raise
-            except Exception as error:  # noqa: BLE001 -- a bug is a 500 in the spec's form and a line in the log
+            except Exception as error:  # a bug is a 500 in the spec's form and a line in the log
                 self._events.emit(events.Crashed(message=repr(error), traceback=traceback.format_exc()))
-                response = _error_response(exchange, RegistryCacheError("internal error; the log has the details"))
+                failure = RegistryCacheError("internal error; the log has the details")
+                if exchange.body_begun:
+                    status, exchange.served, exchange.error = 500, Served("error"), str(failure)
+                    raise ConnectionAbortedError(exchange.error) from error
+                response = _error_response(exchange, failure)
             status = response.status
             return response
         finally:

@@ -2,12 +2,14 @@
 
 import asyncio
 import errno
+import os
 
 import aiohttp
 import msgspec
 import pytest
 
 from proxy import events
+from proxy.web.sending import SocketSink
 from tests.hub import Fault
 
 SIZE = 3_000_000
@@ -73,7 +75,8 @@ async def test_connection_is_closed_when_the_retries_are_used_up(start_cache, hu
     partial = cache.root / "partials" / blob.digest.replace(":", "-")
     kept = partial.stat().st_size
     assert 0 < kept <= 1_000_000
-    assert cache.seen(events.Request)[-1].cache == "error"
+    line = cache.seen(events.Request)[-1]
+    assert (line.cache, line.status) == ("error", 502)
     hub.faults.clear()
     reply = await cache.blob(image.repository, blob.digest)
     assert reply.body == hub.images.read(blob.digest)
@@ -90,6 +93,29 @@ async def test_wrong_bytes_never_look_whole_and_are_never_stored(start_cache, hu
     assert cache.seen(events.FlightFailed)
     reply = await cache.blob(image.repository, blob.digest)
     assert reply.body == hub.images.read(blob.digest)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_bug_in_the_middle_of_a_body_breaks_the_connection(cache, hub, image, blob, monkeypatch, warm):
+    """Once the head is out, nothing but bytes of the blob may follow it: not the 500 that a bug is elsewhere."""
+    path = f"/v2/{image.repository}/blobs/{blob.digest}"
+    if warm:
+        await cache.get(path)
+        await cache.settled()
+    calls = []
+
+    async def send_file(sink, fd, start, stop):
+        calls.append(start)
+        await sink.write(os.pread(fd, 1000, start))
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(SocketSink, "send_file", send_file)
+    monkeypatch.setattr(SocketSink, "send_file_now", lambda _sink, _fd, start, _stop: start)
+    assert await received_bytes(cache, path) == 1000
+    assert len(calls) == 1
+    assert cache.seen(events.Crashed)
+    line = cache.seen(events.Request)[-1]
+    assert (line.cache, line.status) == ("error", 500)
 
 
 async def received_bytes(cache, path) -> int:

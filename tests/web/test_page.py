@@ -149,9 +149,9 @@ async def test_the_latest_error_is_told_at_the_top_and_others_before_the_misses(
 
 async def test_errors_tell_as_much_of_a_digest_as_tells_it_from_others(cache):
     digest, other = f"sha256:{'ab' * 32}", f"sha256:{'cd' * 32}"
-    tell(cache, "library/x", cache="error", status=499, reference=digest, error=f"asked for {digest}, got {other}")
+    tell(cache, "library/x", cache="error", status=502, reference=digest, error=f"asked for {digest}, got {other}")
     page = await the_page(cache)
-    assert "499 GET blob library/x@sha256:abababababab: asked for sha256:abababababab, got sha256:cdcdcdcdcdcd." in page
+    assert "502 GET blob library/x@sha256:abababababab: asked for sha256:abababababab, got sha256:cdcdcdcdcdcd." in page
 
 
 async def test_an_upstream_that_only_said_no_is_reachable(cache):
