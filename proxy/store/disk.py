@@ -36,9 +36,9 @@ from proxy.threads import Threads, finish
 SMALL_BYTES = 64 * 1024
 _MEMORY_BYTES = 32 * 1024 * 1024
 _EVICTION_PAGE = 100  # what the event loop does for each of them takes the time of a hit or two
-# A thread that unlinks, or deletes rows, keeps its core until it waits, and on two cores a hit waits for that: p99 of
-# hits while 10 000 blobs went was 1.9 ms with 100 at once, 0.44 with ten (twice that without eviction; 1.0 to 3.3 x in
-# six runs), 0.39 with four (1.6 to 1.9 x). All of them took 0.6 s with ten, 1 s with four.
+# A thread that unlinks, or deletes rows, keeps its core until it waits, and on two cores a hit waits for that. p99 of
+# hits while 10 000 blobs went: 1.9 ms with 100 at once, 0.7 with ten; on another machine 0.44 with ten (1.0 to 3.3
+# times that without eviction, in six runs) and 0.39 with four (1.6 to 1.9). It takes 0.6 s with ten, 1 s with four.
 _DELETED_AT_ONCE = 4
 _MAINTENANCE_SECONDS = 5.0
 # How long a transfer waits for the count after a crash before it goes to the client unstored.
