@@ -29,8 +29,6 @@ from proxy.storage import BlobStore, Hash, OpenBlob, Partial, Piece, Sink
 # The longest pause before a broken transfer is taken up again; an origin that wants to be left alone for longer has
 # failed it.
 _PAUSE_MAX_SECONDS = 30.0
-# Pieces of a flight that have come and are not yet being written.
-_PIECES_AHEAD = 1
 
 
 class BlobBody(Protocol):
@@ -41,6 +39,9 @@ class BlobBody(Protocol):
 
     async def read(self) -> Piece:
         """The next piece, empty at the end; raises UpstreamError when the transfer breaks."""
+
+    async def drain(self, take: Callable[[Piece], None]) -> None:
+        """Hand the rest to *take*, piece by piece, in a thread; raises what it raises, and UpstreamError."""
 
 
 class BlobSource(Protocol):
@@ -336,32 +337,24 @@ class Flights:
                     raise UpstreamError(f"upstream was asked for bytes from {partial.offset}, sent from {position}")
                 partial.restart()
             flight.size_bytes = total
+            await partial.expect(total)
             if total is not None:
-                await partial.expect(total)
                 flight.started.set()
             await self._copy(flight, partial, body, position)
 
     async def _copy(self, flight: Flight, partial: Partial, body: BlobBody, position: int) -> None:
-        """Read from upstream and write to the store at the same time, neither waiting for the other's turns.
+        """From upstream into the store, in one thread; readers follow in the event loop."""
+        loop, total = asyncio.get_running_loop(), flight.size_bytes
 
-        A write follows the one before it at once if a piece is waiting; what wakes readers, who take the event loop
-        for as long as a sendfile does, comes after.
-        """
-        total = flight.size_bytes
-        pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue(_PIECES_AHEAD)
-        reading = asyncio.create_task(_read_all(body, pieces), name=f"read {flight.digest}")
-        try:
-            while piece := await pieces.get():
-                if isinstance(piece, Exception):
-                    raise piece
-                position += len(piece)
-                if total is not None and position > total:
-                    raise SizeMismatch(f"{flight.digest}: upstream sends more than the {total} bytes it announced")
-                await partial.append(piece)
-                self._release(flight, partial)
-        finally:
-            reading.cancel()
-            await asyncio.wait([reading])
+        def take(piece: Piece) -> None:
+            nonlocal position
+            position += len(piece)
+            if total is not None and position > total:
+                raise SizeMismatch(f"{flight.digest}: upstream sends more than the {total} bytes it announced")
+            partial.write(piece)
+            loop.call_soon_threadsafe(self._release, flight, partial)
+
+        await body.drain(take)
         if total is not None and position < total:
             raise UpstreamError(f"upstream ended the transfer at {position} of {total} bytes")
 
@@ -441,13 +434,3 @@ def _is_whole(partial: Partial) -> bool:
     except ContentError:
         return False
     return True
-
-
-async def _read_all(body: BlobBody, pieces: "asyncio.Queue[Piece | Exception]") -> None:
-    """Put the pieces of *body* into *pieces*, and what ended it: an empty piece, or why reading failed."""
-    try:
-        while piece := await body.read():
-            await pieces.put(piece)
-        await pieces.put(b"")
-    except Exception as error:  # noqa: BLE001 -- whoever takes the pieces raises it
-        await pieces.put(error)

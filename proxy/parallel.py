@@ -7,9 +7,10 @@ goes on from there, by a new one.
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from proxy.errors import RegistryCacheError, UpstreamError
 from proxy.flight import BlobBody, BlobSource
@@ -24,6 +25,10 @@ EXTRA_CONNECTIONS = 9
 _WATCHED_SECONDS = 0.25
 _SLOW_BYTES_PER_SECOND = 50_000_000
 _WORTH_SECONDS = 0.5
+
+
+class _TooSlow(Exception):
+    """The first connection is what the client waits for."""
 
 
 class _Segment:
@@ -63,6 +68,41 @@ class ParallelBody:
         self._tasks: set[asyncio.Task[None]] = set()
         self._extra = 0  # connections taken from the source
 
+    async def drain(self, take: Callable[[Piece], None]) -> None:
+        """See :class:`proxy.flight.BlobBody`. Ranges are asked for once the first connection proves slow."""
+        while not self._extra:
+            try:
+                await self._first.drain(functools.partial(self._watched, take))
+            except _TooSlow:
+                self._take_more()
+            else:
+                return
+        while piece := await self.read():
+            await asyncio.to_thread(take, piece)
+
+    def _watched(self, take: Callable[[Piece], None], piece: Piece) -> None:
+        """In a thread."""
+        self._began = self._began or time.monotonic()
+        take(piece)
+        self._position += len(piece)
+        if self._is_slow():
+            raise _TooSlow
+
+    def _is_slow(self) -> bool:
+        seconds = time.monotonic() - (self._began or 0.0)
+        if seconds < _WATCHED_SECONDS:
+            return False
+        rate = (self._position - self.start) / seconds
+        left = self._stop - self._position
+        return left >= 2 * SEGMENT_BYTES and rate < _SLOW_BYTES_PER_SECOND and left > _WORTH_SECONDS * rate
+
+    def _take_more(self) -> None:
+        """Further connections, if there are any."""
+        self._extra = self._source.take()
+        if self._extra:
+            self._assigned = self._first_stop = min(self._position + SEGMENT_BYTES, self._stop)
+            self._fetch_on()
+
     async def read(self) -> Piece:
         """See :class:`proxy.flight.BlobBody`."""
         if self._position < self._first_stop:
@@ -77,24 +117,10 @@ class ParallelBody:
         return piece
 
     async def _read_first(self) -> Piece:
-        self._began = self._began or time.monotonic()
-        piece = await self._first.read()
-        if not self._extra and self._is_slow(self._position + len(piece)):
-            self._extra = self._source.take()
-            if self._extra:
-                self._assigned = self._first_stop = min(self._position + len(piece) + SEGMENT_BYTES, self._stop)
-        piece = piece[: self._first_stop - self._position]
+        piece = (await self._first.read())[: self._first_stop - self._position]
         if self._position + len(piece) == self._first_stop < self._stop:
             await self._opened.aclose()
         return piece
-
-    def _is_slow(self, position: int) -> bool:
-        seconds = time.monotonic() - (self._began or 0.0)
-        if seconds < _WATCHED_SECONDS:
-            return False
-        rate = (position - self.start) / seconds
-        left = self._stop - position
-        return left >= 2 * SEGMENT_BYTES and rate < _SLOW_BYTES_PER_SECOND and left > _WORTH_SECONDS * rate
 
     async def _read_segment(self) -> Piece:
         segment = self._segments[0]

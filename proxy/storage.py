@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from proxy.oci import Digest, Repository
 
-# A piece of a body; whoever reads it may keep it.
+# A piece of a body, until the next one is read: it may lie in a buffer that is used again.
 Piece = bytes | memoryview
 
 
@@ -76,20 +76,23 @@ class Partial(Protocol):
 
     offset: int  # bytes that are in, and readable by send()
 
-    async def expect(self, size_bytes: int) -> None:
-        """Reserve room for the whole blob.
+    async def expect(self, size_bytes: int | None) -> None:
+        """Reserve room for the whole blob; where its size is not known, room is made as it grows.
 
         Raises:
             NoSpace: there is none, even after eviction.
         """
 
     async def append(self, data: Piece) -> None:
-        """Add *data* behind what is there.
+        """Add *data* behind what is there. Only after :meth:`expect`.
 
         Raises:
             NoSpace: the disk is full or refuses to take it.
             DigestMismatch: after :meth:`restart`, the beginning is not what it was before.
         """
+
+    def write(self, data: Piece) -> None:
+        """As :meth:`append`. Blocks: for a thread, while the event loop runs."""
 
     def restart(self) -> None:
         """Expect the content from its beginning again, without taking back what readers have seen."""

@@ -9,8 +9,9 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from proxy.errors import DigestMismatch, NoSpace
 from proxy.oci import Digest
@@ -43,7 +44,7 @@ class DiskPartial:
         path: Path,
         *,
         threads: Threads,
-        reserve: Callable[["DiskPartial", int], Awaitable[None]],
+        reserve: Callable[["DiskPartial", int], Coroutine[Any, Any, None]],
         publish: Callable[["DiskPartial", str | None], Awaitable[None]],
         discard: Callable[["DiskPartial"], Awaitable[None]],
     ) -> None:
@@ -53,6 +54,7 @@ class DiskPartial:
         self.ended = False  # published or discarded: nothing is left to keep
         self._fd = -1
         self._opening: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
         self._threads = threads
         self._reserve = reserve
         self._publish = publish
@@ -94,33 +96,40 @@ class DiskPartial:
         with contextlib.suppress(NoSpace):
             await self._opened()
 
-    async def expect(self, size_bytes: int) -> None:
+    async def expect(self, size_bytes: int | None) -> None:
         """See :class:`proxy.storage.Partial`."""
         await self._opened()
-        await self._reserve(self, size_bytes)
+        if size_bytes is not None:
+            await self._reserve(self, size_bytes)
         self._expected = size_bytes
 
     async def append(self, data: Piece) -> None:
         """See :class:`proxy.storage.Partial`."""
-        await self._opened()
         if self._seen is not None:
-            data = self._replay(data)
-        if not data:
-            return
+            data = await self._threads.run(self._replay, data)
         if self._expected is None:
             await self._reserve(self, self.offset + len(data))
+        await self._threads.run(self._write, data)
+
+    def write(self, data: Piece) -> None:
+        """See :class:`proxy.storage.Partial`."""
+        if self._seen is not None:
+            data = self._replay(data)
+        if self._expected is None:
+            room = self._reserve(self, self.offset + len(data))
+            asyncio.run_coroutine_threadsafe(room, self._loop).result()
+        self._write(data)
+
+    def _write(self, data: Piece) -> None:
+        view, offset = memoryview(data), self.offset
         try:
-            await self._threads.run(self._write, data)
+            while view:
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
         except OSError as error:
             if error.errno in _REFUSALS:
                 raise refused(error) from error
             raise
-
-    def _write(self, data: Piece) -> None:
-        view, offset = memoryview(data), self.offset
-        while view:
-            written = os.pwrite(self._fd, view, offset)
-            view, offset = view[written:], offset + written
         # After the write, so that a disk that refuses leaves hash and offset in step; here, so that a cancelled caller
         # does too.
         self._hash.update(data)

@@ -92,10 +92,27 @@ class BlobBody:
             UpstreamError: the transfer broke or stalled.
         """
         data = await self._reply.read()
-        self._received(len(data))
-        if self._left is not None:
-            self._left -= len(data)
+        self._count(len(data))
         return data
+
+    async def drain(self, take: Callable[[Piece], None]) -> None:
+        """Hand the rest to *take*, piece by piece, in the thread that receives it.
+
+        Raises:
+            UpstreamError: the transfer broke or stalled; and whatever *take* raises.
+        """
+        loop = asyncio.get_running_loop()
+
+        def counted(piece: Piece) -> None:
+            loop.call_soon_threadsafe(self._count, len(piece))
+            take(piece)
+
+        await self._reply.drain(counted)
+
+    def _count(self, count: int) -> None:
+        self._received(count)
+        if self._left is not None:
+            self._left -= count
 
     def close(self) -> None:
         """Keep the connection if everything was read."""

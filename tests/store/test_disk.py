@@ -36,6 +36,7 @@ async def test_blob_is_served_as_it_was_stored(shelf):
 async def test_wrong_content_is_never_published(shelf):
     digest = Digest.of(b"right")
     async with shelf.store.ingest(digest) as partial:
+        await partial.expect(None)
         await partial.append(b"wrong")
         with pytest.raises(DigestMismatch):
             partial.verify()
@@ -124,6 +125,7 @@ async def test_interrupted_ingest_is_taken_up_again(tmp_path):
 async def test_restart_goes_on_only_if_the_beginning_is_the_same(shelf):
     whole = content(1)
     async with shelf.store.ingest(Digest.of(whole)) as partial:
+        await partial.expect(None)
         await partial.append(whole[:60_000])
         partial.restart()
         await partial.append(whole[:10_000])
@@ -141,6 +143,7 @@ async def test_restart_goes_on_only_if_the_beginning_is_the_same(shelf):
 async def test_abandoned_partials_make_room_before_blobs(shelf):
     kept = await shelf.put(content(1, 500_000))
     async with shelf.store.ingest(Digest.of(content(2))) as partial:
+        await partial.expect(None)
         await partial.append(content(2)[:90_000])
         partial.close()
     await shelf.put(content(3, 480_000))

@@ -1,11 +1,14 @@
 """A cancelled reader, flight or shutdown leaves everything as it was: rooms, threads, locks and files."""
 
 import asyncio
+import ssl
+import threading
 from pathlib import Path
 
 import pytest
 
 from proxy.oci import Digest, Repository
+from proxy.upstream.bulk import BulkClient
 from tests.hub import Fault
 
 SIZE = 3_000_000
@@ -69,3 +72,38 @@ async def test_cancelled_readers_leave_the_flight_and_nothing_else(cache, hub, f
     await cache.settled()
     assert hub.counters.blob_gets(flight.flight.digest) == 1
     assert flight.flight.partial is None  # the last reader closed the file
+
+
+async def test_a_cancelled_transfer_takes_no_more_than_the_piece_under_way():
+    """Of what has arrived by then, megabytes lie in the socket's buffers."""
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE + bytes(SIZE))
+
+    bulk = BulkClient(
+        tls=ssl.create_default_context(),
+        connect_timeout_seconds=5,
+        read_timeout_seconds=5,
+        connections=1,
+        user_agent="test",
+    )
+    taken, interrupted = threading.Event(), threading.Event()
+    pieces = []
+
+    def take(piece):
+        pieces.append(len(piece))
+        taken.set()
+        assert interrupted.wait(20)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        reply = await bulk.get("http://{}:{}/".format(*server.sockets[0].getsockname()), {})
+        interrupt = reply._interrupt
+        reply._interrupt = lambda: (interrupt(), interrupted.set())
+        draining = asyncio.create_task(reply.drain(take))
+        await asyncio.to_thread(taken.wait, 20)
+        draining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await draining
+        reply.close()
+    bulk.close()
+    assert len(pieces) == 1

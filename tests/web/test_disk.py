@@ -162,3 +162,23 @@ async def test_blob_larger_than_the_cap_streams_through(start_cache, hub):
     stats = await cache.stats()
     assert (stats["store"]["size_bytes"], stats["store"]["partial_bytes"]) == (1_000_000, 0)
     assert stats["requests"]["bypass"] == 3
+
+
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+async def test_blob_of_unknown_size(start_cache, hub, framing):
+    """Room is made as it grows, by eviction too; what is larger than the cap streams through."""
+    cache = await start_cache(max_size="4MB")
+    _, old_path, _ = await image_of(hub, "old-blob", 2_000_000)
+    await cache.get(old_path)
+    await cache.settled()
+    hub.faults.add(Fault(service="cdn", framing=framing))
+    _, path, true = await image_of(hub, f"without-length-{framing}")
+    assert (await cache.get(path)).body == true
+    await cache.settled()
+    assert (await cache.get(path)).cache_status == "registry-cache; hit"
+    assert (await cache.stats())["store"]["evicted_objects"] == 1
+    _, path, true = await image_of(hub, f"without-length-and-large-{framing}", 5_000_000)
+    assert (await cache.get(path)).body == true
+    await cache.settled()
+    assert "more than the cap" in cache.seen(events.NotStored)[0].reason
+    assert half_written(cache.root) == []

@@ -387,28 +387,25 @@ async def test_missing_digest_header_costs_a_get(start_cache, hub, image):
 
 
 @pytest.mark.parametrize("cap", ["1MB", "10MB"])
-async def test_wrong_bytes_that_are_not_stored_never_look_whole_either(start_cache, hub, image, blob, cap):
+async def test_wrong_bytes_that_are_not_stored_never_look_whole_either(start_cache, hub, image, blob, cap, monkeypatch):
     """A cap that is too small from the start, and room that runs out in the middle."""
     cache = await start_cache(max_size=cap, retries=1)
     path = f"/v2/{image.repository}/blobs/{blob.digest}"
     if cap == "10MB":
-        full = OSError(errno.ENOSPC, "No space left on device")
-        cache.proxy.store._threads.run = _failing_after(cache.proxy.store._threads.run, 4, full)
+        monkeypatch.setattr(os, "pwrite", _full_beyond(os.pwrite, 1_000_000))
     hub.faults.add(Fault(service="cdn", flip_byte_at=100_000))
     assert await received_bytes(cache, path) < SIZE
+    assert cache.seen(events.NotStored)
     hub.faults.clear()
     assert (await cache.get(path)).body == hub.images.read(blob.digest)
 
 
-def _failing_after(run, count, error):
-    """A disk that takes *count* more calls."""
-    calls = 0
+def _full_beyond(pwrite, size):
+    """A disk on which no file is longer than *size* bytes."""
 
-    async def failing(work, *args):
-        nonlocal calls
-        calls += 1
-        if calls > count and work.__name__ == "_write":
-            raise error
-        return await run(work, *args)
+    def failing(fd, data, offset):
+        if offset + len(data) > size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(fd, data, offset)
 
     return failing
