@@ -2,7 +2,8 @@
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+# The first one on a machine has Debian and the wheels to fetch.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 PREFIX = "usr/local"
 SETTINGS = {"etc/registry-cache.toml", "etc/registry-cache-prune.toml"}

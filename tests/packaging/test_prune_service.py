@@ -8,7 +8,8 @@ import pytest
 from tests.hostprune.builders import DAY
 from tests.hostprune.fake_engine import running_engine
 
-pytestmark = pytest.mark.e2e
+# The first one on a machine has Debian and the wheels to fetch.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 PRUNE = "registry-cache-prune.service"
 SETTINGS = '[prune]\nfree_below = "100%"\ndata_root = "/var/lib/docker"\n'

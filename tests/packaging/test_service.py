@@ -10,7 +10,8 @@ from proxy.oci import Digest
 from tests.e2e.command import free_port, until
 from tests.importing.registry2 import Registry2, tree
 
-pytestmark = pytest.mark.e2e
+# The first one on a machine has Debian and the wheels to fetch.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 CACHE = "registry-cache.service"
 DOCKER = "docker.service"
