@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -84,8 +85,9 @@ def machine() -> str:
 
 def command() -> str:
     """How to run it again."""
-    arguments = [word for word in sys.argv[1:] if not word.startswith("/")]
-    return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *arguments])
+    arguments = " ".join(sys.argv[1:])
+    where_to = re.sub(r"(^|\s)--output[ =]\S+", "", arguments)  # which is a matter of this machine
+    return f"python -m benchmarks.{Path(sys.argv[0]).stem} {where_to}".rstrip()
 
 
 def figure(value: float) -> str:
