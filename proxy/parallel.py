@@ -16,6 +16,7 @@ from proxy.errors import RegistryCacheError, UpstreamError
 from proxy.flight import BlobBody, BlobSource
 from proxy.oci import Digest, Repository
 from proxy.storage import Piece
+from proxy.threads import finish
 
 # Long enough to be worth the round trips of its own GET; it is kept in memory until its turn.
 SEGMENT_BYTES = 4 * 1024 * 1024
@@ -78,7 +79,7 @@ class ParallelBody:
             else:
                 return
         while piece := await self.read():
-            await asyncio.to_thread(take, piece)
+            await finish(asyncio.to_thread(take, piece))  # it uses a file, which is closed after us
 
     def _watched(self, take: Callable[[Piece], None], piece: Piece) -> None:
         """In a thread."""

@@ -1,10 +1,13 @@
 """Several connections for a large blob: only where one is slow, the same bytes, and no end of them."""
 
 import asyncio
+import threading
 
 import pytest
 
 from proxy import events, parallel
+from proxy.oci import Digest, Repository
+from proxy.store.partial import DiskPartial
 from tests.hub import Fault
 
 SIZE = 40 * 300_000
@@ -123,3 +126,26 @@ async def test_it_ends_with_the_cache(start_cache, hub, blob, at_once):
         await cache.proxy.flights.aclose()
         await asyncio.gather(asking, return_exceptions=True)
         assert is_settled(cache)
+
+
+async def test_a_cancelled_flight_waits_for_the_write_under_way(cache, hub, blob, at_once, monkeypatch):
+    """Or the file would be closed, and its number used again, under a thread that writes to it."""
+    slow(hub)
+    writing, go_on = threading.Event(), threading.Event()
+    write = DiskPartial.write
+
+    def held(partial, data):
+        if not threading.current_thread().name.startswith("upstream"):  # the bytes of a range
+            writing.set()
+            assert go_on.wait(20)
+        write(partial, data)
+
+    monkeypatch.setattr(DiskPartial, "write", held)
+    reader = cache.proxy.flights.join(Repository.parse(REPOSITORY), Digest(blob))
+    assert await asyncio.to_thread(writing.wait, 20)
+    closing = asyncio.create_task(cache.proxy.flights.aclose())
+    done, _ = await asyncio.wait([closing], timeout=0.3)
+    go_on.set()
+    await closing
+    reader.close()
+    assert not done
