@@ -66,7 +66,7 @@ class Report:
     def write(self) -> None:
         """Write Markdown and JSON; the plot is there already."""
         (self.directory / f"{self.name}.md").write_text("\n\n".join(self._parts) + "\n")
-        (self.directory / f"{self.name}.json").write_text(json.dumps(self.raw, indent=1) + "\n")
+        (self.directory / f"{self.name}.json").write_text(json.dumps(self.raw) + "\n")
 
 
 NOISE = (
