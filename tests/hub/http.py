@@ -115,7 +115,10 @@ class Connection:
                     await asyncio.sleep(0.001)
 
     def _unacknowledged_bytes(self) -> int:
-        size: int = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
+        fd = self._socket.fileno()
+        if fd < 0:
+            return 0  # the client has left, and the socket is closed
+        size: int = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))[0]
         return size
 
     async def finish(self) -> None:
