@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint docs soak bench bench-quick verify verify-short proof-daemons daemons lock install uninstall clean
+.PHONY: help run test fast check fmt lint docs soak bench bench-quick verify verify-short proof-daemons daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,16 @@ test:  ## everything: lint, types, tests, the real daemons among them
 	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp daemons
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -n 3 --dist loadfile
+
+fast: $(VENV)/dev.stamp  ## what needs no daemon and takes no time: half a minute
+	$(BIN)/pytest -q -n 2 --dist loadscope -m "not daemon and not slow"
+
+check: $(VENV)/dev.stamp  ## one test: make check T=tests/test_oci.py (or T="-k digest")
+	$(BIN)/pytest -q $(or $(T),$(error name a test: make check T=tests/test_oci.py))
+
+fmt: $(VENV)/dev.stamp  ## format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff check .

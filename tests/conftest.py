@@ -17,6 +17,17 @@ def pytest_asyncio_loop_factories() -> dict[str, Any]:
     return {"uvloop": uvloop.new_event_loop}
 
 
+# Whoever asks for one of these needs a real program beside the tests: a registry, Nix, a browser.
+_DAEMON_FIXTURES = frozenset({"origin", "nix", "rendered", "browser"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a daemon are known by what they ask for: ``-m "not daemon"`` leaves them out."""
+    for item in items:
+        if item.get_closest_marker("e2e") or _DAEMON_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("daemon")
+
+
 @pytest.fixture
 async def start_cache(tmp_path, hub):
     """Start a cache with the given settings; several in one test share nothing but what *root* says."""

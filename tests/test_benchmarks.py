@@ -12,6 +12,7 @@ from tests.e2e.dockerd import require_daemons
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

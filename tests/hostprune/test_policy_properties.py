@@ -5,6 +5,7 @@ The rules are said again here, slowly and literally, so that a mistake in the pl
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,8 @@ from proxy.hostprune.policy import may_go, plan
 from proxy.hostprune.snapshot import Container, Disk, Image, Service, Snapshot, Task
 from proxy.settings import PruneSettings
 from proxy.units import Threshold
+
+pytestmark = pytest.mark.slow
 
 NOW = 1_000_000.0
 # Small pools: names, layers and ages collide all the time.
