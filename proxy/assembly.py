@@ -73,7 +73,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         metrics = Metrics()
         bus.subscribe(metrics)
         index, store = await stack.enter_async_context(open_store(settings, bus))
-        history = History(index, metrics.counts, index.clock.now)
+        history = History(index, metrics.counts, index.clock.now, bus)
         history.start()
         stack.push_async_callback(history.aclose)
         curator = Curator(store, index, cap_bytes=int(settings.max_size), events=bus)

@@ -83,6 +83,15 @@ class Crashed(Event, frozen=True, kw_only=True):
     traceback: str = ""
 
 
+class BackgroundFailed(Event, frozen=True, kw_only=True):
+    """A round of ``work`` beside the service failed; the next round tries again."""
+
+    level: ClassVar[Level] = "warning"
+
+    work: str
+    reason: str
+
+
 # --- store ------------------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,11 @@ rolled up later, and a restart loses what was counted in the last few seconds.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
+
+from proxy.background import Background
+from proxy.events import Events
 
 MINUTE, QUARTER, DAY = 60, 900, 86_400
 # By length of a step in seconds, how many are kept: two hours, two days, two months.
@@ -103,30 +105,24 @@ class History:
         now: Unix seconds; never decreases.
     """
 
-    def __init__(self, ledger: Ledger, counted: Callable[[], Counts], now: Callable[[], float]) -> None:
+    def __init__(
+        self, ledger: Ledger, counted: Callable[[], Counts], now: Callable[[], float], events: Events
+    ) -> None:
         self._ledger = ledger
         self._counted = counted
         self._now = now
         self._written = counted()
         self._writing = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        self._loop = Background("history", self.record, interval_seconds=_WRITE_SECONDS, events=events)
 
     def start(self) -> None:
         """Write every few seconds from now on, if there is anything to write."""
-        self._task = asyncio.create_task(self._follow(), name="history")
+        self._loop.start()
 
     async def aclose(self) -> None:
         """Write the rest and stop."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._loop.aclose()
         await self.record()
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_WRITE_SECONDS)
-            await self.record()
 
     async def record(self) -> None:
         """Write what was counted since the last time; what cannot be written now is written later."""

@@ -16,7 +16,8 @@ FLOORS = {
     "store": 1, "upstream": 1, "hostprune": 1, "metrics": 1, "logs": 1, "prometheus": 1.2,
     "warming": 0.6, "storage": 0.5, "contents": 0.5, "attention": 0.5,
     "oci": 0.4, "ranges": 0.4, "settings": 0.4, "events": 0.4, "singleflight": 0.4, "threads": 0.4, "clock": 0.4,
-    "systemd": 0.4, "history": 0.4, "registry2": 0.3, "units": 0.3,
+    "background": 0.45, "history": 0.48,
+    "systemd": 0.4, "registry2": 0.3, "units": 0.3,
     "errors": 0,
 }  # fmt: skip
 FOREIGN = {

@@ -26,7 +26,7 @@ class Meter:
         self.counts = self.counts.plus(more)
 
     def history(self, ledger) -> History:
-        return History(ledger, lambda: self.counts, lambda: self.now)
+        return History(ledger, lambda: self.counts, lambda: self.now, events.Events())
 
 
 async def opened(path) -> SqliteIndex:
