@@ -68,5 +68,5 @@ class Background:
         except (RegistryCacheError, OSError) as error:
             self._events.emit(events.BackgroundFailed(work=self._name, reason=str(error) or repr(error)))
         except Exception:  # noqa: BLE001 -- a bug in one round must not end all later ones
-            self._events.emit(events.Crashed(message=f"in the background: {self._name}", traceback=traceback.format_exc()))
+            self._events.emit(events.Crashed(message=self._name, traceback=traceback.format_exc()))
         return None

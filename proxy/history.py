@@ -105,9 +105,7 @@ class History:
         now: Unix seconds; never decreases.
     """
 
-    def __init__(
-        self, ledger: Ledger, counted: Callable[[], Counts], now: Callable[[], float], events: Events
-    ) -> None:
+    def __init__(self, ledger: Ledger, counted: Callable[[], Counts], now: Callable[[], float], events: Events) -> None:
         self._ledger = ledger
         self._counted = counted
         self._now = now
