@@ -106,6 +106,10 @@ class RateLimited(UpstreamError):
     """Upstream said 429; ``retry_in_seconds`` is how long nothing should be asked of it."""
 
 
+class RangeRefused(UpstreamError):
+    """Upstream was asked for a part of a blob and answered with neither that part nor the whole: ask for the whole."""
+
+
 class UpstreamBusy(UpstreamError):
     """Too many transfers from upstream are under way already."""
 

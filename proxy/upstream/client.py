@@ -20,10 +20,10 @@ import httpx
 from proxy import events
 from proxy.errors import (
     BlobUnknown,
-    ContentError,
     Denied,
     ManifestUnknown,
     NameUnknown,
+    RangeRefused,
     RateLimited,
     RegistryCacheError,
     Unauthorized,
@@ -236,6 +236,7 @@ class Upstream:
         The body may begin elsewhere than asked: upstream may ignore the range. Look at ``body.start``.
 
         Raises:
+            RangeRefused: a part was asked for, and the answer is neither that part nor the whole blob.
             BlobUnknown, NameUnknown, Unauthorized, Denied, RateLimited, UpstreamError.
         """
         headers = {}
@@ -245,11 +246,12 @@ class Upstream:
         async def send(_method: str, url: str, extra: Mapping[str, str]) -> Reply:
             return BulkAsReply(await self._bulk.get(url, {**headers, **extra}))
 
-        reply = await self._exchange("blob_get", "GET", f"/v2/{repository.name}/blobs/{digest}", repository, send)
+        path, ranged = f"/v2/{repository.name}/blobs/{digest}", bool(headers)
+        reply = await self._exchange("blob_get", "GET", path, repository, send, ranged=ranged)
         if not isinstance(reply, BulkAsReply):
             raise TypeError(reply)
         try:
-            body = _blob_body(reply, self._received)
+            body = _blob_body(reply, self._received, start if ranged else None)
             yield body
         except BaseException:
             reply.bulk.close()
@@ -306,6 +308,8 @@ class Upstream:
         path: str,
         repository: Repository,
         send: Callable[[str, str, Mapping[str, str]], Awaitable[Reply]],
+        *,
+        ranged: bool = False,
     ) -> Reply:
         """Send one request, answer a challenge, follow redirects; a reply that is a success, or an error raised."""
         is_pull = kind in ("manifest_get", "manifest_head")
@@ -316,9 +320,9 @@ class Upstream:
             reply = await self._authorized(method, url, repository, send)
             try:
                 status = reply.status
-                reply = await self._redirected(method, url, reply, send)
+                reply = await self._redirected(method, url, reply, send, ranged=ranged)
                 status = reply.status
-                await self._judge(kind, reply, is_pull=is_pull)
+                await self._judge(kind, reply, is_pull=is_pull, ranged=ranged)
             except BaseException:
                 await reply.aclose()
                 raise
@@ -354,6 +358,8 @@ class Upstream:
         url: str,
         reply: Reply,
         send: Callable[[str, str, Mapping[str, str]], Awaitable[Reply]],
+        *,
+        ranged: bool,
     ) -> Reply:
         """Follow redirects, without the ``Authorization`` header: a CDN refuses requests that carry one."""
         for _ in range(_MAX_REDIRECTS):
@@ -366,11 +372,13 @@ class Upstream:
             if not location or scheme not in ("http", "https") or (scheme == "http" and self._base.startswith("https")):
                 raise UpstreamError(f"upstream redirects to {_shown(url)!r}, which is not followed")
             reply = await self._watched(send, method, url, None)
-            if 400 <= reply.status < 500 and reply.status != 404:  # noqa: PLR2004 -- HTTP
+            if 400 <= reply.status < 500 and reply.status not in (404, 429):  # noqa: PLR2004 -- HTTP
                 # Signed URLs expire and CDNs refuse for reasons of their own: a new redirect may work.
                 status = reply.status
                 await reply.aclose()
-                raise UpstreamError(f"{_origin(url)} refuses a redirected request with status {status}")
+                raise (RangeRefused if ranged else UpstreamError)(
+                    f"{_origin(url)} refuses a redirected request with status {status}"
+                )
         await reply.aclose()
         raise UpstreamError(f"upstream redirects more than {_MAX_REDIRECTS} times")
 
@@ -396,11 +404,13 @@ class Upstream:
             breaker.succeeded()
         return reply
 
-    async def _judge(self, kind: events.UpstreamKind, reply: Reply, *, is_pull: bool) -> None:
+    async def _judge(self, kind: events.UpstreamKind, reply: Reply, *, is_pull: bool, ranged: bool) -> None:
         """Raise what an answer that is no success means."""
         if reply.status in (200, 206):
             self.limits.observe(reply.headers, is_pull=is_pull)
             return
+        if ranged and _refuses_range(reply.status):
+            raise RangeRefused(f"upstream answered {reply.status} to a range")
         body = b""
         with contextlib.suppress(UpstreamError):
             body = await reply.read_small(SHORT_MAX_BYTES)
@@ -481,22 +491,36 @@ def _meaning(kind: events.UpstreamKind, status: int, body: bytes) -> RegistryCac
     if status == 401:  # noqa: PLR2004 -- HTTP
         # Hub says "authentication required" of a name that does not exist, too.
         return Unauthorized("no such image, or no account that may read it" + (f" ({message})" if message else ""))
-    if status == 416:  # noqa: PLR2004 -- HTTP
-        return ContentError("upstream has fewer bytes of this blob than there are here")
     if status == 403:  # noqa: PLR2004 -- HTTP
         return Denied(message or "upstream refuses access")
     return UpstreamError(f"upstream answered {status}" + (f": {message}" if message else ""))
 
 
-def _blob_body(reply: BulkAsReply, received: Callable[[int], None]) -> BlobBody:
+def _refuses_range(status: int) -> bool:
+    """Whether the same question without its range may be answered. Even a 404 may be meant for the range only."""
+    return (status // 100 == 4 and status not in (401, 429)) or status in (501, 505)  # noqa: PLR2004 -- HTTP
+
+
+def _blob_body(reply: BulkAsReply, received: Callable[[int], None], asked_start: int | None) -> BlobBody:
+    """The body of a success.
+
+    Args:
+        asked_start: of the range that was asked for; None when the whole was.
+    """
     length = content_length(reply.headers)
     if reply.headers.get("content-encoding", "identity") != "identity":
         raise UpstreamError("upstream sent an encoded body although none was asked for")
     if reply.status == 200:  # noqa: PLR2004 -- HTTP
         return BlobBody(reply.bulk, 0, length, length, received)
     span = ContentRange.parse(reply.headers.get("content-range", ""))
-    if span is None or span.total is None or (length is not None and length != span.stop - span.start):
-        raise UpstreamError("upstream sent a part of the blob without saying which")
+    if (
+        span is None
+        or span.total is None
+        or span.start != (asked_start or 0)
+        or (length is not None and length != span.stop - span.start)
+    ):
+        error = UpstreamError if asked_start is None else RangeRefused
+        raise error("upstream sent a part of the blob without saying which, or another one than was asked for")
     return BlobBody(reply.bulk, span.start, span.stop, span.total, received)
 
 

@@ -1,0 +1,63 @@
+"""The client for upstream by itself, in front of the look-alike: no cache decides what is asked."""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from proxy import events
+from proxy.assembly import build_upstream
+from proxy.oci import Digest, Reference, Repository
+from proxy.settings import load_settings
+from proxy.upstream.client import Upstream
+
+
+@dataclass
+class Asked:
+    """A client of upstream, and every event it emitted."""
+
+    upstream: Upstream
+    emitted: list[events.Event] = field(default_factory=list)
+
+    def seen(self, kind: type[events.Event]) -> list[Any]:
+        return [event for event in self.emitted if isinstance(event, kind)]
+
+    async def head(self, name: str, target: str = "1", **options: Any) -> Any:
+        return await self.upstream.manifest_head(reference(name, target), **options)
+
+    async def manifest(self, name: str, target: str = "1") -> Any:
+        return await self.upstream.manifest(reference(name, target))
+
+    async def blob(self, name: str, digest: str, *, start: int = 0, stop: int | None = None) -> bytes:
+        """The body of one GET, to its end."""
+        async with self.upstream.blob(Repository.parse(name), Digest.parse(digest), start=start, stop=stop) as body:
+            return b"".join([bytes(piece) async for piece in pieces(body)])
+
+
+async def pieces(body):
+    while piece := await body.read():
+        yield piece
+
+
+def reference(name: str, target: str = "1") -> Reference:
+    return Reference.parse(Repository.parse(name), target)
+
+
+@pytest.fixture
+async def ask(tmp_path, hub):
+    """Start a client with the look-alike's account, or other settings."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        def start(**flags: Any) -> Asked:
+            secret = tmp_path / "pat"
+            secret.write_text(hub.account.pat)
+            account = {"username": hub.account.username, "password_file": secret}
+            given = {"upstream": hub.url, "ca_file": hub.ca_file, "cache_dir": tmp_path, **account, **flags}
+            bus = events.Events()
+            asked = Asked(build_upstream(load_settings(None, given), bus))
+            bus.subscribe(asked.emitted.append)
+            stack.push_async_callback(asked.upstream.aclose)
+            return asked
+
+        yield start
