@@ -1,21 +1,20 @@
 """The one place that builds concrete things and puts them together."""
 
 import contextlib
-import secrets
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from proxy import __version__, events
 from proxy.curator import Curator
 from proxy.flight import BlobSource, Flight, Flights
-from proxy.history import History, total
+from proxy.history import History
 from proxy.metrics import Metrics
 from proxy.oci import DOCKER_HUB
 from proxy.parallel import EXTRA_CONNECTIONS, ParallelSource
 from proxy.prefetch import Prefetcher
 from proxy.prometheus import PrometheusCollector
 from proxy.pullthrough import Policy, PullThrough
+from proxy.reports import Identity, Reports
 from proxy.settings import Settings
 from proxy.store.disk import DiskStore
 from proxy.store.index import SqliteIndex
@@ -30,22 +29,8 @@ from proxy.web.app import Server
 from proxy.web.blob_response import BlobResponder
 from proxy.web.fast_path import FastPath
 from proxy.web.ops import Ops
-from proxy.web.page import Page, PageData
+from proxy.web.page import Page
 from proxy.web.v2 import V2
-
-_PINS_SHOWN = 20
-
-
-@dataclass
-class Identity:
-    """Which cache this is: what answers on a mirror's address can be told from another one.
-
-    ``address`` and ``config``, the settings file, are set by whoever listens.
-    """
-
-    instance: str = field(default_factory=lambda: secrets.token_hex(8))
-    address: str = ""
-    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,45 +115,29 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         stack.callback(reads.close)
 
         identity = Identity()
-
-        def stats() -> dict[str, Any]:
-            return {"instance": identity.instance, **_stats(settings, metrics, store, upstream, flights)}
-
-        async def page_data() -> PageData:
-            spans = await history.spans()
-            return PageData(
-                now=index.clock.now(),
-                stats=stats(),
-                spans=spans,
-                misses=tuple(metrics.recent_misses),
-                trouble=tuple(metrics.recent_trouble),
-                pins=await index.pin_summary(_PINS_SHOWN),
-                settings=settings,
-            )
-
-        def about() -> dict[str, Any]:
-            return {**asdict(identity), "version": __version__, "settings": settings.model_dump(mode="json")}
-
-        async def full_stats() -> dict[str, Any]:
-            pins = await index.pin_summary(0)
-            return {
-                **stats(),
-                "history": {name: total(steps)._asdict() for name, steps in (await history.spans()).items()},
-                "pins": {"number": pins.number, "size_bytes": pins.size_bytes},
-                "next_evictions": await _next_evictions(store, index),
-            }
-
+        reports = Reports(
+            settings,
+            identity=identity,
+            metrics=metrics,
+            history=history,
+            index=index,
+            store=store,
+            upstream=upstream,
+            flights=flights,
+        )
         blobs = BlobResponder(pull_through, flights, client_timeout_seconds=settings.client_timeout, threads=reads)
         fast = FastPath(pull_through, blobs, bus)
         v2 = V2(pull_through, index, blobs, fast, registries=frozenset({DOCKER_HUB}), events=bus)
         server = Server(
             v2,
-            Ops(stats, Page(page_data), PrometheusCollector(metrics, stats).registry()),
+            Ops(reports.stats, Page(reports.page_data), PrometheusCollector(metrics, reports.stats).registry()),
             fast,
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )
-        await stack.enter_async_context(listening(Admin(curator, full_stats, about), settings.cache_dir, bus))
+        await stack.enter_async_context(
+            listening(Admin(curator, reports.full_stats, reports.about), settings.cache_dir, bus)
+        )
         yield Proxy(server, pull_through, store, index, upstream, flights, metrics, identity)
 
 
@@ -221,59 +190,3 @@ def build_upstream(settings: Settings, bus: events.Events) -> Upstream:
         user_agent=f"registry-cache/{__version__}",
         events=bus,
     )
-
-
-async def _next_evictions(store: DiskStore, index: SqliteIndex) -> list[dict[str, Any]]:
-    victims = await store.next_victims(10)
-    names = await index.repositories_of([victim.digest for victim in victims])
-    return [{**victim._asdict(), "repositories": names.get(victim.digest, [])} for victim in victims]
-
-
-def _stats(
-    settings: Settings, metrics: Metrics, store: DiskStore, upstream: Upstream, flights: Flights
-) -> dict[str, Any]:
-    """``GET /_stats``; the form is fixed."""
-    totals, quota = store.totals(), upstream.limits.quota
-    down = [breaker.origin for breaker in upstream.breakers.values() if breaker.is_open]
-    return {
-        "version": __version__,
-        **metrics.snapshot(),
-        "store": {
-            "size_bytes": totals.size_bytes,
-            "max_size_bytes": int(settings.max_size),
-            "partial_bytes": totals.partial_bytes,
-            "blobs": totals.blobs,
-            "manifests": totals.manifests,
-            "tags": totals.tags,
-            "evicted_objects": metrics.evicted_objects,
-            "evicted_bytes": metrics.evicted_bytes,
-            "quarantined": totals.quarantined,
-        },
-        "disk": disk._asdict() if (disk := store.space()) else None,
-        "upstream": {
-            "reachable": not down,
-            "down": down,
-            "answered_at": upstream.answered_at,
-            "credential_rejected": upstream.auth.credential_rejected,
-            "limited_for_seconds": round(
-                max(upstream.limits.pulls.closed_for_seconds, upstream.limits.requests.closed_for_seconds), 1
-            ),
-            "requests": {
-                kind: metrics.upstream[kind] for kind in ("manifest_get", "manifest_head", "blob_get", "token")
-            },
-            "failures": metrics.upstream_failures,
-            "rate_limit": quota._asdict() if quota else None,
-        },
-        "flights": len(flights),
-        "transfers": [_transfer(flight) for flight in flights],
-    }
-
-
-def _transfer(flight: Flight) -> dict[str, Any]:
-    return {
-        "repository": flight.repository.name,
-        "digest": str(flight.digest),
-        "received_bytes": flight.available,
-        "size_bytes": flight.size_bytes,
-        "readers": flight.readers,
-    }

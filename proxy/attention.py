@@ -1,8 +1,9 @@
 """What an operator should look at now and what to do about it, from ``/_stats``: for the page and the terminal."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
+from proxy.figures import Stats
 from proxy.units import format_size
 
 _QUOTA_LOW = 0.1
@@ -16,15 +17,14 @@ class Notice(NamedTuple):
     remedy: str
 
 
-def notices(stats: Mapping[str, Any], now: float) -> Iterator[Notice]:
+def notices(stats: Stats, now: float) -> Iterator[Notice]:
     """The worst first.
 
     Args:
-        stats: the whole of ``/_stats``.
         now: Unix seconds.
     """
-    upstream, store, disk = stats["upstream"], stats["store"], stats["disk"]
-    if upstream["credential_rejected"]:
+    upstream, store, disk = stats.upstream, stats.store, stats.disk
+    if upstream.credential_rejected:
         yield Notice(
             "error",
             "Upstream rejects the credential: only what is cached is served.",
@@ -32,36 +32,35 @@ def notices(stats: Mapping[str, Any], now: float) -> Iterator[Notice]:
             "systemctl restart registry-cache. Else: into PASSWORD_FILE, which is read again by itself. "
             "registry-cache doctor tells more.",
         )
-    if not upstream["reachable"]:
+    if not upstream.reachable:
         yield Notice(
             "error",
-            f"Upstream does not answer: {', '.join(upstream['down'])}. What is cached is served, other pulls fail.",
+            f"Upstream does not answer: {', '.join(upstream.down)}. What is cached is served, other pulls fail.",
             "It is tried again by itself. registry-cache doctor tells whether it is the network, TLS or upstream.",
         )
-    if upstream["limited_for_seconds"]:
+    if upstream.limited_for_seconds:
         yield Notice(
             "warning",
-            f"Upstream said 429 and is left alone for {upstream['limited_for_seconds']:.0f} s.",
+            f"Upstream said 429 and is left alone for {upstream.limited_for_seconds:.0f} s.",
             "What is cached is served. If the cache pulls anonymously: an account (USERNAME) has more pulls.",
         )
-    quota = upstream["rate_limit"]
-    is_current = quota and quota["observed_at"] + quota["window_seconds"] > now
-    if is_current and quota["remaining"] < quota["limit"] * _QUOTA_LOW:
+    quota = upstream.rate_limit
+    if quota and quota.observed_at + quota.window_seconds > now and quota.remaining < quota.limit * _QUOTA_LOW:
         yield Notice(
             "warning",
-            f"{quota['remaining']} of {quota['limit']} pulls are left.",
+            f"{quota.remaining} of {quota.limit} pulls are left.",
             "Put off what is not cached, or raise TAG_TTL and MAX_SIZE; the recent misses show who pulls what.",
         )
-    if disk and disk["free_bytes"] < disk["min_free_bytes"]:
+    if disk and disk.free_bytes < disk.min_free_bytes:
         yield Notice(
             "warning",
-            f"{format_size(disk['free_bytes'])} are free on the disk, less than MIN_FREE "
-            f"({format_size(disk['min_free_bytes'])}): cached content is evicted.",
+            f"{format_size(disk.free_bytes)} are free on the disk, less than MIN_FREE "
+            f"({format_size(disk.min_free_bytes)}): cached content is evicted.",
             "Make room: registry-cache prune shows which of the host's own images can go.",
         )
-    if store["quarantined"]:
+    if store.quarantined:
         yield Notice(
             "error",
-            f"{store['quarantined']} rotten {'file was' if store['quarantined'] == 1 else 'files were'} put aside.",
+            f"{store.quarantined} rotten {'file was' if store.quarantined == 1 else 'files were'} put aside.",
             "They are fetched anew when asked for. Look at the disk (dmesg, smartctl), then run registry-cache verify.",
         )

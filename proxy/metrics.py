@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from proxy import events
+from proxy.figures import AllRepositories, ByteFigures, PrefetchFigures, RepositoryFigures
 from proxy.history import Counts
 
 _HITS = ("hit", "revalidated", "stale")
@@ -150,7 +151,7 @@ class Metrics:
         return RepositoryUse(*(sum(map(itemgetter(field), counts)) for field in range(len(RepositoryUse._fields))))
 
     def snapshot(self) -> dict[str, Any]:
-        """The part of ``/_stats`` that is counted here."""
+        """The fields of :class:`proxy.figures.Stats` that are counted here."""
         served = self.served_bytes.total()
         top = heapq.nlargest(_TOP_REPOSITORIES, self.repositories.items(), key=lambda item: item[1][1])
         return {
@@ -158,10 +159,10 @@ class Metrics:
             "requests": {result: self.requests[result] for result in RESULTS},
             "hit_ratio": self.hit_ratio,
             "byte_hit_ratio": round(self.from_cache_bytes / served, 4) if served else None,
-            "bytes": {"served": served, "from_cache": self.from_cache_bytes, "from_upstream": self.received_bytes},
+            "bytes": ByteFigures(served=served, from_cache=self.from_cache_bytes, from_upstream=self.received_bytes),
             "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},
-            "repositories": [{"name": name, **RepositoryUse(*counts)._asdict()} for name, counts in top],
-            "all_repositories": {"count": len(self.repositories), **self.all_repositories()._asdict()},
-            "prefetch": {"fetched_bytes": self.prefetched_bytes, "wasted_bytes": self.prefetch_wasted_bytes},
+            "repositories": [RepositoryFigures(name=name, **RepositoryUse(*counts)._asdict()) for name, counts in top],
+            "all_repositories": AllRepositories(count=len(self.repositories), **self.all_repositories()._asdict()),
+            "prefetch": PrefetchFigures(fetched_bytes=self.prefetched_bytes, wasted_bytes=self.prefetch_wasted_bytes),
             "events": dict(sorted(self.happened.items())),
         }

@@ -1,12 +1,12 @@
 """``/metrics``: ``/_stats`` in Prometheus form. Every name is explained in ``docs/metrics.md``."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from proxy.figures import DiskFigures, Stats, StoreFigures, UpstreamFigures
 from proxy.metrics import BUCKETS_SECONDS, RESULTS, Latency, Metrics
 
 PREFIX = "registry_cache_"
@@ -25,7 +25,7 @@ class PrometheusCollector(Collector):
         stats: gives the whole of ``/_stats``.
     """
 
-    def __init__(self, metrics: Metrics, stats: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, metrics: Metrics, stats: Callable[[], Stats]) -> None:
         self._metrics = metrics
         self._stats = stats
 
@@ -39,13 +39,13 @@ class PrometheusCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus_client at each scrape."""
         stats = self._stats()
-        yield _labelled("build_info", "The running version; always 1.", "version", [(stats["version"], 1)], gauge=True)
+        yield _labelled("build_info", "The running version; always 1.", "version", [(stats.version, 1)], gauge=True)
         yield from self._requests()
         yield from self._upstream_counters()
         yield from self._removals()
-        yield from _store(stats["store"], stats["disk"])
-        yield from _upstream(stats["upstream"])
-        yield _gauge("flights", "Transfers from upstream under way.", stats["flights"])
+        yield from _store(stats.store, stats.disk)
+        yield from _upstream(stats.upstream)
+        yield _gauge("flights", "Transfers from upstream under way.", stats.flights)
         for name, latency in self._metrics.latency.items():
             yield _histogram(f"{name}_duration_seconds", f"Duration of a {name}, body included.", latency)
 
@@ -78,40 +78,40 @@ class PrometheusCollector(Collector):
         )
 
 
-def _store(store: dict[str, Any], disk: dict[str, Any] | None) -> Iterator[Metric]:
-    yield _gauge("store_size_bytes", "Content that is stored.", store["size_bytes"])
-    yield _gauge("store_max_size_bytes", "The cap, MAX_SIZE.", store["max_size_bytes"])
-    yield _gauge("store_partial_bytes", "Room promised to transfers, interrupted ones too.", store["partial_bytes"])
+def _store(store: StoreFigures, disk: DiskFigures | None) -> Iterator[Metric]:
+    yield _gauge("store_size_bytes", "Content that is stored.", store.size_bytes)
+    yield _gauge("store_max_size_bytes", "The cap, MAX_SIZE.", store.max_size_bytes)
+    yield _gauge("store_partial_bytes", "Room promised to transfers, interrupted ones too.", store.partial_bytes)
     for name in ("blobs", "manifests", "tags"):
-        yield _gauge(f"store_{name}", f"Cached {name}.", store[name])
-    yield _gauge("store_quarantined", "Rotten files that are kept as evidence.", store["quarantined"])
+        yield _gauge(f"store_{name}", f"Cached {name}.", getattr(store, name))
+    yield _gauge("store_quarantined", "Rotten files that are kept as evidence.", store.quarantined)
     if disk:
-        yield _gauge("disk_size_bytes", "The filesystem of the cache directory.", disk["size_bytes"])
-        yield _gauge("disk_free_bytes", "What is free on it.", disk["free_bytes"])
-        yield _gauge("disk_min_free_bytes", "What stays free on it, MIN_FREE.", disk["min_free_bytes"])
+        yield _gauge("disk_size_bytes", "The filesystem of the cache directory.", disk.size_bytes)
+        yield _gauge("disk_free_bytes", "What is free on it.", disk.free_bytes)
+        yield _gauge("disk_min_free_bytes", "What stays free on it, MIN_FREE.", disk.min_free_bytes)
 
 
-def _upstream(upstream: dict[str, Any]) -> Iterator[Metric]:
-    yield _gauge("upstream_reachable", "Whether upstream is held to be up.", int(upstream["reachable"]))
+def _upstream(upstream: UpstreamFigures) -> Iterator[Metric]:
+    yield _gauge("upstream_reachable", "Whether upstream is held to be up.", int(upstream.reachable))
     yield _gauge(
         "upstream_limited_seconds",
         "For how long upstream wants to be left alone after a 429; 0: not at all.",
-        upstream["limited_for_seconds"],
+        upstream.limited_for_seconds,
     )
-    if upstream["answered_at"]:
+    if upstream.answered_at:
         yield _gauge(
-            "upstream_answered_timestamp_seconds", "When upstream last answered anything.", upstream["answered_at"]
+            "upstream_answered_timestamp_seconds", "When upstream last answered anything.", upstream.answered_at
         )
     yield _gauge(
         "credential_rejected",
         "Whether upstream rejects the configured credential.",
-        int(upstream["credential_rejected"]),
+        int(upstream.credential_rejected),
     )
-    if quota := upstream["rate_limit"]:
-        yield _gauge("upstream_quota_limit", "Pulls that upstream allows in a window.", quota["limit"])
-        yield _gauge("upstream_quota_remaining", "Pulls that are left.", quota["remaining"])
-        yield _gauge("upstream_quota_window_seconds", "Length of that window.", quota["window_seconds"])
-        yield _gauge("upstream_quota_observed_timestamp_seconds", "When upstream told it last.", quota["observed_at"])
+    if quota := upstream.rate_limit:
+        yield _gauge("upstream_quota_limit", "Pulls that upstream allows in a window.", quota.limit)
+        yield _gauge("upstream_quota_remaining", "Pulls that are left.", quota.remaining)
+        yield _gauge("upstream_quota_window_seconds", "Length of that window.", quota.window_seconds)
+        yield _gauge("upstream_quota_observed_timestamp_seconds", "When upstream told it last.", quota.observed_at)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import click
@@ -19,6 +18,7 @@ from proxy.cli.common import INSTALLED_CONFIG, service_config_option
 from proxy.doctor import host, network
 from proxy.doctor.check import Check
 from proxy.errors import RegistryCacheError, SettingsError
+from proxy.figures import Stats
 from proxy.settings import Settings, load_settings, unknown_environment
 from proxy.warming.puller import Name, Puller, PullFailed
 
@@ -90,10 +90,11 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     if check := host.settings_file(found.config or config):
         yield check
     yield host.secret(settings)
-    stats = await _stats(found.url)
-    for check in host.cache_directory(settings, stats["store"]["size_bytes"] if stats else None):
+    answer = await _stats(found.url)
+    stats = answer if isinstance(answer, Stats) else None
+    for check in host.cache_directory(settings, stats.store.size_bytes if stats else None):
         yield check
-    yield network.service(stats, found.url, settings)
+    yield network.service(answer, found.url, settings)
     reachable = True
     async for check in network.upstream(settings):
         reachable = reachable and not (check.name == "upstream" and check.state == "broken")
@@ -101,7 +102,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     if reachable:
         async for check in network.account(settings, image):
             yield check
-    instance = found.instance or (stats or {}).get("instance")
+    instance = found.instance or (stats.instance if stats else None)
     async for check in network.docker(settings, os.environ, found.url, instance):
         yield check
     yield host.prune_habits()
@@ -109,12 +110,12 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
         yield await network.real_pull(found.url, image)
 
 
-async def _stats(url: str) -> dict[str, Any] | None:
+async def _stats(url: str) -> Stats | PullFailed:
     async with aiohttp.ClientSession() as session:
         try:
             return await Puller(session, url).stats()
-        except PullFailed:
-            return None
+        except PullFailed as failure:
+            return failure
 
 
 def _settings(settings: Settings, config: Path | None) -> Check:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -15,6 +14,7 @@ from rich.text import Text
 from proxy.attention import notices
 from proxy.cli.admin import Service, ServiceUnreachable, cache_dir_option, json_option, service
 from proxy.cli.common import service_config_option
+from proxy.figures import FullStats, OtherSchema, QuotaFigures, RepositoryFigures, UpstreamFigures, read
 from proxy.history import Counts
 from proxy.units import format_ago, format_size
 
@@ -58,7 +58,7 @@ def command(config: Path | None, cache_dir: Path | None, *, as_json: bool, watch
         return
 
 
-def _watch(asked: Service, stats: dict[str, Any]) -> None:
+def _watch(asked: Service, stats: object) -> None:
     """Goes on when the service is restarted: that is when people watch."""
     with Live(_shown(stats), screen=True, auto_refresh=False) as live:
         while True:
@@ -72,23 +72,22 @@ def _watch(asked: Service, stats: dict[str, Any]) -> None:
             live.update(shown, refresh=True)
 
 
-def _shown(stats: Mapping[str, Any]) -> Group:
+def _shown(answer: object) -> Group:
     try:
-        return figures(stats, time.time())
-    except KeyError as error:
-        raise ServiceUnreachable(
-            f"the running service is of another version ({stats.get('version')}) than this command: restart it"
-        ) from error
+        stats = read(answer, FullStats)
+    except OtherSchema as error:
+        raise ServiceUnreachable(str(error)) from error
+    return figures(stats, time.time())
 
 
-def figures(stats: Mapping[str, Any], now: float) -> Group:
+def figures(stats: FullStats, now: float) -> Group:
     """Everything on one screen.
 
     Args:
         stats: the admin interface's ``/stats``.
         now: Unix seconds.
     """
-    parts: list[RenderableType] = [_facts(stats, now), _history(stats["history"])]
+    parts: list[RenderableType] = [_facts(stats, now), _history(stats.history)]
     parts += [part for part in (_transfers(stats), _repositories(stats), _next(stats, now)) if part.row_count]
     spaced: list[RenderableType] = []
     for notice in notices(stats, now):
@@ -99,22 +98,20 @@ def figures(stats: Mapping[str, Any], now: float) -> Group:
     return Group(*spaced)
 
 
-def _facts(stats: Mapping[str, Any], now: float) -> Table:
-    store, requests, pins, disk = stats["store"], stats["requests"], stats["pins"], stats["disk"]
+def _facts(stats: FullStats, now: float) -> Table:
+    store, requests, pins, disk = stats.store, stats.requests, stats.pins, stats.disk
     table = Table.grid(padding=(0, 2))
-    used, cap = store["size_bytes"] + store["partial_bytes"], store["max_size_bytes"]
-    free = f", {format_size(disk['free_bytes'])} free on the filesystem" if disk else ""
-    table.add_row("up", f"{format_ago(stats['uptime_seconds'])}, version {stats['version']}")
-    table.add_row("hits", _hits(stats["hit_ratio"], stats["byte_hit_ratio"]))
+    used, cap = store.size_bytes + store.partial_bytes, store.max_size_bytes
+    free = f", {format_size(disk.free_bytes)} free on the filesystem" if disk else ""
+    table.add_row("up", f"{format_ago(stats.uptime_seconds)}, version {stats.version}")
+    table.add_row("hits", _hits(stats.hit_ratio, stats.byte_hit_ratio))
     table.add_row("requests", ", ".join(f"{count} {name}" for name, count in requests.items() if count) or "none yet")
-    table.add_row("saved", f"{format_size(stats['bytes']['from_cache'])} came from here")
+    table.add_row("saved", f"{format_size(stats.bytes.from_cache)} came from here")
     table.add_row("disk", f"{format_size(used)} of {format_size(cap)} ({used / cap if cap else 0:.0%}){free}")
-    table.add_row("content", f"{store['tags']} tags, {store['manifests']} manifests, {store['blobs']} blobs")
-    table.add_row(
-        "pinned", f"{pins['number']} pins, {format_size(pins['size_bytes'])}" if pins["number"] else "nothing"
-    )
-    table.add_row("upstream", _upstream(stats["upstream"], now))
-    table.add_row("quota", _quota(stats["upstream"]["rate_limit"], now))
+    table.add_row("content", f"{store.tags} tags, {store.manifests} manifests, {store.blobs} blobs")
+    table.add_row("pinned", f"{pins.number} pins, {format_size(pins.size_bytes)}" if pins.number else "nothing")
+    table.add_row("upstream", _upstream(stats.upstream, now))
+    table.add_row("quota", _quota(stats.upstream.rate_limit, now))
     return table
 
 
@@ -124,26 +121,26 @@ def _hits(ratio: float | None, byte_ratio: float | None) -> str:
     return f"{ratio:.1%} of requests" + ("" if byte_ratio is None else f", {byte_ratio:.1%} of bytes")
 
 
-def _upstream(upstream: Mapping[str, Any], now: float) -> Text:
-    if upstream["credential_rejected"]:
+def _upstream(upstream: UpstreamFigures, now: float) -> Text:
+    if upstream.credential_rejected:
         return Text("rejects the credential", style="bold red")
-    if not upstream["reachable"]:
-        return Text(f"not reachable: {', '.join(upstream['down'])}", style="bold red")
-    if upstream["limited_for_seconds"]:
-        return Text(f"wants to be left alone for {upstream['limited_for_seconds']:.0f} s (429)", style="yellow")
-    if not upstream["answered_at"]:
-        said_no = sum(upstream["requests"].values()) > upstream["failures"]
+    if not upstream.reachable:
+        return Text(f"not reachable: {', '.join(upstream.down)}", style="bold red")
+    if upstream.limited_for_seconds:
+        return Text(f"wants to be left alone for {upstream.limited_for_seconds:.0f} s (429)", style="yellow")
+    if not upstream.answered_at:
+        said_no = sum(upstream.requests.values()) > upstream.failures
         return Text("reachable, and refused what it was asked") if said_no else Text("not asked yet")
-    return Text(f"reachable, answered {format_ago(now - upstream['answered_at'])} ago", style="green")
+    return Text(f"reachable, answered {format_ago(now - upstream.answered_at)} ago", style="green")
 
 
-def _quota(quota: Mapping[str, Any] | None, now: float) -> str:
+def _quota(quota: QuotaFigures | None, now: float) -> str:
     if quota is None:
         return "not told yet: upstream says it with the first miss"
-    told = f"{quota['remaining']} of {quota['limit']} pulls left in {quota['window_seconds'] / 3600:g} h"
-    all_back_at = quota["observed_at"] + quota["window_seconds"]
+    told = f"{quota.remaining} of {quota.limit} pulls left in {quota.window_seconds / 3600:g} h"
+    all_back_at = quota.observed_at + quota.window_seconds
     if all_back_at <= now:
-        return f"{told}, told {format_ago(now - quota['observed_at'])} ago: all are back by now"
+        return f"{told}, told {format_ago(now - quota.observed_at)} ago: all are back by now"
     return f"{told}, all back by {time.strftime('%H:%M', time.localtime(all_back_at))} if nothing more is pulled"
 
 
@@ -163,36 +160,36 @@ def _history(history: Mapping[str, Mapping[str, int]]) -> Table:
     return table
 
 
-def _transfers(stats: Mapping[str, Any]) -> Table:
+def _transfers(stats: FullStats) -> Table:
     table = _table("transfers", "", "received", "of", "readers")
-    for one in stats["transfers"][:_TRANSFERS]:
-        size = one["size_bytes"]
+    for one in stats.transfers[:_TRANSFERS]:
+        size = one.size_bytes
         table.add_row(
-            f"{one['repository']} {one['digest'][:19]}",
-            f"{one['received_bytes'] / size:.0%}" if size else "",
-            format_size(one["received_bytes"]),
+            f"{one.repository} {one.digest[:19]}",
+            f"{one.received_bytes / size:.0%}" if size else "",
+            format_size(one.received_bytes),
             format_size(size) if size else "?",
-            str(one["readers"]),
+            str(one.readers),
         )
-    if stats["flights"] > _TRANSFERS:
-        table.add_row(f"and {stats['flights'] - _TRANSFERS} more")
+    if stats.flights > _TRANSFERS:
+        table.add_row(f"and {stats.flights - _TRANSFERS} more")
     return table
 
 
-def _repositories(stats: Mapping[str, Any]) -> Table:
+def _repositories(stats: FullStats) -> Table:
     table = _table("top repositories", "requests", "hits", "bytes", "from here")
-    shown, everything = stats["repositories"][:_REPOSITORIES], stats["all_repositories"]
+    shown, everything = stats.repositories[:_REPOSITORIES], stats.all_repositories
     for row in shown:
         table.add_row(
-            row["name"],
-            str(row["requests"]),
-            str(row["hits"]),
-            format_size(row["bytes"]),
-            format_size(row["from_cache"]),
+            row.name,
+            str(row.requests),
+            str(row.hits),
+            format_size(row.bytes),
+            format_size(row.from_cache),
         )
-    if everything["count"] > len(shown):
+    if everything.count > len(shown):
         table.add_row(
-            f"{everything['count'] - len(shown)} others",
+            f"{everything.count - len(shown)} others",
             str(_others(stats, shown, "requests")),
             str(_others(stats, shown, "hits")),
             format_size(_others(stats, shown, "bytes")),
@@ -202,17 +199,17 @@ def _repositories(stats: Mapping[str, Any]) -> Table:
     return table
 
 
-def _others(stats: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], field: str) -> int:
+def _others(stats: FullStats, shown: Sequence[RepositoryFigures], field: str) -> int:
     """What is left of *field* when the repositories that are shown are taken away."""
-    return int(stats["all_repositories"][field]) - sum(int(row[field]) for row in shown)
+    return int(getattr(stats.all_repositories, field)) - sum(int(getattr(row, field)) for row in shown)
 
 
-def _next(stats: Mapping[str, Any], now: float) -> Table:
+def _next(stats: FullStats, now: float) -> Table:
     table = _table("evicted next", "size", "last use")
-    for row in stats["next_evictions"][:_VICTIMS]:
-        name = ", ".join(row["repositories"]) or "unnamed"
-        used = format_ago(now - row["last_use"])
-        table.add_row(f"{name} {row['digest'][:19]}", format_size(row["size_bytes"]), f"{used} ago")
+    for row in stats.next_evictions[:_VICTIMS]:
+        name = ", ".join(row.repositories) or "unnamed"
+        used = format_ago(now - row.last_use)
+        table.add_row(f"{name} {row.digest[:19]}", format_size(row.size_bytes), f"{used} ago")
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import click
+import msgspec
 
 from proxy.cli.admin import Service, cache_dir_option, json_option, running
 from proxy.cli.common import service_config_option
@@ -147,7 +148,7 @@ async def _work(
 ) -> dict[str, Any]:
     async with aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)) as session:
         puller = Puller(session, url)
-        cap_bytes = (await puller.stats())["store"]["max_size_bytes"]
+        cap_bytes = (await puller.stats()).store.max_size_bytes
         warmer = Warmer(puller, parallel=parallel, quota_floor=quota_floor, listener=report)
         with report.looking(len(wishes)):
             planned = await warmer.plan(wishes)
@@ -158,7 +159,7 @@ async def _work(
             "pulls": sum(each.pulls for each in planned),
             "known_size_bytes": sum(each.look.size_bytes for each in planned if each.look),
             "known_missing_bytes": sum(each.look.missing_bytes for each in planned if each.look),
-            "quota": quota,
+            "quota": msgspec.structs.asdict(quota) if quota else None,
             "quota_floor": quota_floor,
             "max_size_bytes": cap_bytes,
         }

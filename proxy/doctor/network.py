@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
@@ -21,6 +20,7 @@ from proxy.errors import (
     SettingsError,
     UpstreamError,
 )
+from proxy.figures import Stats
 from proxy.hostprune.address import engine_socket
 from proxy.hostprune.engine import connect
 from proxy.oci import Reference
@@ -39,19 +39,21 @@ _NIXOS = Path("/etc/NIXOS")
 _DAEMON_JSON = Path("/etc/docker/daemon.json")
 
 
-def service(stats: Mapping[str, Any] | None, url: str, settings: Settings) -> Check:
+def service(answer: Stats | PullFailed, url: str, settings: Settings) -> Check:
     """The service answers, and what it says of its credential.
 
     Args:
-        stats: its ``/_stats``; None when it does not answer.
+        answer: its ``/_stats``, or why they could not be had.
     """
-    if stats is None:
+    if isinstance(answer, PullFailed) and answer.status:  # somebody answers there
+        return Check("service", "broken", str(answer), "see what listens there: ss -ltnp")
+    if isinstance(answer, PullFailed):
         remedy = "start it: systemctl start registry-cache, or registry-cache serve; why it stopped: journalctl -u "
         return Check("service", "broken", f"no cache answers on {url}", remedy + "registry-cache")
-    if stats["upstream"]["credential_rejected"]:
+    if answer.upstream.credential_rejected:
         text = f"{url} answers, but upstream rejects its credential"
         return Check("service", "broken", text, _new_token(settings))
-    return Check("service", "ok", f"{url} answers, version {stats['version']}")
+    return Check("service", "ok", f"{url} answers, version {answer.version}")
 
 
 def _new_token(settings: Settings) -> str:
@@ -197,7 +199,7 @@ async def instance_at(url: str) -> str | None:
     """Which cache answers on *url*: empty for something that is none, None for nothing at all."""
     try:
         async with aiohttp.ClientSession(trust_env=False) as session:
-            return str((await Puller(session, url).stats()).get("instance", ""))
+            return (await Puller(session, url).stats()).instance
     except PullFailed as error:
         return "" if error.status else None
 

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from proxy.errors import ContentError, DigestInvalid, RegistryCacheError
+from proxy.figures import OtherSchema, Stats, read
 from proxy.oci import (
     INDEX_TYPES,
     MANIFEST_ACCEPT,
@@ -135,7 +136,7 @@ class Puller:
         self._session = session
         self._base = base
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self) -> Stats:
         """The cache's figures.
 
         Raises:
@@ -154,7 +155,10 @@ class Puller:
             raise PullFailed(f"what answers on {self._base} is no registry-cache", status) from error
         if "upstream" not in answer or "store" not in answer:
             raise PullFailed(f"what answers on {self._base} is no registry-cache", status)
-        return answer
+        try:
+            return read(answer, Stats)
+        except OtherSchema as error:
+            raise PullFailed(str(error), status) from error
 
     async def look(self, name: Name, platforms: Sequence[str]) -> Look:
         """What is here, and what the rest would cost. One free ``HEAD`` at most goes upstream.

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from proxy.figures import QuotaFigures
 from proxy.oci import Descriptor
 from proxy.warming.puller import EVERY_PLATFORM, Look, Name, Puller, PullFailed
 
@@ -92,7 +93,7 @@ class Warmer:
         """Look at each image, for free."""
         return list(await asyncio.gather(*map(self._look, wishes)))
 
-    async def quota(self, planned: Sequence[Planned]) -> dict[str, Any] | None:
+    async def quota(self, planned: Sequence[Planned]) -> QuotaFigures | None:
         """The quota that is left now: upstream is asked once more, for free, if anything is to be spent."""
         costly = next((each for each in planned if each.pulls), None)
         if costly is not None:
@@ -178,16 +179,15 @@ class Warmer:
         """Whether the quota allows it; if not, nothing that costs is begun any more."""
         async with self._spending:
             quota = None if self.stopped else await self._quota()
-            if quota is not None and quota["remaining"] - self._promised - pulls < self._floor:
-                self.stopped = f"the quota: {quota['remaining']} pulls are left, and {self._floor} are left to others"
+            if quota is not None and quota.remaining - self._promised - pulls < self._floor:
+                self.stopped = f"the quota: {quota.remaining} pulls are left, and {self._floor} are left to others"
             if self.stopped:
                 return False
             self._promised += pulls
             return True
 
-    async def _quota(self) -> dict[str, Any] | None:
-        quota: dict[str, Any] | None = (await self._puller.stats())["upstream"]["rate_limit"]
-        return quota
+    async def _quota(self) -> QuotaFigures | None:
+        return (await self._puller.stats()).upstream.rate_limit
 
 
 def would_be(planned: Planned) -> Outcome:

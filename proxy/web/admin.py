@@ -20,12 +20,13 @@ from proxy import events
 from proxy.contents import Pattern, familiar
 from proxy.curator import Curator
 from proxy.errors import DigestInvalid, NameInvalid
+from proxy.figures import FullStats
 
 SOCKET_NAME = "admin.sock"
 _BACKLOG = 16
 _ROOT = 0
 
-Stats = Callable[[], Awaitable[dict[str, Any]]]
+AskStats = Callable[[], Awaitable[FullStats]]
 About = Callable[[], dict[str, Any]]
 
 
@@ -36,7 +37,7 @@ class Admin(web.Server):
         about: who this cache is, where it listens, its settings without secrets.
     """
 
-    def __init__(self, curator: Curator, stats: Stats, about: About) -> None:
+    def __init__(self, curator: Curator, stats: AskStats, about: About) -> None:
         super().__init__(self._dispatch, access_log=None)
         self._curator = curator
         self._full_stats = stats

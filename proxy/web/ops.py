@@ -1,12 +1,12 @@
 """For operators: ``/_health``, ``/_stats`` as JSON or as a page, ``/metrics``."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from proxy.figures import Stats
 from proxy.web.errors import error_body
 from proxy.web.page import Page
 
@@ -18,7 +18,7 @@ class Ops:
         stats: gives the whole of ``/_stats``.
     """
 
-    def __init__(self, stats: Callable[[], dict[str, Any]], page: Page, prometheus: CollectorRegistry) -> None:
+    def __init__(self, stats: Callable[[], Stats], page: Page, prometheus: CollectorRegistry) -> None:
         self._stats = stats
         self._page = page
         self._prometheus = prometheus

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import msgspec
 from markupsafe import Markup
 from pydantic import ByteSize
 
 from proxy import events
 from proxy.attention import notices
 from proxy.contents import PinSummary
+from proxy.figures import QuotaFigures, Stats
 from proxy.history import SPANS, Span, Step, total
 from proxy.settings import Settings
 from proxy.units import format_ago, format_duration, format_size
@@ -44,7 +46,7 @@ class PageData(NamedTuple):
     """
 
     now: float
-    stats: dict[str, Any]
+    stats: Stats
     spans: dict[str, list[Step]]
     misses: Sequence[events.Request]
     trouble: Sequence[events.Event]
@@ -130,12 +132,12 @@ def _shown_values(data: PageData) -> dict[str, Any]:
         "zone": time.strftime("%Z", time.localtime(now)),
         "notices": list(notices(stats, now)),
         "mirror": None if _was_used(data) else data.settings.local_url,
-        "quota": _quota(stats["upstream"]["rate_limit"], now),
-        "asked": sum(stats["upstream"]["requests"].values()) > stats["upstream"]["failures"],  # it may have said no
-        "answered": _since(stats["upstream"]["answered_at"], now),
-        "used_bytes": stats["store"]["size_bytes"] + stats["store"]["partial_bytes"],
+        "quota": _quota(stats.upstream.rate_limit, now),
+        "asked": sum(stats.upstream.requests.values()) > stats.upstream.failures,  # it may have said no
+        "answered": _since(stats.upstream.answered_at, now),
+        "used_bytes": stats.store.size_bytes + stats.store.partial_bytes,
         "spans": [_span_view(span, data.spans[span.name]) for span in SPANS],
-        "transfers": sorted(stats["transfers"], key=lambda one: -(one["size_bytes"] or 0))[:_ROWS],
+        "transfers": sorted(stats.transfers, key=lambda one: -(one.size_bytes or 0))[:_ROWS],
         "misses": [(_clock(event.time, now), event) for event in _latest(data.misses)],
         "trouble": [(_clock(event.time, now), *map(_short, _told(event))) for event in _latest(data.trouble)],
         "last_trouble": _since(data.trouble[-1].time if data.trouble else None, now),
@@ -147,7 +149,7 @@ def _shown_values(data: PageData) -> dict[str, Any]:
 def _was_used(data: PageData) -> bool:
     """Whether anything ever came through here, as far as is known: where not, the page says how to begin."""
     counts = total(data.spans["month"])
-    return bool(data.stats["store"]["tags"] or counts.hits or counts.misses or counts.errors)
+    return bool(data.stats.store.tags or counts.hits or counts.misses or counts.errors)
 
 
 def _latest(kept: Sequence[Any]) -> list[Any]:
@@ -230,16 +232,16 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _quota(quota: dict[str, Any] | None, now: float) -> dict[str, Any] | None:
+def _quota(quota: QuotaFigures | None, now: float) -> dict[str, Any] | None:
     """The quota, with the time at which every pull of it is back at the latest."""
     if quota is None:
         return None
-    all_back_at = quota["observed_at"] + quota["window_seconds"]
+    all_back_at = quota.observed_at + quota.window_seconds
     return {
-        **quota,
-        "told": _since(quota["observed_at"], now),
+        **msgspec.structs.asdict(quota),
+        "told": _since(quota.observed_at, now),
         "all_back": _clock(all_back_at, now) if all_back_at > now else None,
-        "window": format_duration(quota["window_seconds"]),
+        "window": format_duration(quota.window_seconds),
     }
 
 

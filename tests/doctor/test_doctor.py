@@ -14,7 +14,9 @@ from aiohttp import web
 
 from proxy.doctor import network
 from proxy.settings import load_settings
+from proxy.warming.puller import PullFailed
 from tests.e2e.command import PROGRAM, environment
+from tests.figures import told
 from tests.hub import Fault
 
 IMAGE = "library/tiny"
@@ -169,8 +171,21 @@ async def test_rejected_credential_is_shown_by_doctor_stats_and_page(doctor, cac
     assert "PASSWORD_FILE" in checks["credential"]["remedy"]
 
 
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (PullFailed("no cache answers on http://x: connection refused"), "no cache answers on http://x"),
+        (PullFailed("the running service has version 9 and figures of schema 2", 200), "version 9"),
+    ],
+)
+def test_a_service_that_gives_no_figures_is_told_for_what_it_is(failure, words):
+    check = network.service(failure, "http://x", load_settings(None, {}))
+    assert check.state == "broken"
+    assert words in check.text
+
+
 def test_a_new_token_goes_where_the_service_takes_it_from():
-    stats = {"upstream": {"credential_rejected": True}, "version": "1"}
+    stats = told(upstream={"credential_rejected": True})
 
     def remedy(path):
         settings = load_settings(None, {}).model_copy(update={"password_file": Path(path)})

@@ -8,12 +8,15 @@ import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from proxy.attention import notices
+from proxy.figures import OtherSchema, Stats, read
 from proxy.history import Counts, Step
 from proxy.metrics import Metrics
 from proxy.web.plots import bytes_plot, ratio_plot, round_up
+from tests.figures import told
 from tests.web.page_content import HOSTILE, fill, tell
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -109,7 +112,7 @@ def test_top_repositories_are_the_ones_with_most_bytes():
     metrics, teller = metered()
     for number in range(30):
         tell(teller, f"library/{number}", bytes=number)
-    snapshot = metrics.snapshot()
+    snapshot = msgspec.to_builtins(metrics.snapshot())
     assert [row["name"] for row in snapshot["repositories"]] == [f"library/{number}" for number in range(29, 9, -1)]
     everything = sum(range(30))
     assert snapshot["all_repositories"] == {
@@ -121,7 +124,7 @@ def test_a_repository_tells_what_of_it_was_served_from_here():
     metrics, teller = metered()
     for result in ("miss", "collapsed", "bypass", "hit", "revalidated", "stale", "error"):
         tell(teller, "library/one", cache=result, bytes=10)
-    [row] = metrics.snapshot()["repositories"]
+    [row] = msgspec.to_builtins(metrics.snapshot()["repositories"])
     assert row == {"name": "library/one", "requests": 6, "bytes": 60, "hits": 3, "from_cache": 30}
 
 
@@ -175,20 +178,8 @@ async def test_a_client_is_told_without_the_versions_of_its_libraries(cache):
 # --- what needs attention -----------------------------------------------------------------------------------------
 
 
-def healthy() -> dict:
-    now = time.time()
-    quota = {"limit": 200, "remaining": 150, "window_seconds": 21600, "source": "", "observed_at": now}
-    return {
-        "upstream": {
-            "credential_rejected": False, "reachable": True, "down": [], "limited_for_seconds": 0, "rate_limit": quota,
-        },
-        "store": {"quarantined": 0},
-        "disk": {"size_bytes": 100, "free_bytes": 50, "min_free_bytes": 5},
-    }  # fmt: skip
-
-
 def test_a_healthy_cache_needs_no_attention():
-    assert list(notices(healthy(), time.time())) == []
+    assert list(notices(told(), time.time())) == []
 
 
 @pytest.mark.parametrize(
@@ -202,19 +193,49 @@ def test_a_healthy_cache_needs_no_attention():
     ],
 )
 def test_trouble_comes_with_its_remedy(part, key, value, remedy):
-    stats = healthy()
-    stats[part][key] = value
-    [notice] = notices(stats, time.time())
+    [notice] = notices(told(**{part: {key: value}}), time.time())
     assert remedy in notice.remedy
 
 
 def test_quota_is_low_only_while_it_is_known():
-    stats = healthy()
-    stats["upstream"]["rate_limit"]["remaining"] = 19
+    quota = {"limit": 200, "remaining": 19, "window_seconds": 21600, "source": "", "observed_at": time.time()}
+    stats = told(upstream={"rate_limit": quota})
     assert "19 of 200" in next(notices(stats, time.time())).what
     assert list(notices(stats, time.time() + 21601)) == []
-    stats["upstream"]["rate_limit"] = None
-    assert list(notices(stats, time.time())) == []
+    assert list(notices(told(upstream={"rate_limit": None}), time.time())) == []
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def test_figures_survive_the_way_through_json():
+    stats = told()
+    assert read(msgspec.json.decode(msgspec.json.encode(stats)), Stats) == stats
+
+
+def test_fields_that_a_newer_version_adds_are_no_trouble():
+    document = msgspec.to_builtins(told())
+    assert read(document | {"humidity": 4}, Stats) == read(document, Stats)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 2, "version": "9.1"}, "version 9.1 (figures of schema 2), this command knows schema 1"),
+        ({"schema": None, "version": "0.1"}, "version 0.1 (figures of schema None)"),
+        ({"store": {}}, "does not understand (Object missing required field"),
+    ],
+)
+def test_another_versions_figures_are_told_by_name(change, words):
+    with pytest.raises(OtherSchema, match="restart the service") as raised:
+        read(msgspec.to_builtins(told()) | change, Stats)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("document", [None, [], "text", {}])
+def test_what_is_no_figures_at_all_is_another_version_too(document):
+    with pytest.raises(OtherSchema):
+        read(document, Stats)
 
 
 # --- plots --------------------------------------------------------------------------------------------------------

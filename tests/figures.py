@@ -1,0 +1,26 @@
+"""The figures of a cache that is well, for whoever reads them."""
+
+import time
+from typing import Any
+
+import msgspec
+
+from proxy.figures import SCHEMA, Stats, StoreFigures, read
+from proxy.metrics import Metrics
+
+
+def told(**changed: dict[str, Any]) -> Stats:
+    """The figures of a cache that is well, but for the fields that are *changed*, by part."""
+    quota = {"limit": 200, "remaining": 150, "window_seconds": 21600, "source": "", "observed_at": time.time()}
+    parts: dict[str, dict[str, Any]] = {
+        "upstream": {
+            "credential_rejected": False, "reachable": True, "down": [], "limited_for_seconds": 0, "rate_limit": quota,
+            "answered_at": None, "requests": {}, "failures": 0,
+        },
+        "store": dict.fromkeys(StoreFigures.__struct_fields__, 0),
+        "disk": {"size_bytes": 100, "free_bytes": 50, "min_free_bytes": 5},
+    }  # fmt: skip
+    for part, fields in changed.items():
+        parts[part] |= fields
+    document = msgspec.to_builtins(Metrics().snapshot()) | parts
+    return read(document | {"schema": SCHEMA, "version": "1", "instance": "", "flights": 0, "transfers": []}, Stats)
