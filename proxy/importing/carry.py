@@ -15,12 +15,11 @@ from proxy.errors import DigestMismatch, NoSpace
 from proxy.importing.folder import Folder
 from proxy.importing.plan import Contents, Item, Plan, last_uses
 from proxy.oci import Digest
-from proxy.storage import TagEntry
+from proxy.storage import BlobEntry, TagEntry
 from proxy.store.disk import DiskStore
 from proxy.store.files import link
 from proxy.store.index import SqliteIndex
 from proxy.store.scrub import find_rot
-from proxy.store.statements import BlobEntry
 from proxy.threads import Threads
 
 T = TypeVar("T")

@@ -18,12 +18,10 @@ from cachetools import LRUCache
 from proxy import events
 from proxy.clock import Clock
 from proxy.contents import Inventory, Pin, PinSummary, Stored
-from proxy.errors import StoreTooNew
+from proxy.errors import IndexRefused, StoreTooNew
 from proxy.oci import Digest, Repository
-from proxy.storage import Answer, TagEntry
+from proxy.storage import Answer, BlobEntry, Entry, TagEntry, Tally
 from proxy.store import statements
-from proxy.store.eviction import Entry
-from proxy.store.statements import BlobEntry, Tally
 from proxy.threads import Threads
 
 T = TypeVar("T")
@@ -50,6 +48,7 @@ class SqliteIndex:
         self._linked: LRUCache[Digest, set[Repository]] = LRUCache(_MEMORY_ENTRIES)
         self._used: dict[Digest, float] = {}
         self._links: set[tuple[Repository, Digest]] = set()
+        self.writable = True
         self._failing = False
         self.clock = Clock()
         # Why blobs/ has to be compared with the rows; empty when the last run closed the index properly.
@@ -143,27 +142,70 @@ class SqliteIndex:
 
     async def _run(self, work: Callable[..., T], default: T, *args: object) -> T:
         """*work* with the connection, in the thread; *default* when SQLite cannot do it: the pull goes on."""
-
-        def guarded() -> T:
-            if self._db is None:
-                raise sqlite3.OperationalError("the index is closed")
-            return work(self._db, *args)
-
         try:
-            result = await self._thread.run(guarded)
+            result = await self._thread.run(self._guarded, work, *args)
         except sqlite3.Error as error:
-            if not self._failing:  # one line when it begins, not one for each request
-                self._failing = True
-                self._events.emit(events.StorageFailed(operation="index", reason=str(error)))
-            broken = type(error) is sqlite3.DatabaseError  # malformed; its subclasses are full, locked, read-only
-            if broken:
-                await self._thread.run(self._start_over, str(error))
-                self._blobs.clear()
-                self._tags.clear()
-                self._linked.clear()
+            await self._failed(error)
             return default
-        self._failing = False
+        self._failing = self._failing and not self.writable
         return result
+
+    async def _write(self, work: Callable[..., T], *args: object) -> T:
+        """As :meth:`_run`, for what must be written or said to be refused.
+
+        Raises:
+            IndexRefused: it is not written.
+        """
+        if not self.writable:
+            raise IndexRefused("the index refuses writes")
+        try:
+            return await self._thread.run(self._guarded, work, *args)
+        except sqlite3.Error as error:
+            self.writable = await self._failed(error)
+            if not self.writable:
+                raise IndexRefused(f"the index refuses writes: {error}") from error
+        try:
+            return await self._thread.run(self._guarded, work, *args)  # in the one that was begun in its place
+        except sqlite3.Error as error:
+            self.writable = False
+            raise IndexRefused(f"the index refuses writes: {error}") from error
+
+    def _guarded(self, work: Callable[..., T], *args: object) -> T:
+        """Runs in the thread."""
+        if self._db is None:
+            raise sqlite3.OperationalError("the index is closed")
+        return work(self._db, *args)
+
+    async def _failed(self, error: sqlite3.Error) -> bool:
+        """Say so, once; whether the index was broken, and another one is there in its place."""
+        if not self._failing:  # one line when it begins, not one for each request
+            self._failing = True
+            self._events.emit(events.StorageFailed(operation="index", reason=str(error)))
+        broken = type(error) is sqlite3.DatabaseError  # malformed; its subclasses are full, locked, read-only
+        if broken:
+            await self._thread.run(self._start_over, str(error))
+            self._blobs.clear()
+            self._tags.clear()
+            self._linked.clear()
+        return broken
+
+    async def probe(self) -> bool:
+        """See :class:`proxy.storage.BlobRows`."""
+        try:
+            await self._thread.run(self._guarded, statements.set_meta, "probed_at", str(self.clock.now()))
+        except sqlite3.Error as error:
+            self.writable = await self._failed(error)
+        else:
+            self.writable, self._failing = True, False
+        return self.writable
+
+    async def raise_doubt(self, reason: str) -> None:
+        """See :class:`proxy.storage.BlobRows`."""
+        self.doubt = self.doubt or reason
+
+    async def settle_doubt(self) -> None:
+        """See :class:`proxy.storage.BlobRows`."""
+        self.doubt = ""
 
     # --- blobs --------------------------------------------------------------------------------------------------
 
@@ -186,7 +228,7 @@ class SqliteIndex:
             entry = entry._replace(pinned=True)
             if entry.media_type is not None:
                 self.pins_changed.set()  # what it needs is known from now on
-        came = await self._run(statements.insert_blob, statements.tally(entry.size_bytes, entry.media_type), entry)
+        came = await self._write(statements.insert_blob, entry)
         self._blobs[entry.digest] = entry
         return came
 
@@ -197,19 +239,23 @@ class SqliteIndex:
 
     async def forget_blobs(self, digests: Sequence[Digest]) -> Tally:
         """Delete rows; what there was of them, each counted by one caller only."""
+        gone = await self._write(statements.delete_blobs, digests)
         for digest in digests:
             self._blobs.pop(digest, None)
             self._used.pop(digest, None)
             self._linked.pop(digest, None)
-        return await self._run(statements.delete_blobs, Tally(), digests)
+        return gone
 
     def touch(self, digest: Digest) -> None:
         """*digest* is used now. Buffered: a crash loses a few seconds of order."""
         self._used[digest] = self.clock.now()
 
+    def used_at(self, digest: Digest) -> float | None:
+        """See :class:`proxy.storage.BlobRows`."""
+        return self._used.get(digest)
+
     async def oldest(self, limit: int, after: Entry | None = None) -> list[Entry]:
-        """Unpinned blobs behind *after*, least recently used first."""
-        await self.flush()
+        """See :class:`proxy.storage.BlobRows`."""
         return await self._run(statements.select_oldest, [], limit, after)
 
     async def verified(self, digest: Digest, at: float) -> None:
@@ -359,6 +405,8 @@ class SqliteIndex:
         """Write the buffered last uses and links; they stay buffered if the disk is full."""
         used, self._used = self._used, {}
         links, self._links = self._links, set()
+        if not self.writable:
+            await self.probe()
         if not used and not links:
             return
         if not await self._run(statements.write_buffered, False, used, links):

@@ -4,12 +4,10 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from proxy.contents import Inventory, Pin, PinSummary, Stored, Tag
 from proxy.oci import Digest, Repository
-from proxy.storage import Answer, TagEntry
-from proxy.store.eviction import Entry
+from proxy.storage import Answer, BlobEntry, Entry, TagEntry, Tally
 
 SCHEMA_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -53,38 +51,6 @@ SCHEMA_VERSION = len(SCHEMAS)
 
 # Bounds of what the index keeps of upstream's answers to tags and referrers.
 _ANSWERS_KEPT = 2_000
-
-
-class BlobEntry(NamedTuple):
-    """A row of the index: ``media_type`` is set for manifests only."""
-
-    digest: Digest
-    size_bytes: int
-    media_type: str | None
-    last_use: float
-    verified_at: float = 0.0  # 0: never re-hashed since it was found on the disk
-    pinned: bool = False
-
-
-class Tally(NamedTuple):
-    """So many bytes, blobs and manifests: all that is here, or what came and went."""
-
-    size_bytes: int = 0
-    blobs: int = 0
-    manifests: int = 0
-
-    @property
-    def objects(self) -> int:
-        """Blobs and manifests."""
-        return self.blobs + self.manifests
-
-    def plus(self, other: "Tally") -> "Tally":
-        """Both together."""
-        return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-    def minus(self, other: "Tally") -> "Tally":
-        """What is left of this without *other*."""
-        return Tally(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 @contextlib.contextmanager

@@ -377,6 +377,7 @@ async def test_interrupted_flush_loses_neither_order_nor_names(tmp_path, trouble
             await shelf.index.flush()
             await shelf.index._thread.run(shelf.index._db.execute, "PRAGMA query_only = off")
     async with open_shelf(tmp_path / "s") as shelf:
+        await shelf.index.flush()
         assert [entry.digest for entry in await shelf.index.oldest(3)] == [*digests[1:], digests[0]]
         assert await shelf.index.repositories("", 10) == [repository.name]
 
