@@ -220,12 +220,17 @@ class BlobRows(Protocol):
     write, since no file may be there without its row; everything else that cannot be written is kept and written later.
     """
 
-    # False after a write was refused, until probe() succeeds; add_blob() and forget_blobs() refuse at once meanwhile.
-    writable: bool
     # Why rows and files have to be compared; "" when they are known to agree.
     doubt: str
     # Bytes that were never synced to the disk may be zeros now.
     machine_crashed: bool
+
+    # How often doubt was raised; see settle_doubt().
+    doubts_raised: int
+
+    @property
+    def writable(self) -> bool:
+        """False after a write was refused, until :meth:`probe` succeeds: meanwhile rows are refused at once."""
 
     @property
     def clock(self) -> Clock:
@@ -237,8 +242,12 @@ class BlobRows(Protocol):
     async def raise_doubt(self, reason: str) -> None:
         """Rows and files may differ from now on; known also to the next run, however this one ends."""
 
-    async def settle_doubt(self) -> None:
-        """Rows and files have been compared, and agree."""
+    async def settle_doubt(self, raised: int | None = None) -> None:
+        """Rows and files have been compared, and agree.
+
+        Args:
+            raised: what :attr:`doubts_raised` was before; doubt that was raised meanwhile stays.
+        """
 
     async def blob(self, digest: Digest) -> BlobEntry | None:
         """The row of *digest*."""
@@ -300,10 +309,14 @@ class Names(Protocol):
         """As :meth:`tag`, if it is in memory."""
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
-        """Remember it; memory has it at once."""
+        """Remember it, unless something is known that upstream was asked later; memory has it at once."""
 
-    async def forget_tag(self, repository: Repository, tag: str) -> None:
-        """Upstream says that it is gone."""
+    async def forget_tag(self, repository: Repository, tag: str, *, asked_at: float | None = None) -> None:
+        """Upstream says that it is gone.
+
+        Args:
+            asked_at: when upstream was asked (Unix seconds): what it said to a later question stays; None for now.
+        """
 
     async def forget_tags(self, tags: Sequence[tuple[Repository, str]]) -> None:
         """These are gone from here."""

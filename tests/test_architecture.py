@@ -23,7 +23,7 @@ FLOORS = {
 FOREIGN = {
     "httpx": ("upstream",),
     "urllib3": ("upstream",),
-    "sqlite3": ("store.index", "store.statements", "cli.verify"),
+    "sqlite3": ("store.index", "cli.verify"),
     "aiodocker": ("hostprune",),
 }
 

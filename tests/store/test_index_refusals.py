@@ -9,9 +9,9 @@ from proxy.errors import IndexRefused, NoSpace
 async def refusing(shelf):
     """A shelf whose index takes no writes, with a blob in it from before."""
     kept = await shelf.put(b"from before")
-    await shelf.index._thread.run(shelf.index._db.execute, "PRAGMA query_only = on")
+    await shelf.refuse_writes()
     yield shelf, kept
-    await shelf.index._thread.run(shelf.index._db.execute, "PRAGMA query_only = off")
+    await shelf.take_writes()
 
 
 async def test_a_row_that_is_not_written_is_refused(refusing):
@@ -31,7 +31,7 @@ async def test_it_is_written_again_once_a_probe_succeeds(refusing):
     with pytest.raises(IndexRefused):
         await shelf.index.forget_blobs([kept])
     assert not await shelf.index.probe()
-    await shelf.index._thread.run(shelf.index._db.execute, "PRAGMA query_only = off")
+    await shelf.take_writes()
     assert await shelf.index.probe()
     await shelf.put(b"afterwards")
     shelf.check()
