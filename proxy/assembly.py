@@ -28,8 +28,10 @@ from proxy.web.admin import Admin, listening
 from proxy.web.app import Server
 from proxy.web.blob_response import BlobResponder
 from proxy.web.fast_path import FastPath
+from proxy.web.gate import Gate
 from proxy.web.ops import Ops
 from proxy.web.page import Page
+from proxy.web.refusals import Refusals
 from proxy.web.v2 import V2
 
 
@@ -126,12 +128,23 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             flights=flights,
         )
         blobs = BlobResponder(pull_through, flights, client_timeout_seconds=settings.client_timeout, threads=reads)
-        fast = FastPath(pull_through, blobs, bus)
-        v2 = V2(pull_through, index, blobs, fast, registries=frozenset({DOCKER_HUB}), events=bus)
+        gate, refusals = Gate.of(settings.hosts, is_loopback=settings.is_loopback), Refusals(bus)
+        stack.callback(refusals.close)
+        v2 = V2(
+            pull_through,
+            index,
+            blobs,
+            gate=gate,
+            refusals=refusals,
+            registries=frozenset({DOCKER_HUB}),
+            events=bus,
+        )
+        prometheus = PrometheusCollector(metrics, reports.stats).registry()
         server = Server(
             v2,
-            Ops(reports.stats, Page(reports.page_data), PrometheusCollector(metrics, reports.stats).registry()),
-            fast,
+            Ops(reports.stats, Page(reports.page_data), prometheus, gate=gate, refusals=refusals),
+            FastPath(pull_through, blobs, bus),
+            refusals,
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )

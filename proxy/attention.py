@@ -7,6 +7,20 @@ from proxy.figures import Stats
 from proxy.units import format_size
 
 _QUOTA_LOW = 0.1
+# How long after the last one.
+_REFUSED_SECONDS = 900.0
+_REFUSED_BECAUSE = {
+    "malformed": "that are no HTTP",
+    "cross_site": "of web pages of other sites",
+    "host": "for a Host that is no name of this cache",
+    "path": "with something before /v2/",
+}
+_REFUSED_REMEDY = {
+    "malformed": "Something else speaks to this port: TLS, a scanner, or a broken client.",
+    "cross_site": "Somebody's browser at that address shows a page that tries to pull through the cache.",
+    "host": "If it is a name of this cache, put it into HOSTS. If not, somebody made it resolve here.",
+    "path": "Clients there have a mirror's URL with a path: it is http://HOST:PORT and nothing behind it.",
+}
 
 
 class Notice(NamedTuple):
@@ -58,6 +72,14 @@ def notices(stats: Stats, now: float) -> Iterator[Notice]:
             f"({format_size(disk.min_free_bytes)}): cached content is evicted.",
             "Make room: registry-cache prune shows which of the host's own images can go.",
         )
+    for kind, refused in sorted(stats.refused.items()):
+        if now - refused.last_at < _REFUSED_SECONDS:
+            yield Notice(
+                "warning",
+                f"{refused.requests} requests {_REFUSED_BECAUSE.get(kind, kind)} were refused, the last one from "
+                f"{refused.client or 'an unknown client'}: {refused.reason}.",
+                _REFUSED_REMEDY.get(kind, "The log has their lines."),
+            )
     if store.quarantined:
         yield Notice(
             "error",

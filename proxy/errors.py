@@ -32,6 +32,22 @@ class Unsupported(RegistryCacheError):
     """The request would change the registry; a cache is read-only."""
 
 
+class MisplacedPath(NameUnknown):
+    """There is something before /v2/: the mirror's address was written with a path."""
+
+
+class BadRequest(RegistryCacheError):
+    """It is not HTTP, or more of it than anybody needs."""
+
+
+class CrossSite(RegistryCacheError):
+    """A web page of another site makes a browser ask."""
+
+
+class Misdirected(RegistryCacheError):
+    """The Host is no name of this cache: a name was made to resolve here, or HOSTS lacks it."""
+
+
 class RangeNotSatisfiable(RegistryCacheError):
     """The range starts beyond the end of the blob.
 

@@ -5,8 +5,9 @@ Each event is one JSON line of the log: the class name in snake case is its ``ev
 
 import re
 import time
+import traceback
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import msgspec
 
@@ -296,6 +297,33 @@ class PrefetchWasted(Event, frozen=True, kw_only=True):
     reason: str
 
 
+# --- clients ----------------------------------------------------------------------------------------------------
+
+RefusalKind = Literal["malformed", "cross_site", "host", "path"]
+REFUSAL_KINDS: tuple[RefusalKind, ...] = get_args(RefusalKind)
+
+
+class RequestRefused(Event, frozen=True, kw_only=True):
+    """A request was refused whatever it asked for; each is counted, and :class:`Refusals` is the line for many."""
+
+    level: ClassVar[Level] = "debug"
+
+    kind: RefusalKind
+    client: str
+    reason: str
+
+
+class Refusals(Event, frozen=True, kw_only=True):
+    """``requests`` were refused since the last line of this kind; ``client`` and ``reason`` are the last one's."""
+
+    level: ClassVar[Level] = "warning"
+
+    kind: RefusalKind
+    requests: int
+    client: str
+    reason: str
+
+
 Subscriber = Callable[[Event], None]
 
 
@@ -304,12 +332,26 @@ class Events:
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
+        self._failed: set[int] = set()  # which of them have failed, by identity
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Call *subscriber* with every event from now on; it must neither block nor raise."""
+        """Call *subscriber* with every event from now on; it must not block.
+
+        One that raises is told of once, and called again with the next event: it stops no other.
+        """
         self._subscribers.append(subscriber)
 
     def emit(self, event: Event) -> None:
         """Tell everybody."""
         for subscriber in self._subscribers:
-            subscriber(event)
+            try:
+                subscriber(event)
+            except Exception as error:  # noqa: BLE001 -- one that fails stops no other, and no answer
+                self._tell_of_failure(subscriber, event, error)
+
+    def _tell_of_failure(self, subscriber: Subscriber, event: Event, error: Exception) -> None:
+        if id(subscriber) not in self._failed:
+            self._failed.add(id(subscriber))
+            name = getattr(subscriber, "__qualname__", type(subscriber).__qualname__)
+            text = "".join(traceback.format_exception(error))
+            self.emit(Crashed(message=f"{name} cannot take {type(event).__name__}: {error!r}", traceback=text))

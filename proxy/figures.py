@@ -52,6 +52,15 @@ class PrefetchFigures(Figures, frozen=True, kw_only=True):
     wasted_bytes: int
 
 
+class RefusedFigures(Figures, frozen=True, kw_only=True):
+    """Requests refused whatever they asked for, since the start; ``client`` and ``reason`` are the last one's."""
+
+    requests: int
+    last_at: float
+    client: str
+    reason: str
+
+
 class StoreFigures(Figures, frozen=True, kw_only=True):
     """What is in the store now; evictions since the start."""
 
@@ -120,6 +129,7 @@ class Stats(Figures, frozen=True, kw_only=True):
         requests: by what came of them, since the start.
         latency_seconds: of hits and misses, the quantiles; None before the first.
         events: other things that happened, by the event of the log.
+        refused: by kind: malformed, cross_site, host, path.
     """
 
     schema: int = SCHEMA
@@ -135,6 +145,7 @@ class Stats(Figures, frozen=True, kw_only=True):
     all_repositories: AllRepositories
     prefetch: PrefetchFigures
     events: dict[str, int]
+    refused: dict[str, RefusedFigures] = {}
     store: StoreFigures
     disk: DiskFigures | None
     upstream: UpstreamFigures

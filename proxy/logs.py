@@ -18,7 +18,7 @@ import msgspec
 
 from proxy import events
 from proxy.threads import start_daemon
-from proxy.units import format_size
+from proxy.units import format_size, well_formed
 
 LogFormat = Literal["json", "console"]
 
@@ -93,7 +93,16 @@ _ENCODER = msgspec.json.Encoder(enc_hook=str)  # a Digest is a str, but not exac
 
 
 def _json(event: events.Event) -> bytes:
-    return b'{"level":"%s",%s\n' % (event.level.encode(), _ENCODER.encode(event)[1:])
+    try:
+        fields = _ENCODER.encode(event)
+    except UnicodeEncodeError:  # foreign bytes that are no UTF-8: the line has them escaped
+        fields = _ENCODER.encode(_well_formed(event))
+    return b'{"level":"%s",%s\n' % (event.level.encode(), fields[1:])
+
+
+def _well_formed(event: events.Event) -> dict[str, object]:
+    told = {"event": str(event.__struct_config__.tag), **msgspec.structs.asdict(event)}
+    return {name: well_formed(value) if isinstance(value, str) else value for name, value in told.items()}
 
 
 class _Console:

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from proxy import events
-from proxy.figures import AllRepositories, ByteFigures, PrefetchFigures, RepositoryFigures
+from proxy.figures import AllRepositories, ByteFigures, PrefetchFigures, RefusedFigures, RepositoryFigures
 from proxy.history import Counts
 
 _HITS = ("hit", "revalidated", "stale")
@@ -18,6 +18,9 @@ _SAMPLES = 4096
 _REPOSITORIES = 10_000
 _TOP_REPOSITORIES = 20
 _RECENT = 50
+_MISTAKES = 5
+# Statuses that are the client's own doing, and upstream's no: anybody can make as many of them as they like.
+_MISTAKEN = frozenset({400, 403, 404, 405, 416, 421, 499})
 
 
 class RepositoryUse(NamedTuple):
@@ -68,6 +71,8 @@ class Metrics:
         self.repositories: OrderedDict[str, list[int]] = OrderedDict()
         self.recent_misses: deque[events.Request] = deque(maxlen=_RECENT)
         self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
+        self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
+        self.refused: dict[str, RefusedFigures] = {}  # by kind
 
     def __call__(self, event: events.Event) -> None:
         """Subscribe this to the events."""
@@ -85,6 +90,14 @@ class Metrics:
             self.prefetched_bytes += event.size_bytes
         elif isinstance(event, events.PrefetchWasted):
             self.prefetch_wasted_bytes += event.size_bytes
+        elif isinstance(event, events.RequestRefused):
+            before = self.refused.get(event.kind)
+            self.refused[event.kind] = RefusedFigures(
+                requests=1 if before is None else before.requests + 1,
+                last_at=event.time,
+                client=event.client,
+                reason=event.reason,
+            )
         else:
             self.happened[str(type(event).__struct_config__.tag)] += 1
             if event.level in ("warning", "error"):
@@ -112,7 +125,10 @@ class Metrics:
             if result in _HITS:
                 counts[2] += 1
                 counts[3] += event.bytes
-        if event.error or result == "stale":
+        if event.status in _MISTAKEN:
+            if event.error and event.detail != "refused":  # which makes one line for many
+                self.recent_mistakes.append(event)
+        elif event.error or result == "stale":
             self.recent_trouble.append(event)
 
     def _new_repository(self, name: str) -> list[int]:
@@ -120,6 +136,10 @@ class Metrics:
             self.repositories.popitem(last=False)
         counts = self.repositories[name] = [0] * len(RepositoryUse._fields)
         return counts
+
+    def trouble(self) -> list[events.Event]:
+        """What an operator may want to look at, the oldest first: nothing that clients do pushes the rest out."""
+        return sorted([*self.recent_trouble, *self.recent_mistakes], key=lambda event: event.time)
 
     @property
     def from_cache_bytes(self) -> int:
@@ -164,5 +184,6 @@ class Metrics:
             "repositories": [RepositoryFigures(name=name, **RepositoryUse(*counts)._asdict()) for name, counts in top],
             "all_repositories": AllRepositories(count=len(self.repositories), **self.all_repositories()._asdict()),
             "prefetch": PrefetchFigures(fetched_bytes=self.prefetched_bytes, wasted_bytes=self.prefetch_wasted_bytes),
+            "refused": dict(self.refused),
             "events": dict(sorted(self.happened.items())),
         }

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from proxy.events import REFUSAL_KINDS
 from proxy.figures import DiskFigures, Stats, StoreFigures, UpstreamFigures
 from proxy.metrics import BUCKETS_SECONDS, RESULTS, Latency, Metrics
 
@@ -55,6 +56,8 @@ class PrometheusCollector(Collector):
         yield _labelled("requests", "Requests to /v2/ by outcome.", "cache", requests)
         served = ((result, metrics.served_bytes[result]) for result in RESULTS)
         yield _labelled("served_bytes", "Body bytes sent to clients by outcome.", "cache", served)
+        refused = ((kind, metrics.refused[kind].requests if kind in metrics.refused else 0) for kind in REFUSAL_KINDS)
+        yield _labelled("refused_requests", "Requests refused whatever they asked for, by kind.", "kind", refused)
         happened = {**dict.fromkeys(_EVENTS, 0), **metrics.happened}
         yield _labelled("events", "Other things that happened, by the event of the log.", "event", happened.items())
 

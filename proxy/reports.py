@@ -89,7 +89,7 @@ class Reports:
             stats=self.stats(),
             spans=spans,
             misses=tuple(self._metrics.recent_misses),
-            trouble=tuple(self._metrics.recent_trouble),
+            trouble=tuple(self._metrics.trouble()),
             pins=await self._index.pin_summary(_PINS_SHOWN),
             settings=self._settings,
         )

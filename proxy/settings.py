@@ -59,6 +59,13 @@ def _words(value: object) -> object:
     return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
 
 
+def _host_names(value: list[str]) -> list[str]:
+    for host in value:
+        if host != "*" and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", host):
+            raise ValueError("allowed are host names without a port, such as cache.example.org, or *")
+    return value
+
+
 def _readable_file(value: Path) -> Path:
     # Not is_file(): it raises where a folder on the way is closed to this user.
     if not os.access(value, os.R_OK) or not value.is_file():
@@ -147,6 +154,11 @@ class Settings(BaseSettings):
 
     listen: Annotated[str, AfterValidator(_listen)] = Field(
         "127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at."
+    )
+    hosts: Annotated[list[str], BeforeValidator(_words), AfterValidator(_host_names)] = Field(
+        [],
+        description="Names by which clients call the cache, beside localhost and addresses (the Host header). On "
+        "loopback others are refused, on other addresses only if this is set; `*`: none is.",
     )
     cache_dir: Path = Field(
         default_factory=_default_cache_dir,

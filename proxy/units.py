@@ -31,6 +31,11 @@ def parse_size(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
+def well_formed(text: str) -> str:
+    """*text* with lone surrogates written out: bytes that are no UTF-8 come in as such, and nothing takes them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def format_size(size_bytes: float) -> str:
     """``1.5 GB``: decimal units, as Docker prints them."""
     for unit in ("B", "kB", "MB", "GB"):

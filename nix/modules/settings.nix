@@ -33,6 +33,7 @@ in
     ca_file = setting types.str "/etc/ssl/internal-ca.pem" "PEM file of certificate authorities to trust beside the system's.";
     trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent the credential beside upstream's own host and domain.";
     anonymous_fallback = setting types.bool true "Whether to go on without the account when upstream rejects the credential. Default: false.";
+    hosts = setting (types.listOf types.str) [ "cache.example.org" ] "Names by which clients call the cache, beside localhost and addresses. Default: on loopback no others, elsewhere any.";
     tag_ttl = setting duration "1h" "How long a tag is served without asking upstream again. Default: 15m.";
     keep_deleted_tags = setting types.bool true "Whether to keep serving a cached tag that upstream has deleted or made private. Default: false.";
     connect_timeout = setting duration "5s" "For the connection to upstream, TLS included. Default: 5s.";

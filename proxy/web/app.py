@@ -14,11 +14,14 @@ from proxy.web.connection import Connection
 from proxy.web.errors import error_body
 from proxy.web.fast_path import FastPath
 from proxy.web.ops import Ops
+from proxy.web.refusals import Refusals
+from proxy.web.routes import is_api
 from proxy.web.v2 import V2
 
 _BUSY_BODY = error_body("TOOMANYREQUESTS", "too many connections")
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; sandbox\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BUSY_BODY), _BUSY_BODY)
 )
 
@@ -39,20 +42,28 @@ class Server(web.Server):
     """
 
     def __init__(
-        self, v2: V2, ops: Ops, fast: FastPath, *, max_connections: int, client_timeout_seconds: float
+        self,
+        v2: V2,
+        ops: Ops,
+        fast: FastPath,
+        refusals: Refusals,
+        *,
+        max_connections: int,
+        client_timeout_seconds: float,
     ) -> None:
         # keepalive_timeout also bounds the wait for the first request of a connection, and for the rest of a slow one.
         super().__init__(
             self._dispatch, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
         )
-        self._connection = functools.partial(Connection, self, fast, client_timeout_seconds=client_timeout_seconds)
+        self._connection = functools.partial(
+            Connection, self, fast, refusals, client_timeout_seconds=client_timeout_seconds
+        )
         self._v2 = v2
         self._ops = ops
         self._max_connections = max_connections
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = request.rel_url.raw_path
-        if path.startswith("/v2/") or path == "/v2":
+        if is_api(request.rel_url.raw_path):
             try:
                 return await self._v2.handle(request)
             except ConnectionError as error:

@@ -9,10 +9,19 @@ import socket
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from proxy.errors import BadRequest
+from proxy.units import well_formed
+from proxy.web.errors import rendered
+from proxy.web.exchange import INERT, JSON, plain_address
 from proxy.web.fast_path import FastPath, FileAnswer
+from proxy.web.refusals import Refusals
+from proxy.web.routes import Route
 
 _HEAD_MAX_BYTES = 1024
+# Of one header's value: podman names hundreds of ranges in one, and twice as few after each 400.
+_FIELD_MAX_BYTES = 16 * 1024
 _END = b"\r\n\r\n"
 
 
@@ -23,23 +32,34 @@ class Connection(web.RequestHandler):
         client_timeout_seconds: how long the client may leave sent bytes unacknowledged, or its window closed.
     """
 
-    __slots__ = ("_client_timeout_seconds", "_fast", "_held", "_peer", "_sending", "_within_head", "head")
+    __slots__ = (
+        "_client_timeout_seconds", "_fast", "_head", "_held", "_peer", "_refusals", "_sending", "_within_head",
+    )  # fmt: skip
 
-    def __init__(self, manager: web.Server, fast: FastPath, *, client_timeout_seconds: float, **options: Any) -> None:
-        super().__init__(manager, **options)
+    def __init__(
+        self,
+        manager: web.Server,
+        fast: FastPath,
+        refusals: Refusals,
+        *,
+        client_timeout_seconds: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(manager, max_field_size=_FIELD_MAX_BYTES, **options)
         self._fast = fast
+        self._refusals = refusals
         self._client_timeout_seconds = client_timeout_seconds
         self._peer = ""
         self._within_head = False  # aiohttp's parser waits for the rest of one
         self._sending: asyncio.Task[None] | None = None  # a file is on its way
         self._held = b""  # what the client sent meanwhile
-        self.head = b""  # of the request that aiohttp is about to handle, if it came alone and whole
+        self._head = b""  # of the request that aiohttp is about to handle, if it came alone and whole
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
-        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        self._peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         sock = transport.get_extra_info("socket")
         if sock is not None:
             # The kernel drops who takes nothing: small bodies are in its hands, nobody here waits for them.
@@ -66,12 +86,33 @@ class Connection(web.RequestHandler):
                     self._sending = self._loop.create_task(self._finish(answer))
                 return
             alone = len(data) <= _HEAD_MAX_BYTES and data.find(_END) == len(data) - len(_END)
-            self.head = data if alone else b""
+            self._head = data if alone else b""
         elif data:
-            self.head = b""  # pipelined, or in pieces
+            self._head = b""  # pipelined, or in pieces
         if data:
             self._within_head = not data.endswith(_END)
         super().data_received(data)
+
+    def learn(self, request: web.BaseRequest, route: Route) -> None:
+        """*request* was let in and asks for *route*: when the same bytes come again, nobody has to parse them."""
+        self._fast.learn(self._head, request, route)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """As aiohttp's, but what is no HTTP is the client's mistake: no crash of ours, and one line for many."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        error = BadRequest(well_formed((message or str(exc)).partition("\n")[0][:200]))
+        self._refusals.count("malformed", self._peer, str(error))
+        status, body, headers = rendered(error, "other")
+        response = web.Response(status=status, body=body, headers={**INERT, **JSON, **headers})
+        response.force_close()
+        return response
 
     async def _finish(self, answer: FileAnswer) -> None:
         good = False

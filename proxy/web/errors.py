@@ -1,6 +1,7 @@
 """One table: which HTTP status and which OCI error code an exception is.
 
-Source: OCI distribution spec, "Error codes"; no others are used.
+Source: OCI distribution spec, "Error codes". Where none of them is true, the codes that registry:2 has for it:
+``UNAVAILABLE`` while upstream cannot be asked, ``UNKNOWN`` for a fault of ours; and ``BAD_REQUEST``.
 """
 
 import math
@@ -8,11 +9,14 @@ import math
 import msgspec
 
 from proxy.errors import (
+    BadRequest,
     BlobUnknown,
     ContentError,
+    CrossSite,
     Denied,
     DigestInvalid,
     ManifestUnknown,
+    Misdirected,
     NameInvalid,
     NameUnknown,
     NotCached,
@@ -27,9 +31,13 @@ from proxy.errors import (
     UpstreamError,
 )
 from proxy.events import Kind
+from proxy.units import well_formed
 
-# None: the code that says of the kind of thing asked for that it could not be had.
+# None: the code that says of the kind of thing asked for that it is not known.
 _TABLE: dict[type[RegistryCacheError], tuple[int, str | None]] = {
+    BadRequest: (400, "BAD_REQUEST"),
+    CrossSite: (403, "DENIED"),
+    Misdirected: (421, "DENIED"),
     NameInvalid: (400, "NAME_INVALID"),
     NameUnknown: (404, "NAME_UNKNOWN"),
     TagInvalid: (404, "MANIFEST_UNKNOWN"),  # a tag outside the grammar cannot exist
@@ -42,17 +50,17 @@ _TABLE: dict[type[RegistryCacheError], tuple[int, str | None]] = {
     Unauthorized: (401, "UNAUTHORIZED"),
     Denied: (403, "DENIED"),
     RateLimited: (429, "TOOMANYREQUESTS"),
-    OriginDown: (503, None),
-    UpstreamBusy: (503, None),
-    UpstreamError: (502, None),
-    ContentError: (502, None),
-    RegistryCacheError: (500, None),
+    OriginDown: (503, "UNAVAILABLE"),
+    UpstreamBusy: (503, "UNAVAILABLE"),
+    UpstreamError: (502, "UNAVAILABLE"),
+    ContentError: (502, "UNAVAILABLE"),
+    RegistryCacheError: (500, "UNKNOWN"),
 }
 _CODE_OF_KIND: dict[Kind, str] = {"blob": "BLOB_UNKNOWN", "manifest": "MANIFEST_UNKNOWN"}
 
 
-def rendered(error: RegistryCacheError, kind: Kind) -> tuple[int, bytes, dict[str, str]]:
-    """Status, JSON body and headers for *error*.
+def rendered(error: RegistryCacheError, kind: Kind, hint: str = "") -> tuple[int, bytes, dict[str, str]]:
+    """Status, JSON body and headers for *error*; *hint* goes behind its text.
 
     No challenge goes with a 401: dockerd would answer it with the user's own Hub credential.
     """
@@ -64,9 +72,9 @@ def rendered(error: RegistryCacheError, kind: Kind) -> tuple[int, bytes, dict[st
         headers["Allow"] = "GET, HEAD"
     if isinstance(error, UpstreamError) and error.retry_in_seconds > 0:
         headers["Retry-After"] = str(math.ceil(error.retry_in_seconds))
-    return status, error_body(code or _CODE_OF_KIND.get(kind, "NAME_UNKNOWN"), str(error)), headers
+    return status, error_body(code or _CODE_OF_KIND.get(kind, "NAME_UNKNOWN"), f"{error}{hint}"), headers
 
 
 def error_body(code: str, message: str) -> bytes:
     """The OCI error form."""
-    return msgspec.json.encode({"errors": [{"code": code, "message": message, "detail": None}]})
+    return msgspec.json.encode({"errors": [{"code": code, "message": well_formed(message), "detail": None}]})

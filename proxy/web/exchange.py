@@ -8,8 +8,14 @@ from proxy import events
 from proxy.answers import Served
 from proxy.events import CacheResult, Kind
 from proxy.oci import DOCKER_HUB, Digest, Repository
+from proxy.units import well_formed
 
-API_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
+# What is passed on may be a page or a script: a browser that is led to it shows and runs nothing of it.
+INERT = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
+FIXED_HEADERS = {"Docker-Distribution-Api-Version": "registry/2.0", **INERT}
+JSON = {"Content-Type": "application/json"}
+# ``detail`` of a request that was refused whatever it asked for: no trouble of the cache's.
+REFUSED = "refused"
 
 _STATUS: dict[CacheResult, str] = {
     "hit": "registry-cache; hit",
@@ -41,6 +47,11 @@ class Exchange:
         self.body_bytes = 0
         self.error = ""
 
+    def refused(self, error: Exception) -> None:
+        """No answer was looked for: neither a hit nor a miss, and nothing of the cache's has failed."""
+        self.served = Served("bypass", detail=REFUSED)
+        self.error = well_formed(str(error))
+
     def event(self, status: int) -> events.Request:
         """The log line."""
         request, repository = self.request, self.repository
@@ -51,12 +62,12 @@ class Exchange:
             repository=repository.name if repository else "",
             reference=self.reference,
             digest=self.digest,
-            method=request.method,
+            method=well_formed(request.method[:40]),
             status=status,
             bytes=self.body_bytes,
             duration_ms=round((time.perf_counter() - self.began) * 1000, 3),
             upstream_ms=round(self.served.upstream_seconds * 1000, 3),
-            client=request.remote or "",
+            client=client_address(request),
             user_agent=user_agent(request),
             error=self.error,
             detail=self.served.detail,
@@ -65,7 +76,7 @@ class Exchange:
 
 def answer_headers(served: Served, digest: Digest | None = None, *, head: bool = False) -> dict[str, str]:
     """The headers that every answer carries. Source: RFC 9211 (``Cache-Status``), RFC 9111 (``Age``)."""
-    headers = dict([API_VERSION])
+    headers = dict(FIXED_HEADERS)
     headers["Cache-Status"] = _STATUS[served.result] + (served.detail if served.result == "stale" else "")
     if head and served.result == "miss":
         headers["Cache-Status"] = "registry-cache; fwd=miss"  # only a head was fetched: nothing is stored
@@ -93,8 +104,18 @@ def blob_headers(served: Served, digest: Digest, *, head: bool = False) -> dict[
 
 
 def user_agent(request: web.BaseRequest) -> str:
-    """For the log: bounded, it is the client's to choose."""
-    return request.headers.get("User-Agent", "")[:200]
+    """For the log: bounded and escaped, it is the client's to choose."""
+    return well_formed(request.headers.get("User-Agent", "")[:200])
+
+
+def client_address(request: web.BaseRequest) -> str:
+    """The client's address, for the log."""
+    return plain_address(request.remote or "")
+
+
+def plain_address(address: str) -> str:
+    """An IPv4 address that came through a socket for both (``::ffff:192.0.2.1``) as people know it."""
+    return address.removeprefix("::ffff:")
 
 
 def only_if_cached(request: web.BaseRequest) -> bool:

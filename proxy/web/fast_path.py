@@ -28,6 +28,7 @@ from proxy.pullthrough import PullThrough
 from proxy.storage import OpenBlob
 from proxy.web.blob_response import BlobResponder
 from proxy.web.exchange import blob_headers, manifest_headers, user_agent
+from proxy.web.routes import Route
 from proxy.web.sending import SocketSink
 
 _HEADS = 4096
@@ -64,21 +65,18 @@ class FastPath:
         self._events = events
         self._asked: dict[bytes, Asked] = {}
 
-    def learn(
-        self,
-        head: bytes,
-        request: web.BaseRequest,
-        repository: Repository,
-        reference: Reference | None,
-        digest: Digest | None,
-    ) -> None:
-        """*request*, which came as *head*, asks for a manifest or a blob: remember it, if it is a plain one."""
+    def learn(self, head: bytes, request: web.BaseRequest, route: Route) -> None:
+        """*request*, which came as *head* and was let in, asks for *route*: remember it, if it is a plain one."""
+        repository = route.repository
+        if repository is None or route.kind not in ("manifest", "blob"):
+            return
         if not head or request.version != HttpVersion11 or not request.keep_alive:
             return
         if all(name.title() in _PLAIN for name in request.headers):
             if len(self._asked) >= _HEADS:
                 self._asked.clear()  # somebody makes up heads; those in use come back with their next request
-            self._asked[head] = Asked(request.method, repository, reference, digest, user_agent(request))
+            agent = user_agent(request)
+            self._asked[head] = Asked(request.method, repository, route.reference, route.digest, agent)
 
     def answer(self, head: bytes, protocol: BaseProtocol, client: str) -> "bytes | FileAnswer | None":
         """What to send for *head*, if it is known and at hand: a whole response, which is logged as sent, or a file.

@@ -6,9 +6,13 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from proxy.errors import RegistryCacheError
 from proxy.figures import Stats
-from proxy.web.errors import error_body
+from proxy.web.errors import error_body, rendered
+from proxy.web.exchange import INERT, JSON, client_address
+from proxy.web.gate import Gate
 from proxy.web.page import Page
+from proxy.web.refusals import Refusals, refusal_kind
 
 
 class Ops:
@@ -16,12 +20,23 @@ class Ops:
 
     Args:
         stats: gives the whole of ``/_stats``.
+        gate: whoever it does not let in is told why.
     """
 
-    def __init__(self, stats: Callable[[], Stats], page: Page, prometheus: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], Stats],
+        page: Page,
+        prometheus: CollectorRegistry,
+        *,
+        gate: Gate,
+        refusals: Refusals,
+    ) -> None:
         self._stats = stats
         self._page = page
         self._prometheus = prometheus
+        self._gate = gate
+        self._refusals = refusals
         self._pages: dict[str, Callable[[web.BaseRequest], Awaitable[web.Response]]] = {
             "/": self._root,
             "/_health": self._health,
@@ -33,6 +48,12 @@ class Ops:
         """Answer *request*; nothing here waits for upstream."""
         if request.method not in ("GET", "HEAD"):
             return _json(405, error_body("UNSUPPORTED", "only GET and HEAD"), {"Allow": "GET, HEAD"})
+        try:
+            self._gate.check(request, is_page=True)
+        except RegistryCacheError as error:
+            if kind := refusal_kind(error):
+                self._refusals.count(kind, client_address(request), str(error))
+            return _json(*rendered(error, "other"))
         page = self._pages.get(request.rel_url.raw_path)
         if page is None:
             return _json(404, error_body("NAME_UNKNOWN", "no such page: see /_stats, /_health, /metrics and /v2/"))
@@ -48,17 +69,19 @@ class Ops:
         return _json(200, msgspec.json.format(msgspec.json.encode(self._stats()), indent=2) + b"\n")
 
     async def _metrics(self, _request: web.BaseRequest) -> web.Response:
-        return web.Response(body=generate_latest(self._prometheus), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        headers = {**INERT, "Content-Type": CONTENT_TYPE_LATEST}
+        return web.Response(body=generate_latest(self._prometheus), headers=headers)
 
     async def _root(self, _request: web.BaseRequest) -> web.Response:
-        return web.Response(text="registry-cache: a pull-through cache. See /_stats, /_health and /metrics.\n")
+        text = "registry-cache: a pull-through cache. See /_stats, /_health and /metrics.\n"
+        return web.Response(text=text, headers=INERT)
 
 
 def _json(status: int, body: bytes, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(
         status=status,
         body=body,
-        headers={"Content-Type": "application/json", "Cache-Control": "no-store", **(headers or {})},
+        headers={**INERT, **JSON, "Cache-Control": "no-store", **(headers or {})},
     )
 
 

@@ -3,64 +3,48 @@
 Source: OCI distribution spec 1.1, "Pull" and "Content discovery".
 """
 
-import functools
 import traceback
-from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 from aiohttp import web
 
 from proxy import events
 from proxy.answers import ListAnswer, ManifestAnswer, Served
-from proxy.errors import NameUnknown, NotCached, RegistryCacheError, Unsupported
-from proxy.events import CacheResult, Kind
-from proxy.oci import DOCKER_HUB, Digest, Reference, Repository
+from proxy.errors import (
+    BlobUnknown,
+    Denied,
+    ManifestUnknown,
+    NameUnknown,
+    NotCached,
+    RegistryCacheError,
+    Unauthorized,
+    Unsupported,
+)
+from proxy.events import CacheResult
+from proxy.oci import Reference, Repository
 from proxy.pullthrough import PullThrough
 from proxy.storage import Index
+from proxy.units import well_formed
 from proxy.web.blob_response import BlobResponder
 from proxy.web.connection import Connection
 from proxy.web.errors import rendered
-from proxy.web.exchange import Exchange, answer_headers, manifest_headers, matches_etag, only_if_cached
-from proxy.web.fast_path import FastPath
+from proxy.web.exchange import (
+    JSON,
+    Exchange,
+    answer_headers,
+    client_address,
+    manifest_headers,
+    matches_etag,
+    only_if_cached,
+)
+from proxy.web.gate import Gate
+from proxy.web.refusals import Refusals, refusal_kind
+from proxy.web.routes import Query, Route, hint, parse_path
 
 _CATALOG_MAX = 1000
-_QUERY_MAX = 2048
-
-
-class Route(NamedTuple):
-    """A /v2/ path, parsed: what is asked for, and of which repository."""
-
-    kind: Kind
-    repository: Repository | None = None
-    reference: Reference | None = None
-    digest: Digest | None = None
-
-
-@functools.lru_cache(maxsize=8192)
-def parse_path(raw_path: str, registry: str) -> Route:
-    """The route of a raw (percent-encoded) path.
-
-    Raises:
-        NameInvalid, TagInvalid, DigestInvalid, NameUnknown: there is none.
-    """
-    path = unquote(raw_path) if "%" in raw_path else raw_path
-    if path in ("/v2/", "/v2"):
-        return Route("ping")
-    if path == "/v2/_catalog":
-        return Route("catalog")
-    head, _, last = path.rpartition("/")
-    name, _, kind = head.removeprefix("/v2/").rpartition("/")
-    if kind == "manifests":
-        repository = Repository.parse(name, registry)
-        return Route("manifest", repository, Reference.parse(repository, last))
-    if kind == "blobs":
-        return Route("blob", Repository.parse(name, registry), digest=Digest.parse(last))
-    if kind == "tags" and last == "list":
-        return Route("tags", Repository.parse(name, registry))
-    if kind == "referrers":
-        return Route("referrers", Repository.parse(name, registry), digest=Digest.parse(last))
-    raise NameUnknown("no such path in the distribution API")
+# What a name that was written wrongly leads to.
+_NOT_THERE = (Unauthorized, Denied, NameUnknown, ManifestUnknown, BlobUnknown)
 
 
 class V2:
@@ -75,15 +59,17 @@ class V2:
         pull_through: PullThrough,
         index: Index,
         blobs: BlobResponder,
-        fast: FastPath,
         *,
+        gate: Gate,
+        refusals: Refusals,
         registries: frozenset[str],
         events: events.Events,
     ) -> None:
         self._pull_through = pull_through
         self._index = index
         self._blobs = blobs
-        self._fast = fast
+        self._gate = gate
+        self._refusals = refusals
         self._registries = registries
         self._events = events
 
@@ -95,7 +81,7 @@ class V2:
             try:
                 response = await self._answer(exchange)
             except RegistryCacheError as error:
-                response = _error_response(exchange, error)
+                response = self._error_response(exchange, error)
             except ConnectionError as error:
                 exchange.error = str(error)
                 if exchange.served.result == "error":
@@ -107,7 +93,7 @@ class V2:
                 if exchange.body_begun:
                     status, exchange.served, exchange.error = 500, Served("error"), str(failure)
                     raise ConnectionAbortedError(exchange.error) from error
-                response = _error_response(exchange, failure)
+                response = self._error_response(exchange, failure)
             status = response.status
             return response
         finally:
@@ -115,26 +101,22 @@ class V2:
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
-        registry = DOCKER_HUB
-        query = request.rel_url.raw_query_string
-        if query:
-            registry = dict(parse_qsl(query[:_QUERY_MAX])).get("ns", DOCKER_HUB)
-            if registry not in self._registries:
-                raise NameUnknown(f"the registry {registry[:100]!r} is not served here")
+        self._gate.check(request)
+        query = Query(request.rel_url.raw_query_string)
+        registry = query.registry(self._registries)
         if request.method not in ("GET", "HEAD"):
             raise Unsupported("this is a read-only cache: push to the registry itself")
         route = parse_path(request.rel_url.raw_path, registry)
         exchange.kind, exchange.repository = route.kind, route.repository
-        if route.repository is not None and route.kind in ("manifest", "blob"):
-            head = request.protocol.head if isinstance(request.protocol, Connection) else b""
-            self._fast.learn(head, request, route.repository, route.reference, route.digest)
+        if isinstance(request.protocol, Connection):
+            request.protocol.learn(request, route)
         if route.reference is not None:
             return await self._manifest(exchange, route.reference)
         if route.repository is None:
             return await self._catalog(exchange) if route.kind == "catalog" else _ping(exchange)
         if route.kind == "blob" and route.digest is not None:
             return await self._blobs.respond(exchange, route.repository, route.digest)
-        return await self._list(exchange, route.repository, route.digest, query)
+        return await self._list(exchange, route, route.repository, query)
 
     async def _manifest(self, exchange: Exchange, reference: Reference) -> web.StreamResponse:
         request = exchange.request
@@ -155,23 +137,19 @@ class V2:
         exchange.body_bytes = len(answer.body)
         return web.Response(body=answer.body, headers=headers)
 
-    async def _list(
-        self, exchange: Exchange, repository: Repository, digest: Digest | None, query: str
-    ) -> web.StreamResponse:
+    async def _list(self, exchange: Exchange, route: Route, repository: Repository, query: Query) -> web.StreamResponse:
+        digest = route.digest
         path = f"/v2/{repository.name}/" + ("tags/list" if digest is None else f"referrers/{digest}")
         exchange.reference = exchange.digest = digest or ""
-        asked = [(key, value) for key, value in parse_qsl(query[:_QUERY_MAX]) if key != "ns"]
-        answer: ListAnswer = await self._pull_through.listing(
-            repository, path + ("?" + urlencode(asked) if asked else "")
-        )
+        answer: ListAnswer = await self._pull_through.listing(repository, path + query.question(route.kind))
         exchange.served = answer.served
         headers = answer_headers(answer.served)
         found = answer.answer
-        headers["Content-Type"] = found.content_type
-        if link := _own_link(found.link):
+        headers["Content-Type"] = _fit(found.content_type) or "application/json"
+        if link := _own_link(_fit(found.link)):
             headers["Link"] = link
-        if found.filters_applied:
-            headers["OCI-Filters-Applied"] = found.filters_applied
+        if filters := _fit(found.filters_applied):
+            headers["OCI-Filters-Applied"] = filters
         exchange.body_bytes = len(found.body)
         return web.Response(body=found.body, headers=headers)
 
@@ -188,6 +166,25 @@ class V2:
                 headers["Link"] = f'</v2/_catalog?{urlencode({"n": limit, "last": names[-1]})}>; rel="next"'
         return _json(exchange, {"repositories": list(names)}, headers)
 
+    def _error_response(self, exchange: Exchange, error: RegistryCacheError) -> web.Response:
+        kind = refusal_kind(error)
+        if kind is not None:
+            exchange.refused(error)
+            self._refusals.count(kind, client_address(exchange.request), exchange.error)
+        else:
+            # A "no" to only-if-cached is an answer, not an error, and no miss either: nobody was refused an image.
+            result: CacheResult = "bypass" if isinstance(error, NotCached) else "error"
+            exchange.served = Served(result, exchange.served.upstream_seconds)
+            exchange.error = "" if result == "bypass" else well_formed(str(error))
+        what_is_meant = hint(exchange.repository) if isinstance(error, _NOT_THERE) else ""
+        status, body, headers = rendered(error, exchange.kind, what_is_meant)
+        exchange.body_bytes = 0 if exchange.request.method == "HEAD" else len(body)
+        return web.Response(
+            status=status,
+            body=body,
+            headers={**answer_headers(exchange.served), **JSON, **headers},
+        )
+
 
 def _ping(exchange: Exchange) -> web.Response:
     exchange.served = Served("bypass")  # neither cached nor cacheable: it would blur the hit ratio
@@ -197,29 +194,23 @@ def _ping(exchange: Exchange) -> web.Response:
 def _json(exchange: Exchange, value: object, headers: dict[str, str]) -> web.Response:
     body = msgspec.json.encode(value)
     exchange.body_bytes = len(body)
-    return web.Response(body=body, headers={**headers, "Content-Type": "application/json"})
+    return web.Response(body=body, headers={**headers, **JSON})
 
 
-def _error_response(exchange: Exchange, error: RegistryCacheError) -> web.Response:
-    # A "no" to only-if-cached is an answer, not an error, and no miss either: nobody was refused an image.
-    result: CacheResult = "bypass" if isinstance(error, NotCached) else "error"
-    exchange.served = Served(result, exchange.served.upstream_seconds)
-    exchange.error = "" if result == "bypass" else str(error)
-    status, body, headers = rendered(error, exchange.kind)
-    exchange.body_bytes = 0 if exchange.request.method == "HEAD" else len(body)
-    return web.Response(
-        status=status,
-        body=body,
-        headers={**answer_headers(exchange.served), "Content-Type": "application/json", **headers},
-    )
+def _fit(value: str | None) -> str:
+    """A header's value that upstream chose, if it can be one of ours."""
+    return value if value is not None and value.isascii() and value.isprintable() else ""
 
 
-def _own_link(link: str | None) -> str | None:
+def _own_link(link: str) -> str | None:
     """A pagination link that leads here: path and query of upstream's, whatever host it names."""
-    if link is None or not link.startswith("<") or ">" not in link:
+    if not link.startswith("<") or ">" not in link:
         return None
     url, _, parameters = link[1:].partition(">")
-    parts = urlsplit(url)
-    if not parts.path.startswith("/v2/") or "\n" in link or "\r" in link:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    if not parts.path.startswith("/v2/"):
         return None
     return f"<{parts.path}{'?' + parts.query if parts.query else ''}>{parameters}"

@@ -37,7 +37,7 @@ def test_two_thousand_connections(start_cache, hub, repository, many_files):
     with contextlib.ExitStack() as stack:
         for number in range(CONNECTIONS):
             client = stack.enter_context(socket.create_connection(address))
-            request = f"GET /v2/{repository}/blobs/{digest} HTTP/1.1\r\nHost: x\r\n"
+            request = f"GET /v2/{repository}/blobs/{digest} HTTP/1.1\r\nHost: localhost\r\n"
             # One of each kind: asks and reads nothing, is never done asking, sends garbage, says nothing.
             said = (f"{request}\r\n", request, "\x16\x03\x01 garbage\r\n\r\n", "")[number % 4]
             with contextlib.suppress(ConnectionError):  # one too many, and told so already

@@ -1,14 +1,16 @@
 """Requests outside the grammar, hostile bytes and hostile clients: a clear error, and nobody else notices."""
 
 import asyncio
+import json
 import os
 import socket
 
 import pytest
+import yarl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy import events
+from proxy import events, logs
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -39,7 +41,7 @@ DIGEST = "sha256:" + "0" * 64
 )
 async def test_path_outside_the_grammar(cache, hub, path, status, code):
     reader, writer = await asyncio.open_connection(*cache.address)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     assert int(head.split()[1]) == status
@@ -52,6 +54,79 @@ async def test_what_would_change_the_registry_is_405(cache, method):
     for path in ("/v2/a/manifests/1", "/v2/a/blobs/uploads/", f"/v2/a/blobs/{DIGEST}"):
         reply = await cache.get(path, method)
         assert (reply.status, reply.error_code, reply.headers["Allow"]) == (405, "UNSUPPORTED", "GET, HEAD")
+
+
+MALFORMED = (
+    b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+    b"GET /v2/ HTTP/1.1\r\nHost: a b\x00\r\n\r\n",
+    b"GET /v2/ HTTP/1.1\r\nHost : localhost\r\n\r\n",
+    b"GET /v2/ HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    b"GET /v2/\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+    b"POST /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+    b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    b"GET http://[::1/v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /v2/\xff HTTP/1.1\r\nHost: localhost\r\n Folded: x\r\n\r\n",
+)
+
+
+async def answer_to(cache, sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(*cache.address)
+    writer.write(sent)
+    answer = await asyncio.wait_for(reader.read(65536), 10)
+    writer.close()
+    return answer
+
+
+async def test_what_is_no_http_is_the_clients_mistake_and_one_line(cache):
+    for sent in MALFORMED * 6:
+        answer = await answer_to(cache, sent)
+        assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")), (sent, answer)
+        assert b"BAD_REQUEST" in answer
+    assert cache.seen(events.Crashed) == []
+    assert len(cache.seen(events.Refusals)) == 1
+    assert (await cache.stats())["refused"]["malformed"]["requests"] == 6 * len(MALFORMED)
+
+
+@pytest.mark.parametrize("agent", [b"caf\xe9/1", b"\xff\xfe", "d\u00f6cker".encode()])
+async def test_a_request_with_odd_bytes_has_its_line(start_cache, hub, capfdbinary, agent):
+    cache = await start_cache()
+    log = logs.Log("json", "info")
+    cache.bus.subscribe(log)
+    image = await hub.images.image("library/odd", "1", [1000, 3_000_000])
+    targets = [f"manifests/{image.digest}", *(f"blobs/{layer.digest}" for layer in image.layers), "manifests/gone"]
+    for target in targets * 3:
+        head = f"GET /v2/library/odd/{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nUser-Agent: "
+        reader, writer = await asyncio.open_connection(*cache.address)
+        writer.write(head.encode() + agent + b"\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert int(answer.split()[1]) in (200, 404)
+    log.close()
+    lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    told = [line for line in lines if line["event"] == "request"]
+    assert len(told) == len(cache.seen(events.Request)) == 3 * len(targets)
+    assert {line["user_agent"] for line in told} == {agent.decode("utf-8", "backslashreplace").replace("\\x", "\\udc")}
+    assert cache.proxy.metrics.requests.total() == 3 * len(targets)
+    assert cache.seen(events.Crashed) == []
+
+
+async def test_odd_paths_have_their_line(cache):
+    for path in ("/v2/%ff%fe/manifests/1", "/v2/a/manifests/%00", "/v2/a/tags/list?n=%ff", "/v2/?ns=%ff", "/%ff/v2/"):
+        assert (await cache.session.get(yarl.URL(cache.url + path, encoded=True))).status < 500
+    raw = b"GET /v2/\xff\xfe/manifests/1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert b" 400 " in (await answer_to(cache, raw))[:20]
+    assert cache.seen(events.Crashed) == []
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "OPTIONS", "TRACE", "BREW", "PROPFIND"])
+async def test_any_method_has_an_answer(cache, method):
+    for target in ("/v2/", "localhost:443", "*", "/nowhere"):
+        answer = await answer_to(cache, f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), (target, answer)
+    assert cache.seen(events.Crashed) == []
 
 
 async def test_ns_of_docker_io_is_served(cache, hub):
@@ -77,7 +152,7 @@ async def test_garbage_on_the_wire(cache, garbage):
 async def test_oversized_request_is_refused(cache, what):
     reader, writer = await asyncio.open_connection(*cache.address)
     path = "/v2/" + "a" * 100_000 if what == "path" else "/v2/"
-    lines = [f"GET {path} HTTP/1.1", "Host: x"]
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost"]
     if what == "header":
         lines.append("X: " + "y" * 100_000)
     if what == "many headers":
@@ -102,7 +177,7 @@ def slow_connection(cache, path) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(cache.address)
-    client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return client
 
 

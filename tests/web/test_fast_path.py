@@ -32,7 +32,7 @@ class Client:
 
 
 def head_of(path: str, method: str = "GET", extra: str = "", version: str = "1.1") -> bytes:
-    return f"{method} {path} HTTP/{version}\r\nHost: cache\r\nUser-Agent: docker/20\r\n{extra}\r\n".encode()
+    return f"{method} {path} HTTP/{version}\r\nHost: localhost\r\nUser-Agent: docker/20\r\n{extra}\r\n".encode()
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_file_is_logged(cache, fil
 async def test_a_client_that_leaves_at_once_leaves_no_file_open(cache, file, client):
     request = head_of(f"/v2/{NAME}/blobs/{file}")
     await client.ask(request)
-    (connection,) = (one for one in cache.proxy.server.connections if one.head == request)
+    (connection,) = (one for one in cache.proxy.server.connections if one._head == request)
     logged = len(cache.seen(events.Request))
     connection.data_received(request)
     assert open_files(cache)
@@ -230,7 +230,7 @@ async def test_an_expired_tag_is_confirmed_first(start_cache, hub):
 async def test_a_used_connection_is_not_idle(cache, image, client):
     request = head_of(f"/v2/{NAME}/manifests/1")
     await client.ask(request)
-    (connection,) = (one for one in cache.proxy.server.connections if one.head == request)
+    (connection,) = (one for one in cache.proxy.server.connections if one._head == request)
     connection._next_keepalive_close_time = 0.0
     await client.ask(request)
     assert connection._next_keepalive_close_time > asyncio.get_running_loop().time()
