@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import aiohttp
-import msgspec
 
 from proxy.errors import ContentError, DigestInvalid, RegistryCacheError
 from proxy.figures import OtherSchema, Stats, read
+from proxy.foreign import read_json
 from proxy.oci import (
     INDEX_TYPES,
     MANIFEST_ACCEPT,
     MANIFEST_MAX_BYTES,
+    TOO_MANY_PARTS,
     Descriptor,
     Digest,
     Manifest,
@@ -148,10 +149,10 @@ class Puller:
         try:
             async with self._session.get(f"{self._base}/_stats", headers=headers, timeout=timeout) as response:
                 status = response.status
-                answer = msgspec.json.decode(await _read(response, _STATS_MAX_BYTES), type=dict[str, Any])
+                answer = read_json(await _read(response, _STATS_MAX_BYTES), dict[str, Any])
         except (aiohttp.ClientError, OSError) as error:
             raise PullFailed(f"no cache answers on {self._base}: {reason_of(error)}") from error
-        except (msgspec.MsgspecError, ContentError) as error:
+        except ContentError as error:
             raise PullFailed(f"what answers on {self._base} is no registry-cache", status) from error
         if "upstream" not in answer or "store" not in answer:
             raise PullFailed(f"what answers on {self._base} is no registry-cache", status)
@@ -177,8 +178,8 @@ class Puller:
             stored = await self._stored(name, child.digest)
             pulls += stored is None
             found += [stored] if stored is not None else []
-        images = found if Manifest.parse(top).children else [top]
-        blobs = {blob.digest: blob.size_bytes for image in images for blob in Manifest.parse(image).blobs}
+        images = found if top.is_index else [top]
+        blobs = {blob.digest: blob.size_bytes for image in images for blob in image.blobs}
         missing = sum([size for digest, size in blobs.items() if not await self.is_here(name, "blobs", digest)])
         return Look(pulls, missing, sum(blobs.values()), is_whole=not pulls and not missing)
 
@@ -195,12 +196,12 @@ class Puller:
         """
         body, hit = await self._manifest(name, name.reference)
         bodies, fetched = [body], int(not hit)
-        manifest = Manifest.parse(body)
-        images = [] if manifest.children else [manifest]
-        for child in _chosen(name, body, platforms):
+        manifest = _parsed(name, body)
+        images = [] if manifest.is_index else [manifest]
+        for child in _chosen(name, manifest, platforms):
             body, hit = await self._manifest(name, child.digest)
             bodies.append(body)
-            images.append(Manifest.parse(body))
+            images.append(_parsed(name, body))
             fetched += not hit
         blobs = {blob.digest: blob for image in images for blob in image.blobs}
         digests = tuple(map(Digest.of, bodies))
@@ -231,7 +232,7 @@ class Puller:
             except (aiohttp.ClientError, OSError) as error:
                 if attempt == _TRIES and position == before:
                     raise PullFailed(f"{name}: {blob.digest}: {reason_of(error)}") from error
-        if position != blob.size_bytes or known.hexdigest() != blob.digest.encoded:
+        if known.hexdigest() != blob.digest.encoded:  # the size is only its manifest's word
             raise PullFailed(f"{name}: what came is not {blob.digest}")
         return hit
 
@@ -273,7 +274,7 @@ class Puller:
         except (aiohttp.ClientError, OSError) as error:
             raise PullFailed(f"{name}: {reason_of(error)}") from error
 
-    async def _stored(self, name: Name, digest: Digest) -> bytes | None:
+    async def _stored(self, name: Name, digest: Digest) -> Manifest | None:
         """The manifest, if it is here."""
         try:
             body, _ = await self._manifest(name, digest, _ONLY_IF_CACHED)
@@ -281,7 +282,7 @@ class Puller:
             if error.status == _NOT_HERE:
                 return None
             raise
-        return body
+        return _parsed(name, body)
 
     async def _manifest(self, name: Name, reference: str, headers: Mapping[str, str] = {}) -> tuple[bytes, bool]:
         url = f"{self._base}/v2/{name.repository.name}/manifests/{reference}"
@@ -293,10 +294,24 @@ class Puller:
                     raise PullFailed(f"{name}: {await _reason(response)}", response.status)
                 body = await _read(response, MANIFEST_MAX_BYTES)
                 Digest.parse(response.headers.get("Docker-Content-Digest", "")).verify(body)
-                Manifest.parse(body)
                 return body, _is_hit(response.headers)
         except (ContentError, DigestInvalid, aiohttp.ClientError, OSError) as error:
             raise PullFailed(f"{name}: {reason_of(error)}") from error
+
+
+def _parsed(name: Name, body: bytes) -> Manifest:
+    """The manifest of *name*.
+
+    Raises:
+        PullFailed: it cannot be read as one, or it names too much: nobody knows what to pull.
+    """
+    try:
+        manifest = Manifest.parse(body)
+    except ContentError as error:
+        raise PullFailed(f"{name}: {error}") from error
+    if not manifest.is_whole:
+        raise PullFailed(f"{name}: {TOO_MANY_PARTS}")
+    return manifest
 
 
 def _is_hit(headers: Mapping[str, str]) -> bool:
@@ -315,28 +330,24 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 async def _reason(response: aiohttp.ClientResponse) -> str:
     try:
         body = await _read(response, _ERROR_MAX_BYTES)
-        return f"{response.status} {msgspec.json.decode(body)['errors'][0]['message']}"
-    except (msgspec.MsgspecError, LookupError, TypeError, ContentError):
+        return f"{response.status} {read_json(body, dict[str, Any])['errors'][0]['message']}"
+    except (LookupError, TypeError, ContentError):
         words = {401: "no such image, or no access to it", 404: "no such image", 429: "upstream's rate limit"}
         return f"{response.status} {words.get(response.status, response.reason)}"
 
 
-def _chosen(name: Name, body: bytes, platforms: Sequence[str]) -> Iterator[Descriptor]:
+def _chosen(name: Name, manifest: Manifest, platforms: Sequence[str]) -> Iterator[Descriptor]:
     """The children of an index that are for one of *platforms*.
 
     Raises:
         PullFailed: there is none for one of them.
     """
-    entries = msgspec.json.decode(body).get("manifests")
-    if entries is None:
+    if not manifest.is_index:
         return
     by_platform: dict[str, list[Descriptor]] = {}
-    for entry in entries:
-        spoken = entry.get("platform") or {}
-        parts = [spoken.get("os"), spoken.get("architecture"), spoken.get("variant")]
-        if "unknown" not in parts:  # buildkit's attestations: no daemon pulls them
-            found = Descriptor(Digest.parse(entry["digest"]), entry["size"], entry.get("mediaType", ""))
-            by_platform.setdefault(full_platform("/".join(filter(None, parts)) or "any"), []).append(found)
+    for child in manifest.children:
+        if "unknown" not in child.platform.split("/"):  # buildkit's attestations: no daemon pulls them
+            by_platform.setdefault(full_platform(child.platform or "any"), []).append(child)
     wanted = list(by_platform) if EVERY_PLATFORM in platforms else list(platforms)
     for platform in wanted:
         if platform not in by_platform:
