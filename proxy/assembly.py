@@ -8,6 +8,7 @@ from proxy import __version__, events
 from proxy.curator import Curator
 from proxy.flight import BlobSource, Flight, Flights
 from proxy.history import History
+from proxy.manifests import ManifestReader, OpaqueManifests
 from proxy.metrics import Metrics
 from proxy.oci import DOCKER_HUB
 from proxy.parallel import EXTRA_CONNECTIONS, ParallelSource
@@ -63,7 +64,8 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         history = History(index, metrics.counts, index.clock.now, bus)
         history.start()
         stack.push_async_callback(history.aclose)
-        curator = Curator(store, index, cap_bytes=int(settings.max_size), events=bus)
+        opaque = OpaqueManifests(bus)
+        curator = Curator(store, index, opaque, cap_bytes=int(settings.max_size), events=bus)
         await curator.start()
         stack.push_async_callback(curator.aclose)
         scrubber = Scrubber(store, index, bytes_per_second=settings.scrub_rate, events=bus)
@@ -88,8 +90,11 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             events=bus,
         )
         stack.push_async_callback(flights.aclose)
+        manifests = ManifestReader(opaque)
+        stack.push_async_callback(manifests.aclose)
         prefetcher = Prefetcher(
             flights,
+            manifests,
             concurrency=settings.prefetch_concurrency,
             # What is only likely to be asked for does not push out much of what was.
             max_bytes=min(settings.prefetch_max_size, settings.max_size // 4),

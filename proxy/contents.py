@@ -31,6 +31,13 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     last_use: float  # Unix seconds
 
 
+class Parts(NamedTuple):
+    """What a stored manifest names; ``opaque`` says why that is not known, or not all of it."""
+
+    digests: tuple[Digest, ...]
+    opaque: str = ""
+
+
 class Tag(NamedTuple):
     """What a tag was when upstream was last asked; ``fetched_at`` in Unix seconds."""
 

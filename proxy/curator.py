@@ -2,24 +2,31 @@
 
 import asyncio
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from cachetools import LRUCache
 
 from proxy import contents, events
-from proxy.contents import Inventory, Listed, Pattern, Pin, PurgePlan, Stored
+from proxy.background import Background
+from proxy.contents import Inventory, Listed, Parts, Pattern, Pin, PurgePlan, Stored
+from proxy.manifests import OpaqueManifests
 from proxy.oci import Digest, Repository
 from proxy.threads import Threads
 
-_PARSED_MANIFESTS = 16_384  # about 1.5 kB each
+# What manifests name is kept from one question to the next: digests of 160 bytes each.
+_PARSED_MAX_BYTES = 24 * 1024 * 1024
+_DIGEST_BYTES = 160
+_MANIFESTS_AT_ONCE = 32  # each may name thousands of digests that are of no interest
+# A round that failed is tried again after this time.
+_AGAIN_SECONDS = 60.0
 
 
 class Shelf(Protocol):
     """The store, as far as the curator needs it."""
 
-    async def needs(self, digests: Collection[Digest]) -> dict[Digest, tuple[Digest, ...]]:
-        """What each stored manifest names."""
+    async def needs(self, digests: Collection[Digest]) -> dict[Digest, Parts]:
+        """What each stored manifest names; nothing of those that are gone."""
 
     async def purge(self, digests: list[Digest]) -> tuple[int, int]:
         """Remove blobs: how many there were, and their bytes."""
@@ -63,26 +70,34 @@ class Curator:
     What looks at all that is cached runs in a thread of its own: a hundred thousand blobs take a tenth of a second.
     """
 
-    def __init__(self, store: Shelf, index: Catalog, *, cap_bytes: int, events: events.Events) -> None:
+    def __init__(
+        self, store: Shelf, index: Catalog, opaque: OpaqueManifests, *, cap_bytes: int, events: events.Events
+    ) -> None:
         self._store = store
         self._index = index
+        self._opaque = opaque
         self._cap_bytes = cap_bytes
         self._events = events
         self._thread = Threads("curator", 1)
-        self._parsed: LRUCache[Digest, tuple[Digest, ...]] = LRUCache(_PARSED_MANIFESTS)
-        self._task: asyncio.Task[None] | None = None
+        self._parsed: LRUCache[Digest, tuple[Digest, ...]] = LRUCache(_PARSED_MAX_BYTES, getsizeof=_parsed_bytes)
+        self._following = Background("pins", self._follow, interval_seconds=_AGAIN_SECONDS, events=events)
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Work out what pins need, and again whenever a pinned tag moves or a pinned manifest arrives."""
-        await self._refresh()
-        self._task = asyncio.create_task(self._follow(), name="pins")
+        """Work out what pins need, and again whenever a pinned tag moves or a pinned manifest arrives.
+
+        Whatever is stored, it does not keep the program from starting: until it has been worked out, what was pinned in
+        the last run stays pinned.
+        """
+        try:
+            await self._refresh()
+        except Exception:  # noqa: BLE001 -- see above; following tries again
+            self._events.emit(events.Crashed(message="pins at the start", traceback=traceback.format_exc()))
+        self._following.start()
 
     async def aclose(self) -> None:
         """Stop following."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._following.aclose()
         self._thread.close()
 
     async def listing(self, pattern: Pattern | None) -> list[Listed]:
@@ -123,17 +138,24 @@ class Curator:
             self._events.emit(events.Pinned(pattern=_text(pattern), names=names, pinned=pinned))
         return PinAnswer(names, await self._refresh(), self._cap_bytes)
 
-    async def _follow(self) -> None:
-        while True:
-            await self._index.pins_changed.wait()
-            try:
-                await self._refresh()
-            except Exception:  # noqa: BLE001 -- the next change tries again; it must not end for ever
-                self._events.emit(events.Crashed(message="following pins", traceback=traceback.format_exc()))
+    async def _follow(self) -> float:
+        await self._index.pins_changed.wait()
+        await self._refresh()
+        return 0.0
 
     async def _refresh(self) -> int:
         """Tell the index what pins need; how many bytes of that are here. Looks at nothing but what is pinned."""
         self._index.pins_changed.clear()
+        try:
+            wanted, held_bytes = await self._pinned_content()
+            await self._index.keep(wanted)
+        except BaseException:
+            self._index.pins_changed.set()
+            raise
+        return held_bytes
+
+    async def _pinned_content(self) -> tuple[set[Digest], int]:
+        """All that pins need, and how many bytes of it are here."""
         wanted: set[Digest] = set()
         held_bytes = 0
         level = set(contents.roots_of(await self._index.pinned()))
@@ -141,26 +163,51 @@ class Curator:
             wanted |= level
             here = await self._index.stored(level)
             held_bytes += sum(blob.size_bytes for blob in here.values())
-            read = await self._store.needs([digest for digest, blob in here.items() if blob.media_type is not None])
-            level = {part for parts in read.values() for part in parts} - wanted
-        await self._index.keep(wanted)
-        return held_bytes
+            level = set()
+            async for read in self._read([digest for digest, blob in here.items() if blob.media_type is not None]):
+                level.update(part for parts in read.values() for part in parts if part not in wanted)
+        return wanted, held_bytes
 
     async def _needs(self, inventory: Inventory) -> contents.Needs:
-        known, unread = await self._thread.run(self._already_parsed, inventory)
-        read = await self._store.needs(unread)
-        await self._thread.run(self._remember, known, read)
+        """What the manifests of *inventory* need of what is in it."""
+        # One object for each digest, however often it is named; what is not here is nobody's need.
+        here = await self._thread.run(lambda: {digest: digest for digest in inventory.blobs})
+        known: dict[Digest, tuple[Digest, ...]] = {}
+
+        def remember(read: Mapping[Digest, tuple[Digest, ...]]) -> None:
+            for digest, parts in read.items():
+                known[digest] = tuple(here[part] for part in parts if part in here)
+
+        unread = await self._thread.run(self._already_parsed, inventory, remember)
+        async for read in self._read(unread):
+            await self._thread.run(remember, read)
+            await self._thread.run(self._parsed.update, read)
         return lambda digest: known.get(digest, ())
 
-    def _already_parsed(self, inventory: Inventory) -> tuple[dict[Digest, tuple[Digest, ...]], list[Digest]]:
-        """Runs in the thread, as all that uses ``_parsed``."""
-        manifests = [digest for digest, blob in inventory.blobs.items() if blob.media_type is not None]
-        known = {digest: parts for digest in manifests if (parts := self._parsed.get(digest)) is not None}
-        return known, [digest for digest in manifests if digest not in known]
+    def _already_parsed(
+        self, inventory: Inventory, remember: Callable[[Mapping[Digest, tuple[Digest, ...]]], None]
+    ) -> list[Digest]:
+        """Runs in the thread, as all that uses ``_parsed``. The manifests that have to be read."""
+        unread = []
+        for digest, blob in inventory.blobs.items():
+            if blob.media_type is not None:
+                parts = self._parsed.get(digest)
+                unread += [digest] if parts is None else []
+                remember({digest: parts or ()})
+        return unread
 
-    def _remember(self, known: dict[Digest, tuple[Digest, ...]], read: dict[Digest, tuple[Digest, ...]]) -> None:
-        self._parsed.update(read)
-        known |= read
+    async def _read(self, digests: Sequence[Digest]) -> AsyncIterator[dict[Digest, tuple[Digest, ...]]]:
+        """What manifests name, a few of them at a time; each that cannot be read is told of."""
+        for first in range(0, len(digests), _MANIFESTS_AT_ONCE):
+            read = await self._store.needs(digests[first : first + _MANIFESTS_AT_ONCE])
+            for digest, parts in read.items():
+                if parts.opaque:
+                    self._opaque.name(digest, parts.opaque)
+            yield {digest: parts.digests for digest, parts in read.items()}
+
+
+def _parsed_bytes(parts: tuple[Digest, ...]) -> int:
+    return _DIGEST_BYTES * (len(parts) + 1)
 
 
 def _text(pattern: Pattern) -> str:

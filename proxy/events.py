@@ -131,6 +131,15 @@ class Quarantined(Event, frozen=True, kw_only=True):
     reason: str
 
 
+class ManifestOpaque(Event, frozen=True, kw_only=True):
+    """What upstream supplied as a manifest is served as it is, but what it names is not known, or not all of it."""
+
+    level: ClassVar[Level] = "warning"
+
+    digest: str
+    reason: str
+
+
 class StorageFailed(Event, frozen=True, kw_only=True):
     """The disk said no to something that is not a matter of space."""
 

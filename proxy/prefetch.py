@@ -10,15 +10,20 @@ fail. Flights that clients started never wait for it: it has slots of its own.
 """
 
 import asyncio
+import functools
 from typing import NamedTuple
 
 from proxy import events
-from proxy.errors import ContentError, RegistryCacheError
+from proxy.errors import RegistryCacheError
 from proxy.flight import Flights
+from proxy.manifests import ManifestReader
 from proxy.oci import Descriptor, Digest, Manifest, Repository
 
-# Manifests whose layers are remembered: the pulls that may be under way.
+# Manifests whose layers are remembered, and all those layers together: the pulls that may be under way.
 _PLANS = 256
+_PLANNED_LAYERS = 16_384
+# An image with more layers than any daemon can unpack is none: nothing of it is fetched ahead.
+_LAYERS_MAX = 1000
 # Layers that wait for a slot or for a client, over all pulls.
 _AHEAD = 512
 # What a client waits for comes first, if it comes soon: asking for the layers behind it takes the same processor.
@@ -44,6 +49,13 @@ class _Key(NamedTuple):
     manifest: Digest
 
 
+class _Plan(NamedTuple):
+    """The layers of a manifest in their order, and where each of them is among them."""
+
+    layers: tuple[Descriptor, ...]
+    places: dict[Digest, int]
+
+
 class Prefetcher:
     """See the module. Its owner closes it before the flights.
 
@@ -52,13 +64,17 @@ class Prefetcher:
         max_bytes: of what is being fetched ahead, or was and nobody has asked for it yet, by the manifests' word.
     """
 
-    def __init__(self, flights: Flights, *, concurrency: int, max_bytes: int, events: events.Events) -> None:
+    def __init__(
+        self, flights: Flights, manifests: ManifestReader, *, concurrency: int, max_bytes: int, events: events.Events
+    ) -> None:
         self._flights = flights
+        self._manifests = manifests
         self._enabled = concurrency > 0
         self._max_bytes = max_bytes
         self._events = events
         self._slots = asyncio.Semaphore(concurrency)
-        self._plans: dict[_Key, tuple[Descriptor, ...]] = {}  # the one served last is the last one
+        self._plans: dict[_Key, _Plan] = {}  # the one served last is the last one
+        self._planned_layers = 0
         self._ahead: dict[Digest, _Ahead] = {}
         self._ahead_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,15 +97,23 @@ class Prefetcher:
         if not self._enabled:
             return
         key = _Key(repository, digest)
-        layers = self._plans.pop(key, None)
-        if layers is None:
-            try:
-                layers = Manifest.parse(body).layers
-            except ContentError:
-                layers = ()
-            while len(self._plans) >= _PLANS:
-                del self._plans[next(iter(self._plans))]
-        self._plans[key] = layers
+        plan = self._plans.pop(key, None)
+        if plan is not None:
+            self._plans[key] = plan
+        else:
+            self._manifests.read(digest, body, functools.partial(self._plan, key))
+
+    def _plan(self, key: _Key, manifest: Manifest) -> None:
+        if key in self._plans:
+            return
+        layers = manifest.layers
+        if len(layers) > _LAYERS_MAX:
+            self._manifests.opaque.name(key.manifest, f"it names more than {_LAYERS_MAX} layers: none is fetched ahead")
+            layers = ()
+        self._plans[key] = _Plan(layers, {layer.digest: place for place, layer in reversed([*enumerate(layers)])})
+        self._planned_layers += len(layers)
+        while len(self._plans) > _PLANS or self._planned_layers > _PLANNED_LAYERS:
+            self._planned_layers -= len(self._plans.pop(next(iter(self._plans))).layers)
 
     def asked(self, repository: Repository, digest: Digest) -> bool:
         """A client has asked for this blob; whether it was fetched ahead for it and nobody had asked before."""
@@ -128,10 +152,9 @@ class Prefetcher:
         """The layers that follow *digest* in the manifest that was served last and has it."""
         for key in reversed(self._plans):
             if key.repository == repository:
-                layers = self._plans[key]
-                for number, layer in enumerate(layers):
-                    if layer.digest == digest:
-                        return layers[number + 1 :]
+                plan = self._plans[key]
+                if (place := plan.places.get(digest)) is not None:
+                    return plan.layers[place + 1 :]
         return ()
 
     async def _fetch(self, repository: Repository, digest: Digest, ahead: _Ahead, after_seconds: float) -> None:

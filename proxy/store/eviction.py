@@ -1,9 +1,17 @@
 """Which blobs go when room is needed: a pure decision, least recently used first."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from proxy.oci import Digest
-from proxy.storage import Entry
+
+
+class Entry(NamedTuple):
+    """A stored blob as the evictor sees it."""
+
+    digest: Digest
+    size_bytes: int
+    last_use: float  # Unix seconds
 
 
 def choose_victims(

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from proxy.contents import Parts
 from proxy.errors import ContentError
-from proxy.oci import MANIFEST_MAX_BYTES, Manifest
+from proxy.oci import MANIFEST_MAX_BYTES, TOO_MANY_PARTS, Manifest
+
+_BEGINNING_BYTES = 256
 
 
 class DiskSpace(NamedTuple):
@@ -50,15 +53,31 @@ def inspect(path: Path) -> tuple[int, str | None]:
     if not 0 < size_bytes <= MANIFEST_MAX_BYTES:
         return size_bytes, None
     with path.open("rb") as file:
-        if file.read(1) != b"{":
+        beginning = file.read(_BEGINNING_BYTES)
+        # Layers are told from manifests by their first bytes; most of what is here is layers.
+        if not beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
             return size_bytes, None
-        file.seek(0)
-        body = file.read()
+        body = beginning + file.read()
     try:
-        manifest = Manifest.parse(body)
+        manifest = Manifest.parse(body, max_parts=0)
     except ContentError:
         return size_bytes, None
     return size_bytes, manifest.media_type
+
+
+def parts_of(path: Path) -> Parts:
+    """What the manifest at *path* names: children, config, layers.
+
+    Raises:
+        OSError: it is not here, or cannot be read.
+    """
+    with path.open("rb") as file:
+        body = file.read(MANIFEST_MAX_BYTES)
+    try:
+        manifest = Manifest.parse(body)
+    except ContentError as error:
+        return Parts((), str(error))
+    return Parts(tuple(part.digest for part in manifest.parts), "" if manifest.is_whole else TOO_MANY_PARTS)
 
 
 def rename(source: Path, target: Path) -> None:
