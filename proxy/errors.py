@@ -176,6 +176,10 @@ class ImageInUse(EngineError):
     """The Docker Engine refuses to remove the image because something uses it (409)."""
 
 
+class NamesLost(EngineError):
+    """The Docker Engine refused an image's last name after others had gone; the text says what became of those."""
+
+
 class RunLockError(RegistryCacheError):
     """The run lock's file cannot be opened or locked."""
 

@@ -132,6 +132,12 @@ class PruneSettings(BaseModel):
     lock_file: Path = Field(
         Path("/run/lock/registry-cache-run.lock"), description="The run lock: shared by runs, exclusive for the prune."
     )
+    lock_wait: Duration = Field(
+        600.0, description="The longest that guard waits for the run lock; then it says who holds it, and ends."
+    )
+    lock_group: str | None = Field(
+        None, description="Only this group's users may take the run lock (mode 0660; default: everybody)."
+    )
     state_file: Path = Field(
         default_factory=_default_state_file,
         description="The record of when images were last seen in use (default: images.json in "

@@ -315,6 +315,8 @@ in
             TasksMax = mkDefault 4096;
             LimitNOFILE = 262144;
 
+            # Metadata services of clouds are there. Where the name server is, too: IPAddressAllow with its address.
+            IPAddressDeny = "link-local";
             PrivateUsers = true;
             ProcSubset = "pid";
             ProtectHome = true;
@@ -369,7 +371,15 @@ in
         age, stopped containers and networks, also while a run is under way.
       '';
 
-      systemd.tmpfiles.rules = [ "f ${cfg.prune.settings.lock_file} 0666 root root -" ];
+      # Whoever may open it may hold it, and keep the prune and all runs waiting.
+      systemd.tmpfiles.rules = [
+        (
+          if cfg.prune.settings.lock_group or null == null then
+            "f ${cfg.prune.settings.lock_file} 0666 root root -"
+          else
+            "f ${cfg.prune.settings.lock_file} 0660 root ${cfg.prune.settings.lock_group} -"
+        )
+      ];
 
       systemd.services.registry-cache-prune = {
         description = "Prune the host's Docker images when its disk runs full";

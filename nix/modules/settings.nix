@@ -69,6 +69,8 @@ in
       default = "/run/lock/registry-cache-run.lock";
       description = "The run lock, made at boot: shared by runs, exclusive for the prune.";
     };
+    lock_wait = setting duration "10m" "The longest that guard waits for the run lock; then it says who holds it, and ends. Default: 10m.";
+    lock_group = setting types.str "docker" "Only this group's users may take the run lock. Default: everybody.";
     docker_host = setting types.str "unix:///run/user/1000/docker.sock" "The Docker Engine to talk to. Default: this host's.";
     data_root = setting types.str "/var/lib/docker" "Watch the free space of this directory's filesystem. Default: what the engine says.";
   };

@@ -64,7 +64,8 @@ def command(config: Path | None, *, really: bool, as_json: bool, **flags: Any) -
 
 
 async def _run(settings: PruneSettings, output: Output, *, really: bool) -> int:
-    lock, record_file = RunLock(settings.lock_file), RecordFile(settings.state_file)
+    lock = RunLock(settings.lock_file, settings.lock_group)
+    record_file = RecordFile(settings.state_file)
     with lock.exclusive() as alone:
         holders = [] if alone else lock.holders()
     if not alone:
@@ -79,7 +80,7 @@ async def _run(settings: PruneSettings, output: Output, *, really: bool) -> int:
             snapshot = await look(engine, record_file, build_cache=settings.include_build_cache)
         record = _remembered(record_file, snapshot, output, required=really)
         decided = plan(dated(snapshot, record), settings)
-        output.plan(decided, applied=really)
+        output.plan(decided, snapshot.notes, applied=really)
         if not really or not (decided.removals or decided.build_cache):
             output.finish()
             return DONE

@@ -46,8 +46,11 @@ class Output:
         self._fields = {"status": "locked", "holders": [{"pid": who.pid, "command": who.command} for who in holders]}
         self.finish()
 
-    def plan(self, plan: Plan, *, applied: bool) -> None:
-        self._fields = {"status": _status(plan, applied=applied), **report.plan_fields(plan)}
+    def plan(self, plan: Plan, unread: Sequence[str], *, applied: bool) -> None:
+        """What was decided, and what could not be read of the host."""
+        self._fields = {"status": _status(plan, applied=applied), **report.plan_fields(plan), "unread": list(unread)}
+        for note in unread:
+            self.warning(f"left out: {note}")
         for line in report.plan_lines(plan):
             self._say(line)
         if not applied and (plan.removals or plan.build_cache):

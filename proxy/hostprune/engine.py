@@ -7,22 +7,27 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import aiodocker
 import aiohttp
 
-from proxy.errors import EngineError, EngineUnreachable, ImageInUse
+from proxy.errors import EngineError, EngineUnreachable, ImageInUse, NamesLost
 from proxy.hostprune import answers
-from proxy.hostprune.snapshot import CacheRecord, Container, Disk, Image, Service, Snapshot, Task
+from proxy.hostprune.snapshot import Disk, Image, Service, Snapshot, Task
 
 _T = TypeVar("_T")
+_Uses = tuple[tuple[str, float], ...]
 
 _READ_TIMEOUT_SECONDS = 60.0
+# For one image: the engine reads two small files. More than a few silent ones are an engine that is gone.
+_ITEM_TIMEOUT_SECONDS = 10.0
+_MAX_SILENT = 6
 _DELETE_TIMEOUT_SECONDS = 600.0
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PARALLEL_READS = 4
@@ -46,6 +51,17 @@ class _CappedResponse(aiohttp.ClientResponse):
         return self._body
 
 
+# Swarm's states of a node in which its services cannot be listed (moby, "LocalNodeState"): locked after a restart until
+# somebody brings the key, joining, or broken. Not seen means kept.
+_SWARM_STATES = {
+    "inactive": "",
+    "active": "this node is a swarm worker and cannot list services",
+    "locked": "this swarm node is locked and cannot list services",
+    "pending": "this node is joining its swarm and cannot list services",
+    "error": "this swarm node has failed and cannot list services",
+}
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """What about the engine does not change while it runs.
@@ -53,6 +69,7 @@ class EngineInfo:
     Args:
         node_id: of the swarm; empty outside a swarm.
         manages_swarm: whether it may list services.
+        services_unseen: why it may not, although there may be some; empty outside a swarm too.
         data_root: the directory that holds the images.
     """
 
@@ -64,12 +81,14 @@ class EngineInfo:
     data_root: Path
     node_id: str
     manages_swarm: bool
+    services_unseen: str = ""
     registry_mirrors: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, info: Mapping[str, Any], data_root: Path | None) -> Self:
         swarm = info.get("Swarm") or {}
-        in_swarm = swarm.get("LocalNodeState") not in (None, "", "inactive")
+        state = str(swarm.get("LocalNodeState") or "inactive")
+        manages = state == "active" and bool(swarm.get("ControlAvailable"))
         status = dict(pair for pair in info.get("DriverStatus") or () if len(pair) == 2)  # noqa: PLR2004 -- name, value
         containerd_store = str(status.get("driver-type", "")).startswith("io.containerd.")
         root_dir = Path(info["DockerRootDir"])
@@ -80,14 +99,11 @@ class EngineInfo:
             containerd_store=containerd_store,
             root_dir=root_dir,
             data_root=data_root or _image_root(root_dir, containerd_store=containerd_store),
-            node_id=str(swarm.get("NodeID") or "") if in_swarm else "",
-            manages_swarm=in_swarm and bool(swarm.get("ControlAvailable")),
+            node_id=str(swarm.get("NodeID") or "") if state != "inactive" else "",
+            manages_swarm=manages,
+            services_unseen="" if manages else _SWARM_STATES.get(state, f"the swarm node is {state}"),
             registry_mirrors=tuple((info.get("RegistryConfig") or {}).get("Mirrors") or ()),
         )
-
-    @property
-    def sees_services(self) -> bool:
-        return self.manages_swarm or not self.node_id
 
 
 def _image_root(root_dir: Path, *, containerd_store: bool) -> Path:
@@ -109,7 +125,9 @@ class Engine:
 
     def __init__(self, docker: aiodocker.Docker, info: EngineInfo) -> None:
         self._docker = docker
-        self._details: dict[str, tuple[dict[str, Any], Sequence[Any]]] = {}
+        self._details: dict[str, answers.Details] = {}
+        self._spelled: dict[str, str] = {}
+        self._silent = 0
         self.info = info
 
     def disk(self) -> Disk:
@@ -126,7 +144,8 @@ class Engine:
                 f"the Docker Engine keeps its images in {str(path)!r}, which cannot be looked at from here "
                 f"({error.strerror}): its disk must be this machine's; see --data-root"
             ) from error
-        return Disk(str(path), status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+        size = status.f_frsize
+        return Disk(str(path), status.f_blocks * size, status.f_bavail * size, status.f_files, status.f_favail)
 
     async def snapshot(self, *, again: str = "", events_since: float | None = None) -> Snapshot:
         """What the engine holds now.
@@ -139,19 +158,32 @@ class Engine:
         """
         self._details.pop(again, None)
         now = time.time()
-        images = await self._images()
+        images, image_notes = await self._images()
         # Users after images: what begins to use one while the images are being read is seen.
-        services, tasks = await self._swarm()
+        swarm = await self._swarm()
+        listed, container_notes = answers.identified(await self._list("containers/json", {"all": "true"}), "container")
+        containers = tuple(map(answers.container, listed))
+        recent, event_notes = await self._recent_uses(events_since, now) if events_since is not None else ((), ())
+        unread = tuple(container.name for container in containers if not (container.image_id or container.image))
         return Snapshot(
             now=now,
             disk=self.disk(),
             images=images,
-            containers=await self._containers(),
-            services=services,
-            tasks=tasks,
-            sees_services=self.info.sees_services,
+            containers=containers,
+            services=swarm.services,
+            tasks=swarm.tasks,
+            services_unseen=swarm.unseen,
+            unread_containers=(*unread, *container_notes),
+            notes=(
+                *image_notes,
+                *container_notes,
+                *(f"image {image.label} could not be read: {image.unread}" for image in images if image.unread),
+                *(f"container {name}: the Docker Engine does not say which image it uses" for name in unread),
+                *swarm.notes,
+                *event_notes,
+            ),
             engine_id=self.info.engine_id,
-            recent_uses=await self._recent_uses(events_since, now) if events_since is not None else (),
+            recent_uses=recent,
         )
 
     async def names(self) -> list[str]:
@@ -159,10 +191,9 @@ class Engine:
 
         Those that were built here and never pushed or pulled are not among them: no registry has them.
         """
-        listed = await _asked(self._docker.images.list(digests=True))
         found: list[str] = []
         with _unusable_answers():
-            for entry in listed:
+            for entry in await self._list("images/json", {"digests": "true"}):
                 digests = [name for name in entry.get("RepoDigests") or () if not name.startswith("<none>")]
                 known = {name.partition("@")[0] for name in digests}
                 tags = [name for name in entry.get("RepoTags") or () if name.rpartition(":")[0] in known]
@@ -170,30 +201,75 @@ class Engine:
         return sorted(set(found))
 
     async def with_build_cache(self, snapshot: Snapshot) -> Snapshot:
-        """*snapshot* with the build cache; apart, because the engine may take long to add it up."""
-        text = await self._text("system/df", {"type": "build-cache"})
-        with _unusable_answers():
-            listed = json.loads(text).get("BuildCache") or ()
-            records: tuple[CacheRecord, ...] = tuple(answers.cache_record(record) for record in listed)
-        return replace(snapshot, build_cache=records)
+        """*snapshot* with the build cache; apart, because the engine may take long to add it up.
+
+        What cannot be read of it stays.
+        """
+        try:
+            usage = await self._json("system/df", {"type": "build-cache", "verbose": "1"})
+            return replace(snapshot, build_cache=tuple(answers.cache_records(usage)))
+        except EngineError as error:
+            return replace(snapshot, notes=(*snapshot.notes, f"the build cache could not be read: {error}"))
 
     async def remove(self, image: Image) -> None:
         """Remove one image, by its names if it has any; never by force, and never its parents.
 
+        The engine itself looks who uses an image when its last name goes, and not before. So it is asked first; and
+        where it refuses the last one all the same, the names that had gone are put back.
+
         An image that is already gone is not an error.
 
         Raises:
-            ImageInUse: something began to use it.
+            ImageInUse: something began to use it; it has all its names.
+            NamesLost: as above, but it has lost some.
         """
+        await self._refuse_if_used(image)
         # In the containerd store digest references are not names of their own: they go with the tags.
         digests = () if self.info.containerd_store else image.digests
-        for name in (*image.tags, *digests) or (image.image_id,):
+        gone: list[str] = []
+        for name in (*image.tags, *digests) or (self._spelled.get(image.image_id, image.image_id),):
             try:
                 await _asked(self._docker.images.delete(name, force=False, noprune=True), _DELETE_TIMEOUT_SECONDS)
+                gone.append(name)
             except _Absent:
                 # The last tag takes the digests of its repository with it.
                 continue
+            except EngineUnreachable:
+                raise
+            except EngineError as error:
+                if gone:
+                    raise await self._put_back(image, gone, error) from error
+                raise
         self._details.pop(image.image_id, None)
+
+    async def _refuse_if_used(self, image: Image) -> None:
+        """Ask the engine by its own means who uses *image*: its containers and those of what stands on it."""
+        spelled = self._spelled.get(image.image_id, image.image_id)
+        params = {"all": "true", "filters": json.dumps({"ancestor": [spelled]})}
+        users, _ = answers.identified(await self._list("containers/json", params), "container")
+        for user in map(answers.container, users):
+            # An engine that does not know the filter lists every container.
+            if user.image_id == image.image_id:
+                raise ImageInUse(f"container {user.name} ({user.state}) uses it")
+
+    async def _put_back(self, image: Image, gone: Sequence[str], refusal: EngineError) -> EngineError:
+        """Give *image* its names again. What is to be raised about it is returned."""
+        lost = [name for name in gone if not await self._named(image, name)]
+        if lost:
+            return NamesLost(f"{refusal}; it has lost {', '.join(lost)}")
+        return NamesLost(f"{refusal}; {', '.join(gone)} had gone before that, and was put back")
+
+    async def _named(self, image: Image, name: str) -> bool:
+        """Tag *image* with *name*; a digest is no name that can be given."""
+        repository, _, tag = name.rpartition(":")
+        if "@" in name:
+            return False
+        spelled = self._spelled.get(image.image_id, image.image_id)
+        try:
+            await _asked(self._docker.images.tag(spelled, repository, tag=tag))
+        except EngineError:
+            return False
+        return True
 
     async def remove_build_cache(self, unused_for_seconds: float) -> int:
         """Remove build cache that is not in use and was not used for so long.
@@ -205,8 +281,11 @@ class Engine:
         answer = await _asked(self._docker.images.prune_builds(filters=filters), _DELETE_TIMEOUT_SECONDS)
         return int(answer.get("SpaceReclaimed") or 0)
 
-    async def _images(self) -> tuple[Image, ...]:
-        listed = await _asked(self._docker.images.list(all=True, digests=True))
+    async def _images(self) -> tuple[tuple[Image, ...], tuple[str, ...]]:
+        """With what could not be read of the list."""
+        answer = await self._list("images/json", {"all": "true", "digests": "true"})
+        listed, notes = answers.identified(answer, "image")
+        self._spelled = {answers.full_id(entry["Id"]): entry["Id"] for entry in listed}
         gate = asyncio.Semaphore(_PARALLEL_READS)
 
         async def read(entry: Mapping[str, Any]) -> Image | None:
@@ -215,21 +294,37 @@ class Engine:
 
         with _unusable_answers():
             found = await asyncio.gather(*(read(entry) for entry in listed))
-        return tuple(image for image in found if image is not None)
+        return tuple(image for image in found if image is not None), notes
 
     async def _image(self, listed: Mapping[str, Any]) -> Image | None:
-        image_id = listed["Id"]
-        try:
-            if image_id not in self._details:
-                inspected = await _asked(self._docker.images.inspect(image_id))
-                history: Any = await _asked(self._docker.images.history(image_id))
-                self._details[image_id] = (inspected, history)
-        except _Absent:
-            return None  # gone since the listing
-        inspected, history = self._details[image_id]
-        image = answers.image(listed, inspected, history, containerd_store=self.info.containerd_store)
+        """None for one that is gone since the listing."""
+        image_id = answers.full_id(listed["Id"])
+        if image_id not in self._details:
+            try:
+                self._details[image_id] = await self._read_image(listed["Id"])
+            except _Absent:
+                return None
+        image = answers.image(listed, self._details[image_id], containerd_store=self.info.containerd_store)
         times = [seconds for seconds in (image.arrived_at, self._stored_at(image_id)) if seconds is not None]
         return replace(image, arrived_at=max(times, default=None))
+
+    async def _read_image(self, spelled: str) -> answers.Details:
+        """What the engine shows of one image. One that it cannot show must not keep all others from being looked at."""
+        found: list[object] = [None, None]
+        trouble: list[str] = []
+        for place, part in enumerate(("json", "history")):
+            try:
+                found[place] = await self._json(f"images/{spelled}/{part}", {}, _ITEM_TIMEOUT_SECONDS)
+            except _Absent:
+                raise
+            except EngineError as error:
+                trouble.append(str(error))
+                if isinstance(error, EngineUnreachable):
+                    self._silent += 1
+                    if self._silent > _MAX_SILENT:
+                        raise EngineUnreachable(f"the Docker Engine does not show its images: {error}") from error
+                    break  # it would not answer the other question either
+        return answers.Details.of(found[0], found[1], "; ".join(dict.fromkeys(trouble)))
 
     def _stored_at(self, image_id: str) -> float | None:
         """When the classic store wrote the image: the engine tells of tagging, but not of pulling.
@@ -243,46 +338,91 @@ class Engine:
         except OSError:
             return None
 
-    async def _containers(self) -> tuple[Container, ...]:
-        listed = await _asked(self._docker.containers.list(all=True))
-        with _unusable_answers():
-            # The plain answer has no public name.
-            return tuple(answers.container(container._container) for container in listed)  # noqa: SLF001
-
-    async def _swarm(self) -> tuple[tuple[Service, ...], tuple[Task, ...]]:
+    async def _swarm(self) -> "_Swarm":
         if not self.info.manages_swarm:
-            return (), ()
-        listed = await _asked(self._docker.services.list())
-        tasks = await _asked(self._docker.tasks.list())
-        with _unusable_answers():
-            names = {entry["ID"]: answers.service(entry).name for entry in listed}
-            return (
-                tuple(answers.service(entry) for entry in listed),
-                tuple(answers.task(entry, node_id=self.info.node_id, service_names=names) for entry in tasks),
-            )
+            return _Swarm(unseen=self.info.services_unseen)
+        try:
+            listed, tasks = await self._list("services", {}), await self._list("tasks", {})
+        except EngineError as error:
+            # A manager without a majority of the others.
+            return _Swarm(unseen=f"services cannot be listed: {error}", notes=(f"services cannot be listed: {error}",))
+        services, notes = _each(answers.service, listed)
+        unseen = notes[0] if notes else ""
+        names = {entry["ID"]: answers.service(entry).name for entry in listed if not notes and "ID" in entry}
+        read_task = partial(answers.task, node_id=self.info.node_id, service_names=names)
+        found, task_notes = _each(read_task, tasks)
+        return _Swarm(tuple(services), tuple(found), unseen, (*notes, *task_notes))
 
-    async def _recent_uses(self, since: float, until: float) -> tuple[tuple[str, float], ...]:
+    async def _recent_uses(self, since: float, until: float) -> tuple[_Uses, tuple[str, ...]]:
         """The engine remembers its last 256 events only, so this finds much and proves nothing."""
         actions = ["create", "start", "die", "pull", "tag", "import", "load"]
         filters = json.dumps({"type": ["container", "image"], "event": actions})
         # Whole seconds: the first one again rather than not at all. The engine refuses a since that is after until,
         # as it is when the clock was set back.
         params = {"since": str(int(min(since, until))), "until": str(int(until)), "filters": filters}
-        text = await self._text("events", params)
-        with _unusable_answers():
-            return tuple(answers.used_images(text))
+        try:
+            found, unread = answers.used_images(await self._text("events", params, _READ_TIMEOUT_SECONDS))
+        except EngineError as error:
+            return (), (f"the event log could not be read: {error}",)
+        return tuple(found), (f"{unread} lines of the event log could not be read",) if unread else ()
 
-    async def _text(self, path: str, params: Mapping[str, str]) -> str:
-        """An answer of a path that aiodocker has no method for."""
+    async def _list(self, path: str, params: Mapping[str, str]) -> list[Any]:
+        """An answer that has to be a list: anything else is no empty host."""
+        answer = await self._json(path, params)
+        if not isinstance(answer, list):
+            raise EngineError(f"the Docker Engine's answer to {path} makes no sense: it is no list")
+        return answer
+
+    async def _json(
+        self, path: str, params: Mapping[str, str], timeout_seconds: float = _READ_TIMEOUT_SECONDS
+    ) -> object:
+        text = await self._text(path, params, timeout_seconds)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise EngineError(f"the Docker Engine's answer to {path} makes no sense: {error}") from error
+
+    async def _text(self, path: str, params: Mapping[str, str], timeout_seconds: float) -> str:
         url = f"{self._docker.docker_host}/{self._docker.api_version}/{path}"
-        return await _asked(self._get(url, params))
+        return await _asked(self._get(url, params), timeout_seconds)
 
     async def _get(self, url: str, params: Mapping[str, str]) -> str:
         async with self._docker.session.get(url, params=params) as response:
-            text = await response.text()
+            text = await response.text(errors="replace")
+            if response.status == _NOT_FOUND:
+                raise _Absent(text.strip()[:200])
             if not response.ok:
-                raise EngineError(f"the Docker Engine answered {response.status}: {text.strip()[:200]}")
+                raise EngineError(f"the Docker Engine answered {response.status}: {_message(text)}")
             return text
+
+
+def _message(text: str) -> str:
+    """What an error says, in the API's form or not."""
+    try:
+        return str(json.loads(text)["message"]).strip()[:500]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return text.strip()[:200]
+
+
+@dataclass(frozen=True)
+class _Swarm:
+    """What the swarm runs; ``unseen`` is why that may not be all."""
+
+    services: tuple[Service, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    unseen: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def _each(parse: Callable[[object], _T], entries: Sequence[object]) -> tuple[list[_T], list[str]]:
+    """Those entries that can be parsed, and what is wrong with the others."""
+    found, notes = [], []
+    for entry in entries:
+        try:
+            found.append(parse(entry))
+        except EngineError as error:
+            notes.append(str(error))
+    return found, notes
 
 
 @asynccontextmanager
@@ -319,7 +459,7 @@ def _unusable_answers() -> Iterator[None]:
     """An answer that is not what the API promises is the engine's error."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise EngineError(f"the Docker Engine's answer makes no sense: {error!r}") from error
 
 
@@ -332,7 +472,7 @@ async def _asked(answer: Awaitable[_T], timeout_seconds: float = _READ_TIMEOUT_S
         raise EngineUnreachable(f"no answer within {timeout_seconds:.0f} seconds") from error
     except aiodocker.DockerError as error:
         raise _translated(error) from error
-    except (aiohttp.ClientError, OSError, ValueError, TypeError, LookupError) as error:
+    except (aiohttp.ClientError, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise EngineUnreachable(f"its answer cannot be read: {error}") from error
 
 

@@ -3,20 +3,26 @@
 It is a plain ``flock(2)``, so that ``flock -s FILE COMMAND`` is a run too. A run holds it shared for as long as it
 lives. The prune takes it for one deletion at a time and never waits for it: a run that starts meanwhile waits for one
 deletion at most, and a run under way stops the prune.
+
+Whoever may open the file may lock it, and hold it for ever. So a run waits for a time only and says who holds it, and
+the file can belong to a group.
 """
 
 import fcntl
+import grp
 import os
 import signal
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from proxy.errors import RunLockError
+from proxy.units import format_duration
 
 NOT_FOUND = 127  # as shells say it
 NOT_EXECUTABLE = 126
@@ -39,10 +45,15 @@ class Holder:
 
 
 class RunLock:
-    """The lock on one file; opened anew for each use, because the file may be replaced in between."""
+    """The lock on one file; opened anew for each use, because the file may be replaced in between.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        group: who may take it beside the file's owner; ``None`` is everybody.
+    """
+
+    def __init__(self, path: Path, group: str | None = None) -> None:
         self._path = path
+        self._group = group
 
     @contextmanager
     def exclusive(self) -> Iterator[bool]:
@@ -54,19 +65,31 @@ class RunLock:
             if handle is not None:
                 os.close(handle)
 
-    def share(self) -> int:
+    def share(self, wait_seconds: float) -> int:
         """Take the lock shared; waits while something is being deleted.
+
+        Args:
+            wait_seconds: for so long at most; 0 is not at all.
 
         Returns:
             the file descriptor that holds it, which a program started by exec keeps.
+
+        Raises:
+            RunLockError: the lock cannot be taken, or somebody else has held it all the time.
         """
         handle = self._take(fcntl.LOCK_SH | fcntl.LOCK_NB)
-        while handle is None:
-            holders = ", ".join(map(str, self.holders())) or "another process"
-            sys.stderr.write(f"registry-cache guard: waiting for {holders}\n")
-            handle = self._take(fcntl.LOCK_SH)
+        if handle is None and wait_seconds:
+            limit = format_duration(wait_seconds)
+            sys.stderr.write(f"registry-cache guard: waiting for {self._who()}, for {limit} at most (LOCK_WAIT)\n")
+            handle = _Wait(lambda: self._take(fcntl.LOCK_SH)).within(wait_seconds)
+        if handle is None:
+            held = f"has been held for {format_duration(wait_seconds)}" if wait_seconds else "is held"
+            raise RunLockError(f"the run lock {str(self._path)!r} {held} by {self._who()}")
         os.set_inheritable(handle, True)
         return handle
+
+    def _who(self) -> str:
+        return ", ".join(map(str, self.holders())) or "a process that cannot be seen from here"
 
     def holders(self) -> list[Holder]:
         """Who holds the lock now, as far as this process may see."""
@@ -125,6 +148,7 @@ class RunLock:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 os.close(handle)
                 raise RunLockError(f"the run lock {str(self._path)!r} is not a regular file")
+            self._give_to_group(handle)
         except OSError as error:
             raise RunLockError(f"the run lock {str(self._path)!r}: {error.strerror or error}") from error
         return handle
@@ -134,9 +158,72 @@ class RunLock:
             handle = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return os.open(self._path, flags)
-        # Every user's runs share it, whatever the umask of the first.
-        os.fchmod(handle, 0o666)
+        # Every user's runs share it, whatever the umask of the first; or those of the group.
+        os.fchmod(handle, 0o666 if self._group is None else 0o660)
         return handle
+
+    def _give_to_group(self, handle: int) -> None:
+        """Nobody outside the group may open it, and so hold it; made by somebody else it is taken over."""
+        if self._group is None:
+            return
+        status = os.fstat(handle)
+        try:
+            wanted = grp.getgrnam(self._group).gr_gid
+        except KeyError:
+            os.close(handle)
+            raise RunLockError(f"PRUNE__LOCK_GROUP: {self._group!r}: there is no such group") from None
+        if status.st_gid == wanted and not status.st_mode & 0o007:
+            return
+        try:
+            os.fchown(handle, os.geteuid() if os.geteuid() == 0 else -1, wanted)
+            os.fchmod(handle, 0o660)
+        except OSError as error:
+            os.close(handle)
+            path = str(self._path)
+            remedy = f"chown root:{self._group} {path} && chmod 660 {path}"
+            raise RunLockError(f"the run lock {path!r} is open to others than {self._group}: {remedy}") from error
+
+
+class _Wait:
+    """A blocking call that is given up after a time: flock(2) knows no timeout, and who polls is never seen waiting.
+
+    The thread of a call that was given up stays until it returns, and what it returns then is closed.
+    """
+
+    def __init__(self, take: Callable[[], int | None]) -> None:
+        self._take = take
+        self._state = threading.Lock()
+        self._given_up = False
+        self._handle: int | None = None
+        self._error: RunLockError | None = None
+
+    def within(self, seconds: float) -> int | None:
+        """What it returns, or ``None`` after *seconds*.
+
+        Raises:
+            RunLockError: as the call does.
+        """
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        thread.join(min(seconds, threading.TIMEOUT_MAX))
+        with self._state:
+            self._given_up = True
+        if self._error is not None:
+            raise self._error
+        return self._handle
+
+    def _run(self) -> None:
+        try:
+            handle = self._take()
+        except RunLockError as error:
+            self._error = error
+            return
+        with self._state:
+            if not self._given_up:
+                self._handle = handle
+                return
+        if handle is not None:
+            os.close(handle)
 
 
 def _flock(handle: int, operation: int) -> bool:
@@ -159,8 +246,8 @@ def _command(pid: int) -> str:
     return text if len(text) <= _SHOWN_COMMAND_LENGTH else text[: _SHOWN_COMMAND_LENGTH - 1] + "…"
 
 
-def run_guarded(lock: RunLock, command: Sequence[str]) -> NoReturn:
-    """Become *command*, holding the lock shared.
+def run_guarded(lock: RunLock, command: Sequence[str], wait_seconds: float) -> NoReturn:
+    """Become *command*, holding the lock shared; waits for it for *wait_seconds* at most.
 
     exec and not a child: signals, the exit code, the terminal and job control are the command's own, and there is no
     second process that could die and let go of the lock.
@@ -169,7 +256,7 @@ def run_guarded(lock: RunLock, command: Sequence[str]) -> NoReturn:
         RunLockError: the lock cannot be taken; the command is not run.
         SystemExit: 127 or 126: there is no such command, or it cannot be executed.
     """
-    lock.share()
+    lock.share(wait_seconds)
     # Python ignores these, and a program started by exec would inherit that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

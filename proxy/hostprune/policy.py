@@ -4,7 +4,7 @@ Source of the rules: docs/prune.md, "The policy".
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from proxy.errors import SettingsError
@@ -57,6 +57,9 @@ class Plan:
     Args:
         below_bytes: pressure begins when less than this is free.
         target_bytes: removals stop as soon as this much is free.
+        below_inodes: pressure begins too when fewer inodes are free; the same share of the filesystem.
+        target_inodes: and so many must be free before removals stop. How many an image gives back is not known before.
+        tagged_bytes: what ``include_tagged`` would give back, where nothing goes without it.
         runs: why nothing may go now, in words; empty when no run is under way.
         removals: in order: the oldest first, parents after their children, tagged images after dangling ones.
     """
@@ -64,6 +67,9 @@ class Plan:
     disk: Disk
     below_bytes: int
     target_bytes: int
+    below_inodes: int = 0
+    target_inodes: int = 0
+    tagged_bytes: int = 0
     runs: tuple[str, ...] = ()
     removals: tuple[Removal, ...] = ()
     build_cache: CacheRemoval | None = None
@@ -71,7 +77,12 @@ class Plan:
 
     @property
     def pressure(self) -> bool:
-        return self.disk.free_bytes < self.below_bytes
+        return self.disk.free_bytes < self.below_bytes or self.inode_pressure
+
+    @property
+    def inode_pressure(self) -> bool:
+        """Images of many small files can fill a filesystem that has bytes left."""
+        return self.disk.free_inodes < self.below_inodes
 
     @property
     def freed_bytes(self) -> int:
@@ -83,6 +94,11 @@ class Plan:
     def reaches_target(self) -> bool:
         return self.disk.free_bytes + self.freed_bytes >= self.target_bytes
 
+    def reached_by(self, disk: Disk) -> bool:
+        """Whether *disk* has enough again."""
+        inodes = self.target_inodes if self.inode_pressure else 0
+        return disk.free_bytes >= self.target_bytes and disk.free_inodes >= inodes
+
 
 def plan(snapshot: Snapshot, settings: PruneSettings) -> Plan:
     """Decide. Nothing here looks at a clock, a disk or an engine.
@@ -90,31 +106,33 @@ def plan(snapshot: Snapshot, settings: PruneSettings) -> Plan:
     Raises:
         SettingsError: the target is below the threshold.
     """
-    below_bytes, target_bytes = thresholds(snapshot.disk, settings)
+    disk = snapshot.disk
+    below_bytes, target_bytes = thresholds(disk, settings)
+    below_inodes, target_inodes = (_share(part, disk) for part in (below_bytes, target_bytes))
     rules = _Rules(snapshot, settings)
     runs = runs_under_way(snapshot, settings.min_container_age)
-    free_bytes = snapshot.disk.free_bytes
-    if runs or free_bytes >= below_bytes:
-        return Plan(
-            disk=snapshot.disk,
-            below_bytes=below_bytes,
-            target_bytes=target_bytes,
-            runs=runs,
-            stays=tuple(rules.stays(set(), "a run is under way" if runs else "no disk pressure")),
-        )
-    simulation = _Simulation(rules, free_bytes, target_bytes)
+    empty = Plan(disk, below_bytes, target_bytes, below_inodes, target_inodes, runs=runs)
+    if runs or not empty.pressure:
+        return replace(empty, stays=tuple(rules.stays(set(), "a run is under way" if runs else "no disk pressure")))
+    simulation = _Simulation(rules, empty)
     dangling = simulation.images(dangling=True)
     build_cache = simulation.build_cache()
     removals = dangling + simulation.images(dangling=False)
     gone = {removal.image.image_id for removal in removals}
-    return Plan(
-        disk=snapshot.disk,
-        below_bytes=below_bytes,
-        target_bytes=target_bytes,
+    found = replace(
+        empty,
         removals=tuple(removals),
         build_cache=build_cache,
         stays=tuple(rules.stays(gone, "not needed: the target is reached without it")),
     )
+    if removals or build_cache or settings.include_tagged:
+        return found
+    return replace(found, tagged_bytes=plan(snapshot, settings.model_copy(update={"include_tagged": True})).freed_bytes)
+
+
+def _share(part_bytes: int, disk: Disk) -> int:
+    """As many of the filesystem's inodes as *part_bytes* is of its bytes."""
+    return disk.total_inodes * min(part_bytes, disk.total_bytes) // disk.total_bytes if disk.total_bytes else 0
 
 
 def may_go(snapshot: Snapshot, settings: PruneSettings, image_id: str) -> str | None:
@@ -192,24 +210,46 @@ class _Rules:
         reasons = {image.image_id: self._own_reason(image) for image in self.images.values()}
         lineage = self.lineage()
         for image in self.images.values():
-            if pattern := self._pattern(image):
-                for child_id in lineage.descendants(image):
-                    reasons[child_id] = reasons[child_id] or f"stands on {image.label}, kept by the pattern {pattern}"
+            why = f"kept by the pattern {pattern}" if (pattern := self._pattern(image)) else ""
+            why = why or ("which could not be read" if image.unread else "")
+            for child_id in (lineage.descendants(image) | (self._larger(image) if pattern else set())) if why else ():
+                reasons[child_id] = reasons[child_id] or f"stands on {image.label}, {why}"
         return {image_id: reason for image_id, reason in reasons.items() if reason}
 
     def _pattern(self, image: Image) -> str | None:
         return matching_pattern(self.settings.keep, image.image_id, image.tags, image.digests)
 
+    def _larger(self, image: Image) -> set[str]:
+        """What may stand on *image*, of which nothing is known but its size."""
+        if not image.blind or image.steps:
+            return set()
+        return {other.image_id for other in self.images.values() if other.size_bytes >= image.size_bytes} - {
+            image.image_id
+        }
+
     def _own_reason(self, image: Image) -> str | None:
+        if image.unread:
+            return f"it could not be read: {image.unread}"
         if use := self._uses.get(image.image_id):
             return use
         if pattern := self._pattern(image):
             return f"kept by the pattern {pattern}"
-        if image.from_registry and not self.snapshot.sees_services:
-            return "a service may name it: this node is a swarm worker and cannot list services"
-        if image.tags and not self.settings.include_tagged:
-            return "tagged"
+        if image.from_registry and self.snapshot.services_unseen:
+            return f"a service may name it: {self.snapshot.services_unseen}"
+        if image.tags and (reason := self._why_tagged_stays(image)):
+            return reason
         return self._too_young(image)
+
+    def _why_tagged_stays(self, image: Image) -> str | None:
+        """The engine keeps what a container uses, but not its second name; a base without its name is pulled again."""
+        if not self.settings.include_tagged:
+            return "tagged"
+        for name in self.snapshot.unread_containers:
+            return f"container {name} may use it: which image that one uses could not be read"
+        for other in self.images.values():
+            if other.blind and not other.steps and other.size_bytes >= image.size_bytes:
+                return f"may be a base of {other.label}, which could not be read"
+        return None
 
     def _too_young(self, image: Image) -> str | None:
         if image.dangling:
@@ -228,20 +268,20 @@ class _Rules:
 class _Simulation:
     """Takes images out one by one until the target is reached."""
 
-    def __init__(self, rules: _Rules, free_bytes: int, target_bytes: int) -> None:
+    def __init__(self, rules: _Rules, empty: Plan) -> None:
         self._rules = rules
         self._lineage = rules.lineage()
         self._bearing = {image.image_id for image in rules.images.values() if self._lineage.children(image)}
         self._left = dict(rules.images)
-        self._free_bytes = free_bytes
-        self._target_bytes = target_bytes
+        self._disk = empty.disk
+        self._reached_by = empty.reached_by
 
     def images(self, *, dangling: bool) -> list[Removal]:
         """The childless ones, the oldest first; then, round by round, parents that have become childless."""
         removals: list[Removal] = []
         while eligible := self._eligible(dangling=dangling):
             for image in eligible:
-                if self._free_bytes >= self._target_bytes:
+                if self._reached_by(self._disk):
                     return removals
                 removals.append(self._remove(image))
         return removals
@@ -249,7 +289,7 @@ class _Simulation:
     def build_cache(self) -> CacheRemoval | None:
         """All of it that is old enough: the engine removes by age, not one by one."""
         snapshot, settings = self._rules.snapshot, self._rules.settings
-        if not settings.include_build_cache or self._free_bytes >= self._target_bytes:
+        if not settings.include_build_cache or self._reached_by(self._disk):
             return None
         old = [
             record
@@ -260,7 +300,7 @@ class _Simulation:
         ]
         # A shared record's bytes belong to an image too.
         freed_bytes = sum(record.size_bytes for record in old if not record.shared)
-        self._free_bytes += freed_bytes
+        self._free(freed_bytes)
         return CacheRemoval(settings.build_cache_min_age, len(old), freed_bytes) if old else None
 
     def _eligible(self, *, dangling: bool) -> list[Image]:
@@ -271,10 +311,13 @@ class _Simulation:
         ]
         return sorted(found, key=lambda image: (image.last_used_at or 0.0, image.image_id))
 
+    def _free(self, freed_bytes: int) -> None:
+        self._disk = replace(self._disk, free_bytes=self._disk.free_bytes + freed_bytes)
+
     def _remove(self, image: Image) -> Removal:
         del self._left[image.image_id]
         freed_bytes = self._lineage.remove(image)
-        self._free_bytes += freed_bytes
+        self._free(freed_bytes)
         return Removal(
             image,
             self._rules.removal_reason(image),

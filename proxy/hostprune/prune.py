@@ -96,16 +96,16 @@ class Execution:
         dangling = [removal for removal in plan.removals if removal.image.dangling]
         tagged = [removal for removal in plan.removals if not removal.image.dangling]
         return (
-            await self._remove_all(dangling, plan.target_bytes)
-            or await self._remove_build_cache(plan.build_cache, plan.target_bytes)
-            or await self._remove_all(tagged, plan.target_bytes)
+            await self._remove_all(dangling, plan)
+            or await self._remove_build_cache(plan.build_cache, plan)
+            or await self._remove_all(tagged, plan)
         )
 
-    async def _remove_all(self, removals: list[Removal], target_bytes: int) -> str | None:
+    async def _remove_all(self, removals: list[Removal], plan: Plan) -> str | None:
         for removal in removals:
             # For this deletion only: a run that begins now gets the lock before the next one.
             with self._lock.exclusive() as alone:
-                if stop := self._why_stop(alone=alone, target_bytes=target_bytes):
+                if stop := self._why_stop(alone=alone, plan=plan):
                     return stop
                 if stop := await self._remove(removal):
                     return stop
@@ -115,11 +115,11 @@ class Execution:
             await asyncio.sleep(_HANDOVER_SECONDS)
         return None
 
-    async def _remove_build_cache(self, removal: CacheRemoval | None, target_bytes: int) -> str | None:
+    async def _remove_build_cache(self, removal: CacheRemoval | None, plan: Plan) -> str | None:
         if removal is None:
             return None
         with self._lock.exclusive() as alone:
-            if stop := self._why_stop(alone=alone, target_bytes=target_bytes):
+            if stop := self._why_stop(alone=alone, plan=plan):
                 return stop
             try:
                 freed_bytes = await self._engine.remove_build_cache(removal.min_age_seconds)
@@ -131,11 +131,11 @@ class Execution:
                 self._report(CacheRemoved(removal.min_age_seconds, freed_bytes))
         return None
 
-    def _why_stop(self, *, alone: bool, target_bytes: int) -> str | None:
+    def _why_stop(self, *, alone: bool, plan: Plan) -> str | None:
         if not alone:
             holders = ", ".join(map(str, self._lock.holders())) or "a process that cannot be seen from here"
             return f"a run has begun: the lock is held by {holders}"
-        if self._engine.disk().free_bytes >= target_bytes:
+        if plan.reached_by(self._engine.disk()):
             return "the target is reached"
         return None
 

@@ -88,7 +88,7 @@ class RecordFile:
         """
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            with _alone(self._path.parent):
+            with _alone(self._path.with_name(f".{self._path.name}.lock")):
                 record = observe(self.load(), snapshot)
                 _replace(self._path, _text(record))
         except OSError as error:
@@ -114,14 +114,17 @@ def _text(record: Record) -> str:
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Lock the directory: the file itself is replaced, so a lock on it would guard nothing."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _alone(path: Path) -> Iterator[None]:
+    """Lock a file beside the record: the record itself is replaced, so a lock on it would guard nothing.
+
+    Nobody else may open it. The directory, which others may read, could be locked by any of them.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
         while not _locked(handle):
             if time.monotonic() > deadline:
-                raise OSError(errno.EAGAIN, "its directory stays locked by another process")
+                raise OSError(errno.EAGAIN, f"{str(path)!r} stays locked by another process")
             time.sleep(_LOCK_POLL_SECONDS)
         yield
     finally:

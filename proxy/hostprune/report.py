@@ -9,6 +9,8 @@ from proxy.hostprune.prune import CacheFailed, CacheRemoved, Event, Failed, Remo
 from proxy.hostprune.snapshot import Disk, Image
 from proxy.units import format_duration, format_size
 
+_FEW_INODES = 0.2  # only then they are worth a word
+
 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """What would go and why, what stays and why."""
@@ -28,18 +30,28 @@ def pressure_line(plan: Plan) -> str:
     disk, below = plan.disk, format_size(plan.below_bytes)
     word = "under" if plan.pressure else "no"
     threshold = f"pruning begins below {below} and stops at {format_size(plan.target_bytes)}"
+    if plan.inode_pressure:
+        threshold += f"; below {plan.below_inodes} inodes, and stops at {plan.target_inodes}"
     return f"{free_text(disk)}: {word} pressure ({threshold})."
 
 
 def free_text(disk: Disk) -> str:
-    percent = 100 * disk.free_bytes / disk.total_bytes if disk.total_bytes else 0.0
-    return f"{format_size(disk.free_bytes)} of {format_size(disk.total_bytes)} free ({percent:.1f} %) at {disk.path}"
+    text = f"{format_size(disk.free_bytes)} of {format_size(disk.total_bytes)} free ({_percent(disk):.1f} %)"
+    if disk.total_inodes and disk.free_inodes / disk.total_inodes < _FEW_INODES:
+        text += f", {disk.free_inodes} of {disk.total_inodes} inodes free"
+    return f"{text} at {disk.path}"
+
+
+def _percent(disk: Disk) -> float:
+    return 100 * disk.free_bytes / disk.total_bytes if disk.total_bytes else 0.0
 
 
 def _removal_lines(plan: Plan) -> Iterator[str]:
     count = len(plan.removals)
     if not count and not plan.build_cache:
         yield "Nothing may go."
+        if plan.tagged_bytes:
+            yield f"--include-tagged would give back {format_size(plan.tagged_bytes)}: tagged images that nothing uses."
         return
     yield f"{count} {'image goes' if count == 1 else 'images go'}, {format_size(plan.freed_bytes)} come back:"
     width = max((len(removal.image.label) for removal in plan.removals), default=0)
@@ -49,7 +61,9 @@ def _removal_lines(plan: Plan) -> Iterator[str]:
     if cache := plan.build_cache:
         age = format_duration(cache.min_age_seconds)
         yield f"  {format_size(cache.freed_bytes):>9}  build cache: {cache.entries} entries, not used for {age}"
-    if not plan.reaches_target:
+    if plan.inode_pressure:
+        yield "How many inodes they give back is seen only when they are gone; it stops as soon as enough are free."
+    elif not plan.reaches_target:
         missing = plan.target_bytes - plan.disk.free_bytes - plan.freed_bytes
         yield f"That leaves {format_size(missing)} to the target: the rest stays for the reasons below."
 
@@ -110,17 +124,26 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
         "pressure": plan.pressure,
         "free_below_bytes": plan.below_bytes,
         "free_target_bytes": plan.target_bytes,
+        "free_below_inodes": plan.below_inodes,
+        "free_target_inodes": plan.target_inodes,
         "runs": list(plan.runs),
         "remove": [_removal_fields(removal) for removal in plan.removals],
         "build_cache": {"entries": cache.entries, "freed_bytes": cache.freed_bytes} if cache else None,
         "keep": [{**_image_fields(stay.image), "reason": stay.reason} for stay in plan.stays],
         "freed_bytes": plan.freed_bytes,
         "reaches_target": plan.reaches_target,
+        "include_tagged_bytes": plan.tagged_bytes,
     }
 
 
 def disk_fields(disk: Disk) -> dict[str, Any]:
-    return {"path": disk.path, "total_bytes": disk.total_bytes, "free_bytes": disk.free_bytes}
+    return {
+        "path": disk.path,
+        "total_bytes": disk.total_bytes,
+        "free_bytes": disk.free_bytes,
+        "total_inodes": disk.total_inodes,
+        "free_inodes": disk.free_inodes,
+    }
 
 
 def _removal_fields(removal: Removal) -> dict[str, Any]:

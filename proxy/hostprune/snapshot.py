@@ -1,7 +1,7 @@
 """What a host's engine holds at one moment: the input of the plan. Values only, no I/O."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,6 +22,9 @@ class Image:
         arrived_at: when the engine says that it came or was tagged; ``None`` when it does not say.
         last_used_at: the latest time that the engine or our record knows; ``None`` is unknown, and unknown is young.
         from_registry: may have been pulled, so that a service may name it by digest.
+        unread: why the engine could not show it; empty when it could.
+        steps: one ID for each step of its build that also stands for all steps before it; only compared where layers
+            are not known.
     """
 
     image_id: str
@@ -34,6 +37,13 @@ class Image:
     arrived_at: float | None = None
     last_used_at: float | None = None
     from_registry: bool = False
+    unread: str = ""
+    steps: tuple[str, ...] = ()
+
+    @property
+    def blind(self) -> bool:
+        """Its layers could not be read: what stands on it, and what it stands on, is not known by them."""
+        return bool(self.unread) and not self.layers
 
     @property
     def dangling(self) -> bool:
@@ -53,13 +63,14 @@ class Image:
     @cached_property
     def chain(self) -> tuple[str, ...]:
         """One ID for each layer that also stands for all layers below it (OCI image spec, "Layer ChainID")."""
-        return tuple(_chain_ids(self.layers))
+        return tuple(chain_ids(self.layers))
 
 
-def _chain_ids(layers: tuple[str, ...]) -> Iterator[str]:
+def chain_ids(parts: Iterable[str]) -> Iterator[str]:
+    """For each of *parts*, the lowest first, an ID that also stands for all below it."""
     below = ""
-    for diff_id in layers:
-        below = hashlib.sha256(f"{below} {diff_id}".encode()).hexdigest() if below else diff_id
+    for part in parts:
+        below = hashlib.sha256(f"{below} {part}".encode()).hexdigest() if below else part
         yield below
 
 
@@ -97,11 +108,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Disk:
-    """The filesystem that holds the images; *free_bytes* is what is available to ordinary users, as ``df`` shows."""
+    """The filesystem that holds the images; *free_bytes* is what is available to ordinary users, as ``df`` shows.
+
+    Args:
+        total_inodes: 0 where the filesystem makes them as it needs them, so that they cannot run out.
+    """
 
     path: str
     total_bytes: int
     free_bytes: int
+    total_inodes: int = 0
+    free_inodes: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,9 @@ class Snapshot:
 
     Args:
         engine_id: tells one engine's images from another's in the record.
-        sees_services: whether all services are visible: a swarm worker cannot list them.
+        services_unseen: why not all services are visible, such as on a swarm worker; empty when they are.
+        unread_containers: those of which it is not known which image they use.
+        notes: what could not be read, for people.
         now: Unix seconds, by the same clock as every other time here.
     """
 
@@ -132,7 +151,9 @@ class Snapshot:
     services: tuple[Service, ...] = ()
     tasks: tuple[Task, ...] = ()
     build_cache: tuple[CacheRecord, ...] = ()
-    sees_services: bool = True
+    services_unseen: str = ""
+    unread_containers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     engine_id: str = ""
     recent_uses: tuple[tuple[str, float], ...] = field(default=())
     """Image references and when the engine's event log says that they were used or pulled."""

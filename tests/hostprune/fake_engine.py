@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ class FakeEngine:
         self.history[image_id] = [{"Size": 5, "CreatedBy": "COPY a /a"}]
 
     async def answer(self, request):
-        path = request.path.removeprefix(f"/v{self.version['ApiVersion']}")
+        path = re.sub(r"^/v1\.\d+", "", request.path)
         self.calls.append((request.method, path, dict(request.query)))
         for start, misbehave in self.broken.items():
             if f"{request.method} {path}".startswith(start):
@@ -67,7 +68,24 @@ class FakeEngine:
             return refusal(400, "`since` time cannot be after `until` time")
         if request.method == "DELETE":
             return self._delete(path.removeprefix("/images/"))
+        if path.endswith("/tag"):
+            image_id = path.removeprefix("/images/").removesuffix("/tag")
+            self.images[image_id]["RepoTags"].append(f"{request.query['repo']}:{request.query['tag']}")
+            return web.Response(status=201)
+        if path == "/system/df":
+            return web.json_response(self._usage(request.query))
         return self._get(path)
+
+    def _usage(self, query):
+        """The build cache in the form of the engine's API version."""
+        version = int(self.version["ApiVersion"].partition(".")[2])
+        old = {"BuildCache": self.build_cache}
+        verbose = version >= 52 and "verbose" in query
+        items = {"Items": self.build_cache} if verbose else {}
+        new = {"BuildCacheUsage": {"TotalCount": len(self.build_cache), **items}}
+        if version < 52:
+            return old
+        return new if version > 52 or verbose else {**old, **new}
 
     def _get(self, path):
         answers = {
@@ -77,7 +95,6 @@ class FakeEngine:
             "/containers/json": self.containers,
             "/services": self.services,
             "/tasks": self.tasks,
-            "/system/df": {"BuildCache": self.build_cache},
             "/build/prune": {"SpaceReclaimed": 77},
         }
         if path == "/events":
@@ -97,9 +114,11 @@ class FakeEngine:
         if not found:
             return refusal(404, f"No such image: {name}")
         self.before_delete(found[0])
-        if any(container["ImageID"] == found[0] for container in self.containers):
-            return refusal(409, "conflict: unable to delete (cannot be forced) - image is being used")
         image = self.images[found[0]]
+        # As the real one: it looks who uses an image only when its last name goes.
+        last = len(image["RepoTags"] or []) <= 1
+        if last and any(container and container["ImageID"] == found[0] for container in self.containers):
+            return refusal(409, "conflict: unable to delete (cannot be forced) - image is being used")
         image["RepoTags"] = [tag for tag in image["RepoTags"] or [] if tag != name]
         if not image["RepoTags"]:
             del self.images[found[0]]

@@ -108,7 +108,7 @@ async def test_services_and_tasks_of_a_swarm_are_read(engine):
         task = {"ID": f"t-{node}", "ServiceID": "s1", "Spec": spec, "DesiredState": "running"}
         engine.tasks.append({**task, "NodeID": node, "Status": {"State": "preparing"}})
     snapshot = await look(engine)
-    assert snapshot.sees_services
+    assert not snapshot.services_unseen
     assert snapshot.services[0].name == "db"
     assert snapshot.services[0].images == ("postgres:16@sha256:" + "a" * 64, "postgres:15")
     assert [(task.service, task.state, task.on_this_node) for task in snapshot.tasks] == [
@@ -121,7 +121,7 @@ async def test_services_and_tasks_of_a_swarm_are_read(engine):
 async def test_a_swarm_worker_does_not_see_services(engine):
     engine.info["Swarm"] = {"LocalNodeState": "active", "ControlAvailable": False, "NodeID": "n1"}
     engine.broken["GET /services"] = engine.broken["GET /tasks"] = answering(503, "not a manager")
-    assert not (await look(engine)).sees_services
+    assert (await look(engine)).services_unseen
 
 
 async def test_the_event_log_tells_which_images_were_used(engine):

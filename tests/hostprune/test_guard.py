@@ -1,6 +1,7 @@
 """The run lock, with real processes."""
 
 import fcntl
+import grp
 import os
 import signal
 import subprocess
@@ -62,6 +63,11 @@ def wait_until(condition):
 
 def is_free(lock_file):
     with RunLock(lock_file).exclusive() as alone:
+        return alone
+
+
+def is_free_for(lock_file, group):
+    with RunLock(lock_file, group).exclusive() as alone:
         return alone
 
 
@@ -165,6 +171,56 @@ def test_a_run_waits_for_the_deletion_and_says_so(lock_file):
     waiting.stderr.close()
 
 
+def test_a_run_waits_for_a_time_only_and_says_who_holds_the_lock(lock_file, tmp_path):
+    """Any user who may open the file may hold it."""
+    command = ["touch", str(tmp_path / "ran")]
+    with started(["flock", "-x", str(lock_file), *READY]) as other:
+        for wait in ("0", "100ms"):
+            done = run_guard(lock_file, *command, env={**os.environ, "REGISTRY_CACHE_PRUNE__LOCK_WAIT": wait})
+            assert done.returncode == 125
+            assert f"by pid {other.pid} (flock -x {lock_file}" in done.stderr.splitlines()[-1]
+            assert done.stderr.count("\n") == (1 if wait == "0" else 2)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_comes_after_the_wait_was_given_up_is_let_go(lock_file):
+    lock = RunLock(lock_file)
+    with lock.exclusive():
+        with pytest.raises(RunLockError, match=r"has been held for 0\.01s by pid"):
+            lock.share(0.01)
+        wait_until(lock.awaited)
+    wait_until(lambda: is_free(lock_file))
+
+
+def test_a_lock_of_a_group_is_closed_to_others(lock_file):
+    group = grp.getgrgid(os.getegid()).gr_name
+    with RunLock(lock_file, group).exclusive() as alone:
+        assert alone
+    assert (lock_file.stat().st_mode & 0o777, lock_file.stat().st_gid) == (0o660, os.getegid())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_lock_that_somebody_else_made_is_taken_over_for_the_group():
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are for root only
+        Path(folder).chmod(0o777)
+        lock_file = Path(folder) / "run.lock"
+        subprocess.run(["touch", str(lock_file)], user=65534, check=True)
+        with RunLock(lock_file, "daemon").exclusive() as alone:
+            assert alone
+        status = lock_file.stat()
+        assert (status.st_mode & 0o777, status.st_uid) == (0o660, 0)
+        assert grp.getgrgid(status.st_gid).gr_name == "daemon"
+        kept_out = subprocess.run(
+            ["flock", "-n", "-x", str(lock_file), "true"], user=65534, group=65534, extra_groups=[], check=False
+        )
+        assert kept_out.returncode
+
+
+def test_a_group_that_does_not_exist_is_one_line(lock_file):
+    with pytest.raises(RunLockError, match=r"^PRUNE__LOCK_GROUP: 'nobody-knows': there is no such group$"):
+        is_free_for(lock_file, "nobody-knows")
+
+
 def test_a_killed_prune_leaves_no_lock_behind(lock_file):
     script = (
         "import sys, time; from pathlib import Path; from proxy.hostprune.guard import RunLock\n"
@@ -192,7 +248,7 @@ def test_a_lock_that_was_replaced_while_waiting_is_not_taken_for_the_lock(lock_f
     lock = RunLock(lock_file)
     taken = []
     with lock.exclusive():
-        waiter = threading.Thread(target=lambda: taken.append(lock.share()))
+        waiter = threading.Thread(target=lambda: taken.append(lock.share(SOON_SECONDS)))
         waiter.start()
         wait_until(lock.awaited)
         lock_file.unlink()

@@ -87,7 +87,10 @@ def test_an_image_of_a_task_on_any_node_stays(state):
 
 def test_on_a_swarm_worker_only_images_made_here_go():
     pulled, built = an_image("pulled", from_registry=True), an_image("built")
-    decided = plan(a_snapshot(pulled, built, sees_services=False), some_settings())
+    decided = plan(
+        a_snapshot(pulled, built, services_unseen="this node is a swarm worker"),
+        some_settings(),
+    )
     assert gone(decided) == [built]
     assert "swarm worker" in why_stays(decided, pulled)
 

@@ -45,6 +45,14 @@ class Host:
     def log(self, result):
         return [json.loads(line) for line in result.stderr.splitlines()]
 
+    def lines(self, result):
+        """The log lines among the warnings for people."""
+        return [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+
+    def log_of(self, event, result):
+        """The images that such an event was about."""
+        return [line["image"] for line in self.lines(result) if line["event"] == event]
+
 
 @pytest.fixture
 def host(engine, tmp_path):

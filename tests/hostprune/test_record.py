@@ -1,4 +1,6 @@
+import fcntl
 import json
+import os
 import threading
 from dataclasses import replace
 
@@ -82,7 +84,17 @@ def test_it_survives_in_its_file(tmp_path):
     record = file.update(a_look(an_image("app"), an_image("new")))
     assert file.load() == record
     assert (used_at(record, "app"), used_at(record, "new")) == (NOW - 30 * DAY, NOW)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["images.json"]
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"images.json", ".images.json.lock"}
+
+
+def test_a_neighbour_who_may_read_its_directory_cannot_keep_it_from_being_written(tmp_path):
+    """Whoever may open a directory may lock it; the file that is locked instead is for its owner alone."""
+    file = RecordFile(tmp_path / "images.json")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    file.update(a_look(an_image("app")))
+    os.close(handle)
+    assert (tmp_path / ".images.json.lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_written_times_are_never_older_than_the_read_ones(tmp_path):

@@ -88,6 +88,7 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
       services.registry-cache.prune.settings = {{
         free_below = "10GB"; free_target = "20GB"; min_age = "3d"; include_tagged = true; tagged_min_age = "60d";
         include_build_cache = true; build_cache_min_age = "9d"; min_container_age = 0;
+        lock_wait = "1m"; lock_group = "docker";
         docker_host = "unix:///run/other.sock"; data_root = "/var/lib/other";
       }};
     }}"""

@@ -78,6 +78,13 @@ def test_services_are_confined(rendered, source, service, analyze):
 
 
 @SOURCES
+def test_the_cache_does_not_reach_the_metadata_services_of_clouds_but_its_name_server(rendered, source):
+    """169.254.0.0/16 and fe80::/10; systemd-resolved listens on loopback."""
+    denied = re.findall(r"(?m)^IPAddressDeny=(.*)$", rendered[source]["registry-cache.service"])
+    assert denied == ["link-local"]
+
+
+@SOURCES
 def test_the_schedule_is_a_time(rendered, source):
     schedule = lines(rendered[source]["registry-cache-prune.timer"])["OnCalendar"][0]
     done = subprocess.run(["systemd-analyze", "calendar", schedule], check=False, capture_output=True, text=True)
@@ -110,3 +117,10 @@ def test_module_and_packaging_make_the_same_run_lock(tmp_path_factory):
     require_daemons("nix-instantiate", root=False)
     packaging = [line for line in (PACKAGING / "tmpfiles.conf").read_text().splitlines() if not line.startswith("#")]
     assert Nix(tmp_path_factory.mktemp("nix")).host()["tmpfiles"] == packaging
+
+
+def test_a_run_lock_of_a_group_is_made_for_the_group(tmp_path_factory):
+    require_daemons("nix-instantiate", root=False)
+    change = '{ services.registry-cache.prune.settings.lock_group = "docker"; }'
+    (rule,) = Nix(tmp_path_factory.mktemp("nix")).host(change)["tmpfiles"]
+    assert rule == "f /run/lock/registry-cache-run.lock 0660 root docker -"
