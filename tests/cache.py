@@ -16,6 +16,9 @@ from proxy.assembly import Proxy, open_proxy
 from proxy.settings import load_settings
 from tests.hub.hub import Hub
 
+# By then every line has been written, on however busy a machine.
+_LOGGED_SECONDS = 1.0
+
 
 def open_content(root: Path) -> list[str]:
     """The blobs and partials under *root* that this process holds open; other files of it come and go by themselves."""
@@ -53,6 +56,7 @@ class Cache:
     session: aiohttp.ClientSession
     bus: events.Events
     emitted: list[events.Event] = field(default_factory=list)
+    answered: int = 0  # requests to /v2/ by get()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -61,7 +65,19 @@ class Cache:
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> Reply:
         async with self.session.request(method, self.url + path, headers=headers) as response:
-            return Reply(response.status, dict(response.headers), await response.read())
+            reply = Reply(response.status, dict(response.headers), await response.read())
+        self.answered += path.startswith("/v2/")
+        await self._logged()
+        return reply
+
+    async def _logged(self) -> None:
+        """Wait for the log lines of what was answered: the client has its last byte before they are written."""
+        try:
+            async with asyncio.timeout(_LOGGED_SECONDS):
+                while len(self.requests()) < self.answered:
+                    await asyncio.sleep(0)
+        except TimeoutError:  # it was refused before it was read: there is none
+            self.answered = len(self.requests())
 
     async def manifest(self, repository: str, reference: str, method: str = "GET", **headers: str) -> Reply:
         return await self.get(f"/v2/{repository}/manifests/{reference}", method, **headers)
