@@ -17,9 +17,9 @@ from benchmarks.report import Report
 from proxy import events
 from proxy.clock import Clock
 from proxy.oci import Digest
+from proxy.storage import BlobEntry
 from proxy.store.eviction import choose_victims
 from proxy.store.index import SqliteIndex
-from proxy.store.statements import BlobEntry
 
 MEGABYTE = 1_000_000
 PAGE = 256  # as proxy/store/disk.py asks for candidates

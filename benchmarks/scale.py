@@ -17,8 +17,7 @@ from typing import Any
 from benchmarks import harness, load, systems
 from benchmarks.report import Report, figure, quantile, ratio
 from benchmarks.systems import LIMIT, OURS, System
-from proxy import events
-from proxy.store.index import SqliteIndex
+from proxy.store.index import schema
 from tests.hub.client import HubClient
 
 BLOB_BYTES = 100
@@ -78,15 +77,12 @@ def fill(directory: Path, count: int) -> list[str]:
         os.write(fd, body)
         os.close(fd)
         rows.append((f"sha256:{encoded}", BLOB_BYTES, now + number, now + number))
-    index = SqliteIndex(root / "index.sqlite3", events=events.Events())
-    index._open()  # noqa: SLF001 -- the schema, without a loop
-    db = index._db  # noqa: SLF001
-    assert db is not None
+    db = sqlite3.connect(root / "index.sqlite3")
+    db.executescript("PRAGMA journal_mode = WAL; " + " ".join(schema.SCHEMAS))
+    db.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
     with db:
-        db.execute("BEGIN")
         db.executemany("INSERT INTO blobs (digest, size_bytes, last_use, verified_at) VALUES (?, ?, ?, ?)", rows)
         db.execute("REPLACE INTO meta VALUES ('ended', '')")  # as a run that was closed properly leaves it
-        db.execute("COMMIT")
     db.close()
     return [row[0] for row in rows]
 

@@ -145,6 +145,10 @@ class StoreTooNew(StoreError):
     """The index was written by a newer version of this program."""
 
 
+class IndexRefused(StoreError):
+    """The index cannot be written: locked by another process, disk full, quota, I/O error, read-only."""
+
+
 class NoSpace(StoreError):
     """The bytes cannot be stored: the cap, the free-space floor or the disk itself is in the way."""
 

@@ -1,13 +1,16 @@
 """What the rest of the program asks of a store and of an index; it knows no files.
 
-``store/`` implements these on a disk. Another implementation (an object store, a shared index) has to pass
-``tests/contract/``.
+``store/`` implements these on a disk, and the index in memory too. Another implementation (an object store, a shared
+index) has to pass ``tests/contract/``.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
+from proxy.clock import Clock
+from proxy.contents import Inventory, Pin, PinSummary, Stored
 from proxy.oci import Digest, Repository
 
 # A piece of a body, until the next one is read: it may lie in a buffer that is used again.
@@ -131,6 +134,46 @@ class StoreTotals(NamedTuple):
     quarantined: int
 
 
+class BlobEntry(NamedTuple):
+    """A row of the index: ``media_type`` is set for manifests only."""
+
+    digest: Digest
+    size_bytes: int
+    media_type: str | None
+    last_use: float
+    verified_at: float = 0.0  # 0: never re-hashed since it was found on the disk
+    pinned: bool = False
+
+
+class Tally(NamedTuple):
+    """So many bytes, blobs and manifests: all that is here, or what came and went."""
+
+    size_bytes: int = 0
+    blobs: int = 0
+    manifests: int = 0
+
+    @property
+    def objects(self) -> int:
+        """Blobs and manifests."""
+        return self.blobs + self.manifests
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Both together."""
+        return Tally(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def minus(self, other: "Tally") -> "Tally":
+        """What is left of this without *other*."""
+        return Tally(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class Entry(NamedTuple):
+    """A stored blob as the evictor sees it."""
+
+    digest: Digest
+    size_bytes: int
+    last_use: float  # Unix seconds
+
+
 class BlobStore(Protocol):
     """Verified content by digest, within a cap."""
 
@@ -152,7 +195,7 @@ class BlobStore(Protocol):
 
 
 class TagEntry(NamedTuple):
-    """What upstream last said of a tag. ``fetched_at``: when it said so, Unix seconds."""
+    """What upstream last said of a tag. ``fetched_at``: when it was asked, Unix seconds; later questions win."""
 
     digest: Digest
     media_type: str
@@ -170,8 +213,94 @@ class Answer(NamedTuple):
     fetched_at: float
 
 
-class Index(Protocol):
-    """What is known of names: which digest a tag was, which repository holds what, what upstream last answered."""
+class BlobRows(Protocol):
+    """What is known of each stored blob: size, media type, last use, whether it is pinned.
+
+    Reads never fail: what cannot be read is not known. :meth:`add_blob` and :meth:`forget_blobs` say when they cannot
+    write, since no file may be there without its row; everything else that cannot be written is kept and written later.
+    """
+
+    # Why rows and files have to be compared; "" when they are known to agree.
+    doubt: str
+    # Bytes that were never synced to the disk may be zeros now.
+    machine_crashed: bool
+
+    # How often doubt was raised; see settle_doubt().
+    doubts_raised: int
+
+    @property
+    def writable(self) -> bool:
+        """False after a write was refused, until :meth:`probe` succeeds: meanwhile rows are refused at once."""
+
+    @property
+    def clock(self) -> Clock:
+        """Never before what is written down."""
+
+    async def probe(self) -> bool:
+        """Try to write; whether that went."""
+
+    async def raise_doubt(self, reason: str) -> None:
+        """Rows and files may differ from now on; known also to the next run, however this one ends."""
+
+    async def settle_doubt(self, raised: int | None = None) -> None:
+        """Rows and files have been compared, and agree.
+
+        Args:
+            raised: what :attr:`doubts_raised` was before; doubt that was raised meanwhile stays.
+        """
+
+    async def blob(self, digest: Digest) -> BlobEntry | None:
+        """The row of *digest*."""
+
+    def blob_at_hand(self, digest: Digest) -> BlobEntry | None:
+        """As :meth:`blob`, if it is in memory."""
+
+    async def add_blob(self, entry: BlobEntry) -> Tally:
+        """Write a row; by how much the totals grew (not at all for a row that was there).
+
+        Raises:
+            IndexRefused: it is not written.
+        """
+
+    def placed(self, entry: BlobEntry) -> None:
+        """The file of a new row is there."""
+
+    async def forget_blobs(self, digests: Sequence[Digest]) -> Tally:
+        """Delete rows; what there was of them, each counted by one caller only.
+
+        Raises:
+            IndexRefused: all of them are still there.
+        """
+
+    def touch(self, digest: Digest) -> None:
+        """*digest* is used now. Buffered: a crash loses a few seconds of order."""
+
+    def used_at(self, digest: Digest) -> float | None:
+        """The last use that is not in its row yet, Unix seconds."""
+
+    async def oldest(self, limit: int, after: Entry | None = None) -> list[Entry]:
+        """Unpinned blobs behind *after*, least recently used first, as their rows have it: see :meth:`used_at`."""
+
+    async def verified(self, digest: Digest, at: float) -> None:
+        """The content was re-hashed and is good."""
+
+    async def unverified_longest(self, limit: int, *, before: float) -> list[Digest]:
+        """The blobs last re-hashed before *before* (Unix seconds), the longest ago first."""
+
+    async def entries_between(self, first: str, last: str) -> dict[Digest, BlobEntry]:
+        """Rows whose digest is in [first, last), for the comparison with the disk."""
+
+    async def totals(self) -> Tally:
+        """All rows, counted afresh."""
+
+    async def flush(self) -> None:
+        """Write what is buffered; what cannot be written stays buffered."""
+
+
+class Names(Protocol):
+    """Which digest a tag was, which repository holds what, what upstream last answered to other questions."""
+
+    tag_count: int
 
     async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
         """What the tag was when upstream was last asked."""
@@ -180,19 +309,84 @@ class Index(Protocol):
         """As :meth:`tag`, if it is in memory."""
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
-        """Remember it."""
+        """Remember it, unless something is known that upstream was asked later; memory has it at once."""
 
-    async def forget_tag(self, repository: Repository, tag: str) -> None:
-        """Upstream says that it is gone."""
+    async def forget_tag(self, repository: Repository, tag: str, *, asked_at: float | None = None) -> None:
+        """Upstream says that it is gone.
+
+        Args:
+            asked_at: when upstream was asked (Unix seconds): what it said to a later question stays; None for now.
+        """
+
+    async def forget_tags(self, tags: Sequence[tuple[Repository, str]]) -> None:
+        """These are gone from here."""
 
     def link(self, repository: Repository, digest: Digest) -> None:
-        """*digest* was pulled through *repository*."""
+        """*digest* was pulled through *repository*. Buffered."""
 
     async def repositories(self, after: str, limit: int) -> Sequence[str]:
         """Names of repositories with something cached, in order, behind *after*."""
+
+    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
+        """Through which repositories these were pulled."""
 
     async def answer(self, key: str) -> Answer | None:
         """The last good answer to the question *key*."""
 
     async def put_answer(self, key: str, answer: Answer) -> None:
         """Remember it; the oldest ones are forgotten."""
+
+
+class Pins(Protocol):
+    """What the operator wants to stay, and all that is here, by name."""
+
+    # What pins need, whether it is here yet or not; and that it may have to be worked out again.
+    wanted: frozenset[Digest]
+    pins_changed: asyncio.Event
+
+    async def inventory(self) -> Inventory:
+        """Everything that is known at one moment."""
+
+    async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
+        """Those of *digests* that are here."""
+
+    async def pinned(self) -> list[tuple[Pin, Digest | None]]:
+        """Every pin, and what its tag is now (None when it is a digest, or nothing is known of it)."""
+
+    async def pin_summary(self, limit: int) -> PinSummary:
+        """How much is pinned, and the first *limit* pins."""
+
+    async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
+        """Remember or forget pins."""
+
+    async def keep(self, wanted: Collection[Digest]) -> None:
+        """From now on these blobs, and no others, are never evicted; those of them that are yet to come, too."""
+
+
+class Ledger(Protocol):
+    """What was counted, in steps of time: see :mod:`proxy.history`."""
+
+    async def add_history(self, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> bool:
+        """Add *counts* to the step at *at* of each length; whether that could be written.
+
+        Args:
+            at: Unix seconds.
+            kept: by length of a step in seconds, how many steps are kept; older ones are forgotten.
+        """
+
+    async def history(self, step_seconds: int, since: float) -> list[tuple[int, ...]]:
+        """The steps of this length since *since*: when each began, then its counts."""
+
+
+class Index(BlobRows, Names, Pins, Ledger, Protocol):
+    """All that is known beside the bytes. An implementation has to pass ``tests/contract/``."""
+
+    async def start(self) -> None:
+        """Open it.
+
+        Raises:
+            StoreTooNew: a newer version of this program wrote it.
+        """
+
+    async def aclose(self) -> None:
+        """Write what is buffered and say that the run ended properly."""

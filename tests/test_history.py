@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from proxy import events
 from proxy.history import DAY, HOUR_SPAN, KEPT, MINUTE, MONTH_SPAN, QUARTER, SPANS, Counts, History, total
-from proxy.store import statements
-from proxy.store.index import SqliteIndex
+from proxy.store.index import SqliteIndex, schema
 
 NOON = 1_764_158_400 + 12 * 3600  # 2025-11-26T12:00:00Z
 PULL = Counts(hits=3, misses=1, cached_bytes=300, served_bytes=400, received_bytes=100)
@@ -165,7 +164,7 @@ async def test_what_cannot_be_written_is_written_later(tmp_path):
 async def test_an_index_that_had_no_evicted_bytes_keeps_its_history(tmp_path):
     path = tmp_path / "index.sqlite3"
     with sqlite3.connect(path) as db:
-        db.executescript(statements.SCHEMA_1 + statements.SCHEMA_2 + "PRAGMA user_version = 2;")
+        db.executescript(schema.SCHEMA_1 + schema.SCHEMA_2 + "PRAGMA user_version = 2;")
         db.execute("INSERT INTO meta VALUES ('ended', '')")
         db.execute("INSERT INTO history VALUES (?, ?, 1, 2, 3, 4, 5, 6)", (QUARTER, NOON))
     db.close()

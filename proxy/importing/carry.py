@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from proxy.errors import DigestMismatch, NoSpace
+from proxy.errors import DigestMismatch, NoSpace, StoreError
 from proxy.importing.folder import Folder
 from proxy.importing.plan import Contents, Item, Plan, last_uses
 from proxy.oci import Digest
-from proxy.storage import TagEntry
+from proxy.storage import BlobEntry, TagEntry
 from proxy.store.disk import DiskStore
 from proxy.store.files import link
 from proxy.store.index import SqliteIndex
 from proxy.store.scrub import find_rot
-from proxy.store.statements import BlobEntry
 from proxy.threads import Threads
 
 T = TypeVar("T")
+
+_ROOT_FILES = ("lock", "index.sqlite3", "index.sqlite3-wal", "index.sqlite3-shm", "index.doubt", "names.journal")
 
 _PIECE_BYTES = 1024 * 1024
 
@@ -61,7 +62,7 @@ class Owner:
 
     def take_folders(self, root: Path) -> None:
         """Hand over the store in *root* without its content."""
-        self.take(*(root / name for name in ("lock", "index.sqlite3", "index.sqlite3-wal", "index.sqlite3-shm")))
+        self.take(*(root / name for name in _ROOT_FILES))
         self.take(*(root / name for name in ("blobs", "partials", "quarantine")))
         self.take(*root.glob("blobs/*"), *root.glob("blobs/*/??"))
 
@@ -151,7 +152,7 @@ class Carrier:
                 await self._copy(entry, source)
         except DigestMismatch as error:
             self.outcome.rotten[digest] = str(error)
-        except (NoSpace, OSError) as error:
+        except (StoreError, OSError) as error:
             self.outcome.failed[digest] = str(error)
 
     async def _link(self, entry: BlobEntry, source: Path) -> bool:

@@ -23,14 +23,13 @@ from cachetools import LRUCache
 
 from proxy import events
 from proxy.contents import Parts
-from proxy.errors import ContentError, DigestInvalid, NoSpace, ReadFailed, StoreError
+from proxy.errors import ContentError, DigestInvalid, IndexRefused, NoSpace, ReadFailed, StoreError
 from proxy.oci import Digest
-from proxy.storage import Sink, StoreTotals
-from proxy.store.eviction import Entry, choose_victims
+from proxy.storage import BlobEntry, Entry, Sink, StoreTotals, Tally
+from proxy.store.eviction import choose_victims
 from proxy.store.files import DiskSpace, disk_space, inspect, parts_of, rename, sizes, unlink_all
 from proxy.store.index import SqliteIndex
 from proxy.store.partial import DiskPartial, refused
-from proxy.store.statements import BlobEntry, Tally
 from proxy.threads import Threads, finish
 
 # Content up to this size is served from memory: manifests, configs, signatures. Measured in docs/benchmarks.
@@ -241,7 +240,8 @@ class DiskStore:
             except OSError:
                 return None
             entry = BlobEntry(digest, size_bytes, media_type, self._index.clock.now())
-            self._here = self._here.plus(await self._index.add_blob(entry))
+            with contextlib.suppress(IndexRefused):  # served all the same; counted when rows and files are compared
+                self._here = self._here.plus(await self._index.add_blob(entry))
         return entry
 
     def remember(self, digest: Digest, body: bytes, media_type: str) -> None:
@@ -335,6 +335,9 @@ class DiskStore:
         try:
             await self._threads.run(partial.fsync)
             await finish(self._make_blob(partial, entry))
+        except IndexRefused as error:
+            await self._discard(partial)
+            raise NoSpace(str(error)) from error
         except OSError as error:
             await self._discard(partial)
             raise refused(error) from error
@@ -368,7 +371,8 @@ class DiskStore:
         try:
             await self._threads.run(place, self.path(entry.digest))
         except OSError:
-            came = came.minus(await self._index.forget_blobs([entry.digest]))
+            with contextlib.suppress(IndexRefused):  # the row claims too much, until it is opened
+                came = came.minus(await self._index.forget_blobs([entry.digest]))
             raise
         finally:
             self._here = self._here.plus(came)
@@ -448,6 +452,7 @@ class DiskStore:
                 freed += await self._remove_partial(digest)
                 objects += 1
         after: Entry | None = None
+        await self._index.flush()  # rows have the order of use
         while freed < need:
             page = await self._index.oldest(_EVICTION_PAGE, after)
             if not page:
@@ -472,7 +477,11 @@ class DiskStore:
         return gone
 
     async def _forget(self, digests: Sequence[Digest]) -> Tally:
-        gone = await self._index.forget_blobs(digests)
+        try:
+            gone = await self._index.forget_blobs(digests)
+        except IndexRefused as error:
+            await self._index.raise_doubt(str(error))
+            return Tally()
         self._here = self._here.minus(gone)
         return gone
 
@@ -500,6 +509,7 @@ class DiskStore:
 
     async def next_victims(self, limit: int) -> list[Entry]:
         """What would be evicted first if room were needed now."""
+        await self._index.flush()
         return choose_victims(await self._index.oldest(limit), 1 << 62, self._readers.__contains__)
 
     async def missing(self, digest: Digest) -> None:
@@ -545,7 +555,7 @@ class DiskStore:
                     await self._reconcile_folder(algorithm, f"{number:02x}")
         async with self._changing:
             self._here = await self._index.totals()
-        self._index.doubt = ""
+        await self._index.settle_doubt()
         if not self._here.objects:
             return  # a new cache: nothing to tell
         self._events.emit(

@@ -1,17 +1,9 @@
 """Which blobs go when room is needed: a pure decision, least recently used first."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from proxy.oci import Digest
-
-
-class Entry(NamedTuple):
-    """A stored blob as the evictor sees it."""
-
-    digest: Digest
-    size_bytes: int
-    last_use: float  # Unix seconds
+from proxy.storage import Entry
 
 
 def choose_victims(

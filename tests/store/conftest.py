@@ -44,6 +44,16 @@ class Shelf:
         blob.close()
         return True
 
+    async def refuse_writes(self) -> None:
+        """From now on the index cannot be written, as on a full disk."""
+        database = self.index._db
+        await database._writer.run(database._db.execute, "PRAGMA query_only = on")
+
+    async def take_writes(self) -> None:
+        """It can be written again."""
+        database = self.index._db
+        await database._writer.run(database._db.execute, "PRAGMA query_only = off")
+
     def on_disk(self) -> dict[str, int]:
         """What is really in blobs/, by digest; sizes in bytes."""
         folder = self.store.root / "blobs" / "sha256"

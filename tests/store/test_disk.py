@@ -245,11 +245,12 @@ async def test_index_is_rebuilt_from_the_blobs(tmp_path, loss):
 async def test_index_that_breaks_while_running_costs_nothing_but_order(tmp_path):
     async with open_shelf(tmp_path / "s") as shelf:
         digest = await shelf.put(content(1))
-        await shelf.index._thread.run(shelf.index._close)
+        database = shelf.index._db
+        await database._writer.run(database._close)
         shelf.index._blobs.clear()
         (tmp_path / "s" / "index.sqlite3").write_bytes(b"garbage" * 1000)
         (tmp_path / "s" / "index.sqlite3-wal").unlink(missing_ok=True)
-        await shelf.index._thread.run(lambda: setattr(shelf.index, "_db", sqlite3.connect(shelf.index._path)))
+        await database._writer.run(lambda: setattr(database, "_db", sqlite3.connect(database.path)))
         assert await shelf.has(digest)  # found in blobs/ although no row is left
         assert any(isinstance(event, events.StorageFailed) for event in shelf.emitted)
         await shelf.store._reconcile()
@@ -373,10 +374,11 @@ async def test_interrupted_flush_loses_neither_order_nor_names(tmp_path, trouble
             await asyncio.gather(flush, return_exceptions=True)
             assert flush.cancelled()
         else:
-            await shelf.index._thread.run(shelf.index._db.execute, "PRAGMA query_only = on")
+            await shelf.refuse_writes()
             await shelf.index.flush()
-            await shelf.index._thread.run(shelf.index._db.execute, "PRAGMA query_only = off")
+            await shelf.take_writes()
     async with open_shelf(tmp_path / "s") as shelf:
+        await shelf.index.flush()
         assert [entry.digest for entry in await shelf.index.oldest(3)] == [*digests[1:], digests[0]]
         assert await shelf.index.repositories("", 10) == [repository.name]
 

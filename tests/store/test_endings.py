@@ -1,8 +1,7 @@
 """What the index says at its start about how the last run ended."""
 
 from proxy import events
-from proxy.store import index as module
-from proxy.store.index import SqliteIndex
+from proxy.store.index import SqliteIndex, endings
 
 
 async def opened(path):
@@ -19,12 +18,12 @@ async def ended_properly(path):
 
 async def killed(path):
     index = await opened(path)
-    await index._thread.run(index._close)
+    await index._db.aclose(properly=False)
 
 
 def hide_the_boot_id(monkeypatch, tmp_path, **environment):
     """As systemd's ProcSubset=pid does."""
-    monkeypatch.setattr(module, "_BOOT_ID", tmp_path / "hidden")
+    monkeypatch.setattr(endings, "_BOOT_ID", tmp_path / "hidden")
     monkeypatch.delenv("BOOT_ID", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -48,7 +47,7 @@ async def test_a_killed_run_is_told_from_a_machine_that_went_down(tmp_path, monk
     await killed(path)
     index = await opened(path)
     assert (index.doubt, index.machine_crashed) == ("the last run was killed", False)
-    await index._thread.run(index._close)
+    await index._db.aclose(properly=False)
     monkeypatch.setenv("BOOT_ID", "4567")
     index = await opened(path)
     assert index.machine_crashed

@@ -15,7 +15,7 @@ from pathlib import Path
 from proxy import contents, events
 from proxy.oci import Digest
 from proxy.store import disk
-from proxy.store.index import SqliteIndex
+from proxy.store.index import SqliteIndex, schema, sqlite
 from tests.cache import run_cache
 from tests.e2e.command import PROGRAM, environment
 from tests.hub import Fault
@@ -177,11 +177,9 @@ async def test_stats_go_on_line_by_line(cache):
 
 
 async def test_an_older_index_is_brought_up_to_date(tmp_path):
-    from proxy.store import statements  # noqa: PLC0415
-
     path = tmp_path / "index.sqlite3"
     with sqlite3.connect(path) as db:
-        db.executescript(statements.SCHEMA_1 + "PRAGMA user_version = 1;")
+        db.executescript(schema.SCHEMA_1 + "PRAGMA user_version = 1;")
         db.execute("INSERT INTO tags VALUES ('docker.io', 'library/a', '1', 'sha256:x', 'm', 1, 1.0)")
     db.close()
     index = SqliteIndex(path, events=events.Events())
@@ -241,8 +239,8 @@ async def test_what_looks_at_everything_runs_off_the_loop(cache, hub, monkeypatc
             return real(*args)
 
         monkeypatch.setattr(contents, name, seen)
-    read = cache.proxy.index._read_inventory
-    monkeypatch.setattr(cache.proxy.index, "_read_inventory", lambda: seen_in("inventory", read))
+    read = sqlite.select_inventory
+    monkeypatch.setattr(sqlite, "select_inventory", lambda db: seen_in("inventory", lambda: read(db)))
 
     def seen_in(name, work):
         threads.add((name, threading.current_thread().name.split("_")[0]))

@@ -1,0 +1,141 @@
+"""Which digest a tag was when upstream was last asked.
+
+What upstream said is ordered by when it was asked: an answer that was long on its way does not undo a later one. A tag
+that cannot be written now is known in memory, and written with the next flush.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from cachetools import LRUCache
+
+from proxy.oci import Digest, Repository
+from proxy.storage import TagEntry
+from proxy.store.index.part import KEPT_IN_MEMORY, Part
+from proxy.store.index.schema import transaction
+
+Name = tuple[Repository, str]
+
+
+class Names(Part):
+    """See the module and :class:`proxy.storage.Names`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tag_count = 0
+        self._tags: LRUCache[Name, TagEntry] = LRUCache(KEPT_IN_MEMORY)
+        self._unwritten: dict[Name, TagEntry | None] = {}  # None: to be deleted
+        self._forgotten: LRUCache[Name, float] = LRUCache(KEPT_IN_MEMORY)  # answers asked before that are void
+        self._writing_names = asyncio.Lock()
+
+    async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
+        """See :class:`proxy.storage.Names`."""
+        name = (repository, tag)
+        if name in self._tags:
+            return self._tags[name]
+        forgotten = self._forgotten.get(name)
+        entry = await self._db.read(_select_tag, None, repository, tag)
+        # What was said meanwhile is newer than what was read.
+        if name in self._tags:
+            return self._tags[name]
+        if name in self._unwritten:
+            return self._unwritten[name]
+        if self._forgotten.get(name) != forgotten:
+            return None
+        if entry is not None:
+            self._tags[name] = entry
+        return entry
+
+    def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
+        """See :class:`proxy.storage.Names`."""
+        return self._tags.get((repository, tag))
+
+    async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
+        """See :class:`proxy.storage.Names`."""
+        name = (repository, tag)
+        known = self._tags.get(name)
+        if not self._is_news(known, entry.fetched_at) or entry.fetched_at <= self._forgotten.get(name, -1.0):
+            return
+        self._forgotten.pop(name, None)
+        self._tags[name] = entry
+        self._unwritten[name] = entry
+        await self._write_names()
+        if name in self.pinned_tags and (known is None or known.digest != entry.digest):
+            self.pins_changed.set()
+
+    def _is_news(self, known: TagEntry | None, asked_at: float) -> bool:
+        # A time in the future is one of a clock that was ahead: whatever is said now is later.
+        return known is None or known.fetched_at <= asked_at or known.fetched_at > self.clock.now()
+
+    async def forget_tag(self, repository: Repository, tag: str, *, asked_at: float | None = None) -> None:
+        """See :class:`proxy.storage.Names`."""
+        known = self._tags.get((repository, tag))
+        if asked_at is None or self._is_news(known, asked_at):
+            self._forget((repository, tag), asked_at)
+            await self._write_names()
+
+    async def forget_tags(self, tags: Sequence[Name]) -> None:
+        """See :class:`proxy.storage.Names`."""
+        for name in tags:
+            self._forget(name, None)
+        await self._write_names()
+
+    def _forget(self, name: Name, asked_at: float | None) -> None:
+        self._tags.pop(name, None)
+        self._forgotten[name] = self.clock.now() if asked_at is None else asked_at
+        self._unwritten[name] = None
+
+    async def _write_names(self) -> None:
+        """Write what is not written yet, in pages; what is refused stays for the next time."""
+        async with self._writing_names:
+            while self._unwritten:
+                page = dict(list(self._unwritten.items())[:_PAGE])
+                written = await self._db.try_write(_write_tags, None, page, self.clock.now())
+                if written is None:
+                    for name in list(self._unwritten)[:-KEPT_IN_MEMORY]:
+                        del self._unwritten[name]
+                    return
+                added, older = written
+                self.tag_count += added
+                for name, entry in page.items():
+                    if self._unwritten[name] is entry:
+                        del self._unwritten[name]
+                    if name in older and self._tags.get(name) is entry:
+                        del self._tags[name]
+
+    def _forget_names(self) -> None:
+        """Another index has taken the place of the one that these were read from."""
+        self._tags.clear()
+        self.tag_count = self._db.figures.tags
+
+
+_PAGE = 256  # others write meanwhile
+
+
+def _select_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> TagEntry | None:
+    row = db.execute(
+        "SELECT digest, media_type, size_bytes, fetched_at FROM tags WHERE registry = ? AND repository = ? AND tag = ?",
+        (*repository, tag),
+    ).fetchone()
+    return TagEntry(Digest(row[0]), *row[1:]) if row else None
+
+
+def _write_tags(db: sqlite3.Connection, tags: Mapping[Name, TagEntry | None], now: float) -> tuple[int, set[Name]]:
+    """By how many there are more; and those of which something later is known."""
+    added, older = 0, set()
+    with transaction(db):
+        for (repository, tag), entry in tags.items():
+            known = _select_tag(db, repository, tag)
+            if entry is None:
+                added -= _delete_tag(db, repository, tag)
+            elif known is not None and entry.fetched_at < known.fetched_at <= now:
+                older.add((repository, tag))
+            else:
+                db.execute("REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?)", (*repository, tag, *entry))
+                added += known is None
+    return added, older
+
+
+def _delete_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> int:
+    return db.execute("DELETE FROM tags WHERE registry = ? AND repository = ? AND tag = ?", (*repository, tag)).rowcount

@@ -1,0 +1,30 @@
+"""What the parts of the index have in common."""
+
+import asyncio
+
+from proxy.clock import Clock
+from proxy.oci import Digest, Repository
+from proxy.store.index.database import Database
+
+# Bounds of what is kept in memory, and of what waits to be written: about 300 bytes each, so a few MB.
+KEPT_IN_MEMORY = 16_384
+
+
+class Part:
+    """A part of the index: one idea, its rows in memory and its SQL."""
+
+    _db: Database
+
+    def __init__(self) -> None:
+        # What pins need, whether it is here yet or not; and that it may have to be worked out again.
+        self.wanted: frozenset[Digest] = frozenset()
+        self.pinned_tags: frozenset[tuple[Repository, str]] = frozenset()
+        self.pins_changed = asyncio.Event()
+
+    @property
+    def clock(self) -> Clock:
+        """Never before what is written down."""
+        return self._db.clock
+
+    def _unlink(self, digest: Digest) -> None:
+        """*digest* is gone from here: nothing is known any more of where it was pulled through."""

@@ -1,0 +1,186 @@
+"""What is known of each stored blob: size, media type, last use, when it was last re-hashed, whether it is pinned."""
+
+import json
+import sqlite3
+from collections.abc import Collection, Sequence
+
+from cachetools import LRUCache
+
+from proxy.contents import Stored
+from proxy.oci import Digest
+from proxy.storage import BlobEntry, Entry, Tally
+from proxy.store.index.part import KEPT_IN_MEMORY, Part
+from proxy.store.index.schema import transaction
+
+
+class Rows(Part):
+    """See the module and :class:`proxy.storage.BlobRows`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blobs: LRUCache[Digest, BlobEntry] = LRUCache(KEPT_IN_MEMORY)
+        self._used: dict[Digest, float] = {}  # what is not in the rows yet
+
+    async def blob(self, digest: Digest) -> BlobEntry | None:
+        """See :class:`proxy.storage.BlobRows`."""
+        entry = self._blobs.get(digest)
+        if entry is None:
+            entry = await self._db.read(_select_blob, None, digest)
+            if entry is not None:
+                self._blobs[digest] = entry
+        return entry
+
+    def blob_at_hand(self, digest: Digest) -> BlobEntry | None:
+        """See :class:`proxy.storage.BlobRows`."""
+        return self._blobs.get(digest)
+
+    async def add_blob(self, entry: BlobEntry) -> Tally:
+        """See :class:`proxy.storage.BlobRows`."""
+        if entry.digest in self.wanted:
+            entry = entry._replace(pinned=True)
+        came = await self._db.write(_insert_blob, entry)
+        self._blobs[entry.digest] = entry
+        self.placed(entry)  # what it needs is known from now on
+        return came
+
+    def placed(self, entry: BlobEntry) -> None:
+        """See :class:`proxy.storage.BlobRows`: what a pinned manifest needs can be read only from now on."""
+        if entry.media_type is not None and entry.digest in self.wanted:
+            self.pins_changed.set()
+
+    async def forget_blobs(self, digests: Sequence[Digest]) -> Tally:
+        """See :class:`proxy.storage.BlobRows`."""
+        gone = await self._db.write(_delete_blobs, digests)
+        for digest in digests:
+            self._blobs.pop(digest, None)
+            self._used.pop(digest, None)
+            self._unlink(digest)
+        return gone
+
+    def touch(self, digest: Digest) -> None:
+        """See :class:`proxy.storage.BlobRows`."""
+        self._used[digest] = self.clock.now()
+
+    def used_at(self, digest: Digest) -> float | None:
+        """See :class:`proxy.storage.BlobRows`."""
+        return self._used.get(digest)
+
+    async def oldest(self, limit: int, after: Entry | None = None) -> list[Entry]:
+        """See :class:`proxy.storage.BlobRows`."""
+        return await self._db.read(_select_oldest, [], limit, after)
+
+    async def verified(self, digest: Digest, at: float) -> None:
+        """See :class:`proxy.storage.BlobRows`."""
+        await self._db.try_write(_update_verified, None, digest, at)
+
+    async def unverified_longest(self, limit: int, *, before: float) -> list[Digest]:
+        """See :class:`proxy.storage.BlobRows`."""
+        return await self._db.read(_select_unverified, [], limit, before)
+
+    async def entries_between(self, first: str, last: str) -> dict[Digest, BlobEntry]:
+        """See :class:`proxy.storage.BlobRows`."""
+        return await self._db.read(_select_between, {}, first, last)
+
+    async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
+        """See :class:`proxy.storage.Pins`."""
+        return await self._db.read(_select_stored, dict[Digest, Stored](), digests)
+
+    async def totals(self) -> Tally:
+        """See :class:`proxy.storage.BlobRows`."""
+        return await self._db.read(_select_totals, Tally())
+
+    async def _flush_uses(self) -> None:
+        used = dict(self._used)
+        if not used:
+            return
+        if await self._db.try_write(_update_uses, False, used):
+            for digest, at in used.items():
+                if self._used.get(digest) == at:
+                    del self._used[digest]
+        elif len(self._used) > KEPT_IN_MEMORY:
+            self._used = dict([*self._used.items()][-KEPT_IN_MEMORY:])
+
+    def _forget_rows(self) -> None:
+        """Another index has taken the place of the one that these were read from."""
+        self._blobs.clear()
+
+
+_TALLY = "COALESCE(SUM(size_bytes), 0), COUNT(*) - COUNT(media_type), COUNT(media_type)"
+_BLOB = "digest, size_bytes, media_type, last_use, verified_at, pinned"
+
+
+def _blob_entry(row: tuple[str, int, str | None, float, float, int]) -> BlobEntry:
+    return BlobEntry(Digest(row[0]), row[1], row[2], row[3], row[4], bool(row[5]))
+
+
+def _select_blob(db: sqlite3.Connection, digest: Digest) -> BlobEntry | None:
+    row = db.execute(f"SELECT {_BLOB} FROM blobs WHERE digest = ?", (digest,)).fetchone()  # noqa: S608 -- a constant
+    return _blob_entry(row) if row else None
+
+
+def _tally(size_bytes: int, media_type: str | None) -> Tally:
+    return Tally(size_bytes, media_type is None, media_type is not None)
+
+
+def _insert_blob(db: sqlite3.Connection, entry: BlobEntry) -> Tally:
+    with transaction(db):
+        query = "SELECT size_bytes, media_type FROM blobs WHERE digest = ?"
+        old = db.execute(query, (entry.digest,)).fetchone()
+        new = db.execute(
+            f"INSERT INTO blobs ({_BLOB}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608
+            "size_bytes = excluded.size_bytes, media_type = COALESCE(excluded.media_type, media_type), "
+            "last_use = excluded.last_use, verified_at = excluded.verified_at, pinned = MAX(pinned, excluded.pinned) "
+            "RETURNING size_bytes, media_type",
+            tuple(entry),
+        ).fetchone()
+    return _tally(*new).minus(_tally(*old) if old else Tally())
+
+
+def _delete_blobs(db: sqlite3.Connection, digests: Sequence[Digest]) -> Tally:
+    # One statement for all: row by row it is Python's work, and keeps the event loop from its own.
+    names, among = json.dumps(digests), "digest IN (SELECT value FROM json_each(?))"
+    with transaction(db):
+        gone = db.execute(f"SELECT {_TALLY} FROM blobs WHERE {among}", (names,)).fetchone()  # noqa: S608 -- constants
+        db.execute(f"DELETE FROM blobs WHERE {among}", (names,))  # noqa: S608
+        db.execute(f"DELETE FROM links WHERE {among}", (names,))  # noqa: S608
+    return Tally(*gone)
+
+
+def _select_oldest(db: sqlite3.Connection, limit: int, after: Entry | None) -> list[Entry]:
+    last_use, digest = (after.last_use, str(after.digest)) if after else (-1.0, "")
+    rows = db.execute(
+        "SELECT digest, size_bytes, last_use FROM blobs WHERE pinned = 0 AND (last_use, digest) > (?, ?) "
+        "ORDER BY last_use, digest LIMIT ?",
+        (last_use, digest, limit),
+    )
+    return [Entry(Digest(row[0]), row[1], row[2]) for row in rows]
+
+
+def _update_uses(db: sqlite3.Connection, used: dict[Digest, float]) -> bool:
+    with transaction(db):
+        db.executemany("UPDATE blobs SET last_use = ? WHERE digest = ?", [(at, digest) for digest, at in used.items()])
+    return True
+
+
+def _update_verified(db: sqlite3.Connection, digest: Digest, at: float) -> None:
+    db.execute("UPDATE blobs SET verified_at = ? WHERE digest = ?", (at, digest))
+
+
+def _select_unverified(db: sqlite3.Connection, limit: int, before: float) -> list[Digest]:
+    rows = db.execute("SELECT digest FROM blobs WHERE verified_at < ? ORDER BY verified_at LIMIT ?", (before, limit))
+    return [Digest(row[0]) for row in rows]
+
+
+def _select_between(db: sqlite3.Connection, first: str, last: str) -> dict[Digest, BlobEntry]:
+    rows = db.execute(f"SELECT {_BLOB} FROM blobs WHERE digest >= ? AND digest < ?", (first, last))  # noqa: S608
+    return {entry.digest: entry for entry in map(_blob_entry, rows)}
+
+
+def _select_stored(db: sqlite3.Connection, digests: Collection[Digest]) -> dict[Digest, Stored]:
+    query = "SELECT size_bytes, media_type, last_use FROM blobs WHERE digest = ?"
+    rows = ((digest, db.execute(query, (digest,)).fetchone()) for digest in digests)
+    return {digest: Stored(*row) for digest, row in rows if row is not None}
+
+
+def _select_totals(db: sqlite3.Connection) -> Tally:
+    return Tally(*db.execute(f"SELECT {_TALLY} FROM blobs").fetchone())  # noqa: S608 -- a constant
