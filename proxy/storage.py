@@ -5,7 +5,7 @@ index) has to pass ``tests/contract/``.
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -90,15 +90,22 @@ class Partial(Protocol):
         """Add *data* behind what is there. Only after :meth:`expect`.
 
         Raises:
-            NoSpace: the disk is full or refuses to take it.
-            DigestMismatch: after :meth:`restart`, the beginning is not what it was before.
+            NoSpace: the disk is full or refuses to take it; :attr:`offset` says how much of it is in all the same.
         """
 
     def write(self, data: Piece) -> None:
         """As :meth:`append`. Blocks: for a thread, while the event loop runs."""
 
-    def restart(self) -> None:
-        """Expect the content from its beginning again, without taking back what readers have seen."""
+    def restart(self, differs: Callable[[int], None] | None = None) -> None:
+        """Expect the content from its beginning again; what is there stays as far as the same bytes come.
+
+        Args:
+            differs: called before the bytes behind an offset are thrown away because others have come, in the thread
+                that writes. Readers that have seen more are lost.
+        """
+
+    def resume(self) -> None:
+        """Expect the content from :attr:`offset`, whatever restart() has begun."""
 
     def verify(self) -> None:
         """Raise DigestMismatch unless everything appended is the blob."""

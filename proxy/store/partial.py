@@ -62,6 +62,7 @@ class DiskPartial:
         self._hash: Hash = hashlib.new(digest.algorithm)
         self._replayed = 0
         self._seen: Hash | None = None  # of [0, offset) as it was before restart(); None when not replaying
+        self._differs: Callable[[int], None] | None = None
         self._expected: int | None = None
 
     def __repr__(self) -> str:
@@ -135,26 +136,53 @@ class DiskPartial:
         self._hash.update(data)
         self.offset = offset
 
-    def restart(self) -> None:
+    def restart(self, differs: Callable[[int], None] | None = None) -> None:
         """See :class:`proxy.storage.Partial`.
 
-        The file keeps its bytes, and readers theirs; the new transfer is hashed up to the same offset and has to agree.
+        The file keeps its bytes, and readers theirs, as far as the new transfer brings the same ones.
         """
         if self.offset and self._seen is None:
             self._seen = self._hash
         self._hash = hashlib.new(self.digest.algorithm)
         self._replayed = 0
+        self._differs = differs
+
+    def resume(self) -> None:
+        """See :class:`proxy.storage.Partial`."""
+        if self._seen is not None:
+            self._hash, self._seen = self._seen, None
 
     def _replay(self, data: Piece) -> Piece:
         """Hash the part of *data* that is in the file already; the rest is returned."""
-        known = data[: self.offset - self._replayed]
-        self._hash.update(known)
-        self._replayed += len(known)
+        known = memoryview(data)[: self.offset - self._replayed]
+        agreed = self._agreed(known)
+        self._hash.update(known[:agreed])
+        self._replayed += agreed
+        if agreed < len(known):
+            self._cut(self._replayed)
         if self._replayed == self.offset:
-            if self._seen is not None and self._hash.hexdigest() != self._seen.hexdigest():
-                raise DigestMismatch(f"{self.digest}: upstream sent two different beginnings")
             self._seen = None
-        return data[len(known) :]
+        return data[agreed:]
+
+    def _agreed(self, known: memoryview) -> int:
+        """How many bytes of *known* are those of the file, at the place where the replay stands."""
+        try:
+            there = os.pread(self._fd, len(known), self._replayed)
+        except OSError:
+            return 0  # what cannot be read is written again
+        if there == known:
+            return len(known)
+        return next((at for at, (a, b) in enumerate(zip(there, known, strict=False)) if a != b), len(there))
+
+    def _cut(self, offset: int) -> None:
+        """Only the digest can tell which of two beginnings is right: the new one is taken, it may be the whole."""
+        if self._differs is not None:
+            self._differs(offset)
+        try:
+            os.ftruncate(self._fd, offset)
+        except OSError as error:
+            raise refused(error) from error
+        self.offset = offset
 
     def verify(self) -> None:
         """See :class:`proxy.storage.Partial`."""

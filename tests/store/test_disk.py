@@ -122,7 +122,7 @@ async def test_interrupted_ingest_is_taken_up_again(tmp_path):
         shelf.check()
 
 
-async def test_restart_goes_on_only_if_the_beginning_is_the_same(shelf):
+async def test_restart_keeps_what_comes_again(shelf):
     whole = content(1)
     async with shelf.store.ingest(Digest.of(whole)) as partial:
         await partial.expect(None)
@@ -132,9 +132,42 @@ async def test_restart_goes_on_only_if_the_beginning_is_the_same(shelf):
         assert partial.offset == 60_000  # readers keep what they have seen
         await partial.append(whole[10_000:])
         partial.verify()
+        await partial.discard()
+        partial.close()
+    shelf.check()
+
+
+@pytest.mark.parametrize("rotten_at", [0, 9_999, 10_000, 59_999])
+async def test_restart_throws_away_what_comes_otherwise(shelf, rotten_at):
+    """A partial that changed on the disk is no reason to fetch anything twice: the new bytes are the blob."""
+    whole, lost = content(1), []
+    rotten = bytearray(whole[:60_000])
+    rotten[rotten_at] ^= 1
+    async with shelf.store.ingest(Digest.of(whole)) as partial:
+        await partial.expect(None)
+        await partial.append(rotten)
+        partial.restart(lost.append)
+        await partial.append(whole[:10_000])
+        await partial.append(whole[10_000:])
+        assert lost == [rotten_at]
+        assert partial.offset == len(whole)
+        partial.verify()
+        await partial.publish()
+        partial.close()
+    assert await shelf.has(Digest.of(whole))
+    shelf.check()
+
+
+async def test_resume_goes_on_behind_a_restart_that_broke(shelf):
+    whole = content(1)
+    async with shelf.store.ingest(Digest.of(whole)) as partial:
+        await partial.expect(None)
+        await partial.append(whole[:60_000])
         partial.restart()
-        with pytest.raises(DigestMismatch):
-            await partial.append(b"x" + whole[1:])
+        await partial.append(whole[:10_000])
+        partial.resume()
+        await partial.append(whole[60_000:])
+        partial.verify()
         await partial.discard()
         partial.close()
     shelf.check()
