@@ -70,8 +70,8 @@ _GROUPS = {
     ),
     "Tags": ("tag_ttl", "stale_timeout", "keep_deleted_tags"),
     "Fetching": (
-        "connect_timeout", "read_timeout", "request_timeout", "rate_limit_wait", "retries", "max_flights",
-        "prefetch_concurrency", "prefetch_max_size",
+        "connect_timeout", "read_timeout", "request_timeout", "rate_limit_wait", "negative_ttl",
+        "retries", "max_flights", "prefetch_concurrency", "prefetch_max_size",
     ),
 }  # fmt: skip
 

@@ -1,12 +1,13 @@
 """What the pull-through asks of upstream, and what it answers with."""
 
-import hashlib
 from typing import NamedTuple, Protocol
 
+from proxy.direct import Direct
+from proxy.errors import RegistryCacheError
 from proxy.events import CacheResult
-from proxy.flight import BlobSource, FlightReader, Flights
+from proxy.flight import BlobSource, FlightReader
 from proxy.oci import Digest, Reference, Repository
-from proxy.storage import Answer, OpenBlob, Sink
+from proxy.storage import Answer, OpenBlob
 
 
 class ManifestHead(Protocol):
@@ -53,8 +54,8 @@ class Upstream(BlobSource, Protocol):
     async def manifest(self, reference: Reference) -> FetchedManifest:
         """The manifest itself; costs quota."""
 
-    async def blob_head(self, repository: Repository, digest: Digest) -> int:
-        """The size of a blob."""
+    async def blob_head(self, repository: Repository, digest: Digest) -> int | None:
+        """The size of a blob; None where upstream does not tell it."""
 
     async def listing(self, repository: Repository, path: str) -> FetchedList:
         """The answer to a tags/list or referrers question."""
@@ -86,7 +87,7 @@ class BlobAnswer(NamedTuple):
     """A blob that can be sent; ``content`` is None where only its head was asked for. Closed by whoever asked."""
 
     size_bytes: int
-    content: "OpenBlob | FlightReader | Direct | None"
+    content: OpenBlob | FlightReader | Direct | None
     served: Served
 
 
@@ -97,20 +98,7 @@ class ListAnswer(NamedTuple):
     served: Served
 
 
-class Direct:
-    """A blob that goes from upstream to one client without being stored."""
-
-    def __init__(self, flights: Flights, repository: Repository, digest: Digest, size_bytes: int) -> None:
-        self._flights = flights
-        self._repository = repository
-        self._digest = digest
-        self._size_bytes = size_bytes
-
-    async def send(self, sink: Sink, start: int, stop: int) -> None:
-        """Send the bytes [start, stop) to *sink*."""
-        whole = (start, stop) == (0, self._size_bytes)
-        known = hashlib.new(self._digest.algorithm) if whole else None
-        await self._flights.send_direct(self._repository, self._digest, sink, start, stop, known)
-
-    def close(self) -> None:
-        """Nothing is held."""
+def token(error: RegistryCacheError) -> str:
+    """A word for the ``detail`` of ``Cache-Status``: the kind of failure."""
+    public = next(kind for kind in type(error).__mro__ if not kind.__name__.startswith("_"))
+    return public.__name__

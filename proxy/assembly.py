@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from proxy import __version__, events
+from proxy.asking import Policy
 from proxy.curator import Curator
-from proxy.flight import BlobSource, Flight, Flights
+from proxy.flight import BlobSource, Flight
+from proxy.flights import Flights
 from proxy.history import History
 from proxy.manifests import ManifestReader, OpaqueManifests
 from proxy.metrics import Metrics
@@ -14,7 +16,7 @@ from proxy.oci import DOCKER_HUB
 from proxy.parallel import EXTRA_CONNECTIONS, ParallelSource
 from proxy.prefetch import Prefetcher
 from proxy.prometheus import PrometheusCollector
-from proxy.pullthrough import Policy, PullThrough
+from proxy.pullthrough import PullThrough
 from proxy.reports import Identity, Reports
 from proxy.settings import Settings
 from proxy.store.disk import DiskStore
@@ -112,9 +114,11 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
                 stale_timeout_seconds=settings.stale_timeout,
                 request_timeout_seconds=settings.request_timeout,
                 rate_limit_wait_seconds=settings.rate_limit_wait,
+                negative_ttl_seconds=settings.negative_ttl,
                 keep_deleted_tags=settings.keep_deleted_tags,
             ),
             clock=lambda: index.clock,
+            account=lambda: upstream.auth.credential_rejected,
             events=bus,
         )
         stack.push_async_callback(pull_through.aclose)

@@ -126,6 +126,10 @@ class RangeRefused(UpstreamError):
     """Upstream was asked for a part of a blob and answered with neither that part nor the whole: ask for the whole."""
 
 
+class HeadRefused(UpstreamError):
+    """Upstream does not answer HEAD here (400, 403, 405, 501): a GET may be answered."""
+
+
 class UpstreamBusy(UpstreamError):
     """Too many transfers from upstream are under way already."""
 

@@ -1,35 +1,21 @@
 """A flight: one upstream stream for one cold digest, and any number of clients that read it while it grows.
 
-The first request starts it, later ones join it, whatever ranges they want. It lives on when its readers leave, resumes
-where upstream broke, and its last bytes are released only when the digest has been verified. When the store cannot take
-the bytes, every reader goes on with a stream of its own.
+The first request starts it, later ones join it, whatever ranges they want. It lives on when its readers leave, unless
+others wait for its slot; it resumes where upstream broke, and its last bytes are released only when the digest has been
+verified. What the store cannot take goes to the readers through memory (:mod:`proxy.relay`).
 """
 
 import asyncio
-import contextlib
 import hashlib
-import os
-import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from proxy import events
-from proxy.errors import (
-    ContentError,
-    DigestMismatch,
-    NoSpace,
-    RegistryCacheError,
-    SizeMismatch,
-    UpstreamBusy,
-    UpstreamError,
-)
+from proxy.boarding import Seat
+from proxy.errors import ReadFailed, RegistryCacheError, UpstreamError
 from proxy.oci import Digest, Repository
-from proxy.storage import BlobStore, Hash, OpenBlob, Partial, Piece, Sink
-
-# The longest pause before a broken transfer is taken up again; an origin that wants to be left alone for longer has
-# failed it.
-_PAUSE_MAX_SECONDS = 30.0
+from proxy.relay import Relay
+from proxy.storage import Hash, Partial, Piece, Sink
 
 
 class BlobBody(Protocol):
@@ -55,71 +41,150 @@ class BlobSource(Protocol):
 
 
 class Flight:
-    """See the module. Made and owned by :class:`Flights`.
+    """See the module. Made and owned by :class:`proxy.flights.Flights`.
 
-    ``available`` bytes may be read by anyone; it only grows. ``size_bytes`` is what upstream announced, None before
-    that or where upstream announced nothing.
+    ``available`` bytes may be read by anyone. ``size_bytes`` is what upstream announced, None before that or where
+    upstream announced nothing. ``seat`` is None for what no client has asked for: it takes none of the clients' slots.
     """
 
-    def __init__(self, repository: Repository, digest: Digest) -> None:
+    def __init__(self, repository: Repository, digest: Digest, *, seat: Seat | None) -> None:
         self.repository = repository
         self.digest = digest
+        self.seat = seat
         self.size_bytes: int | None = None
         self.available = 0
-        self.readers = 0
+        self.readers: set[FlightReader] = set()
         self.partial: Partial | None = None
+        self.relay: Relay | None = None  # the store refused: what comes goes through memory
         self.error: RegistryCacheError | None = None
-        self.unstored = False  # the store refused: readers go on by themselves
         self.complete = False
+        self.leaving = False  # nobody reads it and its slot is wanted: who comes now starts another one
         self.asked_upstream = False  # it does not when an earlier run left the whole blob, only not yet published
+        self.boarded = asyncio.Event()  # it has had a slot
         self.started = asyncio.Event()  # headers can go out, or it failed
         self._progress = asyncio.Event()
 
     def __repr__(self) -> str:
-        state = "complete" if self.complete else "unstored" if self.unstored else "failed" if self.error else "flying"
-        return f"<Flight {self.digest} {state} {self.available}/{self.size_bytes} readers={self.readers}>"
+        state = "complete" if self.complete else "failed" if self.error else "flying"
+        state = f"unstored, {state}" if self.unstored else state
+        return f"<Flight {self.digest} {state} {self.available}/{self.size_bytes} readers={len(self.readers)}>"
+
+    @property
+    def unstored(self) -> bool:
+        """Whether the store refused it."""
+        return self.relay is not None
+
+    @property
+    def offset(self) -> int:
+        """How many bytes have come."""
+        if self.relay is not None:
+            return self.relay.stop
+        return self.partial.offset if self.partial is not None else 0
 
     @property
     def over(self) -> bool:
         """No more bytes will come."""
-        return self.complete or self.unstored or self.error is not None
+        return self.complete or self.error is not None
 
-    def advance(self, available: int) -> None:
-        """Let readers have the bytes up to *available*."""
+    @property
+    def on_its_way(self) -> bool:
+        """Verified, and about to be stored: as good as a hit."""
+        return self.complete and not self.unstored and self.size_bytes is not None
+
+    def release(self, offset: int) -> None:
+        """Let readers have what is in, the bytes up to *offset*, but never the whole of an unverified blob."""
+        if self.size_bytes is None:
+            return  # the end is not known, so nothing can be held back: everything waits for the digest
+        self.started.set()
+        self._advance(min(offset, self.size_bytes - 1) if self.size_bytes else 0)
+
+    def announce(self, size_bytes: int) -> None:
+        """Upstream has told elsewhere how long the blob is whose transfer did not say it."""
+        offset = self.offset
+        if self.size_bytes is None and size_bytes and size_bytes >= offset:
+            self.size_bytes = size_bytes
+            self.release(offset)
+
+    def _advance(self, available: int) -> None:
         if available > self.available:
             self.available = available
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def rewind(self, offset: int) -> None:
+        """The bytes behind *offset* were not what upstream sends now: whoever has got more of them is lost."""
+        for reader in self.readers:
+            if reader.reaching > offset:
+                reader.error = UpstreamError("what was sent of the blob so far is not what upstream has")
+        self.available = min(self.available, offset)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something has changed for the readers."""
         progress, self._progress = self._progress, asyncio.Event()
         progress.set()
 
-    def end(self, *, error: RegistryCacheError | None = None, unstored: bool = False) -> None:
+    def end(self, *, error: RegistryCacheError | None = None) -> None:
         """No more bytes will come; the first reason counts."""
         if self.over:
             return
-        self.error, self.unstored, self.complete = error, unstored, not (error or unstored)
+        self.error, self.complete = error, error is None
+        self.boarded.set()
         self.started.set()
-        self._wake()
+        self.wake()
 
-    async def beyond(self, offset: int) -> int:
-        """How far readers may read, as soon as that is more than *offset* or the flight is over."""
-        while self.available <= offset and not self.over:
-            await self._progress.wait()
-        return self.available
+    def pass_by(self) -> None:
+        """The store does not take what comes from here on."""
+        if self.partial is None:
+            self.relay = Relay(0, hashlib.new(self.digest.algorithm))
+        else:
+            self.relay = Relay(self.partial.offset, self.partial.hashed())
+        self.wake()
+
+    def verified(self, size_bytes: int) -> None:
+        """All of it is there, and is what its digest says."""
+        self.size_bytes = size_bytes
+        self._advance(size_bytes)
+        self.end()
+
+    async def change(self) -> None:
+        """Until there is more to read, or something else has changed."""
+        await self._progress.wait()
+
+
+class Tower(Protocol):
+    """What a reader needs of :class:`proxy.flights.Flights`."""
+
+    def left(self, flight: Flight) -> None:
+        """A reader has gone."""
+
+    async def send_direct(
+        self, repository: Repository, digest: Digest, sink: Sink, start: int, stop: int, known: Hash | None = None
+    ) -> None:
+        """See :meth:`proxy.flights.Flights.send_direct`."""
 
 
 class FlightReader:
     """One client of a flight, from before its headers until it is closed."""
 
-    def __init__(self, flights: "Flights", flight: Flight, *, joined: bool) -> None:
+    def __init__(self, tower: Tower, flight: Flight, *, joined: bool) -> None:
         self.flight = flight
         self.joined = joined
-        self._flights: Flights | None = flights
-        flight.readers += 1
+        self.reaching = 0  # so far it has been sent bytes, or is being
+        self.error: RegistryCacheError | None = None
+        self._tower: Tower | None = tower
+        flight.readers.add(self)
+
+    async def boarded(self, patience_seconds: float) -> bool:
+        """Whether the flight gets its turn within that time."""
+        try:
+            async with asyncio.timeout(patience_seconds):
+                await self.flight.boarded.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def size(self) -> int | None:
-        """The size of the blob in bytes, as soon as upstream has told it; None if the store refused before that.
+        """The size of the blob in bytes, as soon as upstream has answered; None if it did not tell it.
 
         Raises:
             RegistryCacheError: the flight failed before it began.
@@ -136,307 +201,63 @@ class FlightReader:
             RegistryCacheError: the flight failed; the connection must not look as if the body were whole.
         """
         flight, position = self.flight, start
-        while position < stop and self._flights is not None:
-            available = min(await flight.beyond(position), stop)
-            if available > position and flight.partial is not None:
-                await flight.partial.send(sink, position, available)
-                position = available
-            elif flight.unstored:
-                # Whoever gets the whole blob gets it verified, be it stored or not; a part of it nobody can verify.
-                whole = start == 0 and stop == flight.size_bytes
-                known = None
-                if whole and flight.partial is not None and flight.partial.offset == position:
-                    known = flight.partial.hashed()
-                elif whole and position == 0:
-                    known = hashlib.new(flight.digest.algorithm)
-                await self._flights.send_direct(flight.repository, flight.digest, sink, position, stop, known)
+        while position < stop and self._tower is not None:
+            relay = flight.relay
+            if relay is not None and position >= relay.began and not relay.reaches(position):
+                await self._alone(self._tower, sink, position, stop)
                 return
-            else:
+            if relay is not None:
+                relay.read(position)  # so that it knows how far its readers are
+            if position < flight.available:
+                position = await self._send_some(sink, position, min(flight.available, stop))
+            elif flight.over:
                 raise flight.error or UpstreamError("the flight ended early")
+            else:
+                await flight.change()
+            if self.error is not None:
+                raise self.error
+
+    async def _send_some(self, sink: Sink, position: int, stop: int) -> int:
+        """Send some of [position, stop), which is there; where the rest begins."""
+        flight, relay = self.flight, self.flight.relay
+        self.reaching = max(self.reaching, stop)
+        if relay is not None and position >= relay.began:
+            piece = relay.read(position)[: stop - position]
+            await sink.write(piece)
+            return position + len(piece)
+        if relay is not None:
+            stop = min(stop, relay.began)
+        if flight.partial is None:
+            raise UpstreamError("the flight has no bytes any more")
+        try:
+            await flight.partial.send(sink, position, stop)
+        except ReadFailed:
+            if self.error is not None:
+                raise self.error from None
+            raise
+        return stop
+
+    async def _alone(self, tower: Tower, sink: Sink, start: int, stop: int) -> None:
+        """Go on with a stream of its own."""
+        # Whoever gets the whole blob from one stream gets it verified; of a part of it nobody can say anything.
+        whole = start == 0 and stop == self.flight.size_bytes
+        known = hashlib.new(self.flight.digest.algorithm) if whole else None
+        await tower.send_direct(self.flight.repository, self.flight.digest, sink, start, stop, known)
 
     async def landed(self) -> None:
-        """Wait for the end of the flight.
+        """Wait until the flight has ended, or is known not to be stored.
 
         Raises:
             RegistryCacheError: it failed.
         """
-        while not self.flight.over:
-            await self.flight.beyond(self.flight.available)
+        while not self.flight.over and not self.flight.unstored:
+            await self.flight.change()
         if self.flight.error is not None:
             raise self.flight.error
 
     def close(self) -> None:
         """The client has what it wanted, or is gone; may be called twice."""
-        if self._flights is not None:
-            flights, self._flights = self._flights, None
-            self.flight.readers -= 1
-            flights.close_if_done(self.flight)
-
-
-class Flights:
-    """All flights: at most one a digest, at most *limit* at a time.
-
-    Args:
-        retries: how often a broken transfer is taken up again before the flight fails.
-        published: called with each flight whose blob has been stored.
-    """
-
-    def __init__(
-        self,
-        source: BlobSource,
-        store: BlobStore,
-        *,
-        limit: int,
-        retries: int,
-        published: Callable[[Flight], None],
-        backoff: Callable[[int], float],
-        events: events.Events,
-    ) -> None:
-        self._source = source
-        self._store = store
-        self._retries = retries
-        self._published = published
-        self._backoff = backoff
-        self._events = events
-        self._slots = asyncio.Semaphore(limit)
-        self._direct_slots = asyncio.Semaphore(limit)
-        self.landings = 0  # flights that have ended
-        self._flights: dict[Digest, Flight] = {}
-        self._tasks: dict[Flight, asyncio.Task[None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._flights)
-
-    def __iter__(self) -> Iterator[Flight]:
-        return iter(list(self._flights.values()))
-
-    def __repr__(self) -> str:
-        return f"<Flights {list(self._flights.values())}>"
-
-    def get(self, digest: Digest) -> Flight | None:
-        """The flight of *digest*, if there is one."""
-        return self._flights.get(digest)
-
-    async def stored(self, digest: Digest) -> OpenBlob | None:
-        """The blob, if it is here; None only if no flight has brought it while we looked.
-
-        From that answer to :meth:`join` nothing may be awaited, so that no blob is ever fetched twice.
-        """
-        while self._flights.get(digest) is None:
-            landings = self.landings
-            blob = await self._store.open(digest)
-            if blob is not None or landings == self.landings:
-                return blob
-        return None
-
-    def join(self, repository: Repository, digest: Digest, *, ahead: bool = False) -> "FlightReader":
-        """A reader of the flight of *digest*, which is started if there is none.
-
-        Synchronous, so that two callers never start two. The caller closes the reader.
-
-        Args:
-            ahead: no client has asked for it: it takes none of the clients' slots.
-        """
-        flight = self._flights.get(digest)
-        if flight is not None:
-            return FlightReader(self, flight, joined=True)
-        flight = self._flights[digest] = Flight(repository, digest)
-        slots = contextlib.nullcontext() if ahead else self._slots
-        task = asyncio.create_task(self._fly(flight, slots), name=f"flight {digest}")
-        self._tasks[flight] = task
-        task.add_done_callback(lambda _: self._tasks.pop(flight, None))
-        return FlightReader(self, flight, joined=False)
-
-    async def aclose(self) -> None:
-        """Break off every flight; what has arrived is kept for the next run, what has been verified is stored."""
-        tasks = dict(self._tasks)
-        for flight, task in tasks.items():
-            if not flight.complete:
-                task.cancel()
-        await asyncio.gather(*tasks.values(), return_exceptions=True)
-        for flight in list(self._flights.values()):  # cancelled before they began
-            flight.end(error=UpstreamBusy("the cache is shutting down"))
-
-    async def _fly(self, flight: Flight, slots: AbstractAsyncContextManager[None]) -> None:
-        try:
-            async with slots:
-                await self._fill(flight)
-        except NoSpace as error:
-            self._events.emit(events.NotStored(digest=flight.digest, reason=str(error)))
-            flight.end(unstored=True)
-        except RegistryCacheError as error:
-            self._events.emit(events.FlightFailed(digest=flight.digest, reason=str(error)))
-            flight.end(error=error)
-        except asyncio.CancelledError:
-            flight.end(error=UpstreamBusy("the cache is shutting down"))
-            raise
-        except Exception as error:  # noqa: BLE001 -- a bug must not leave readers waiting
-            self._events.emit(events.Crashed(message=f"flight {flight.digest}", traceback=traceback.format_exc()))
-            flight.end(error=UpstreamError(f"internal error: {error!r}"))
-        finally:
-            del self._flights[flight.digest]
-            self.landings += 1
-            self.close_if_done(flight)
-
-    async def _fill(self, flight: Flight) -> None:
-        async with self._store.ingest(flight.digest) as partial:
-            flight.partial = partial
-            try:
-                if not _is_whole(partial):  # it is, if an earlier run died between the last byte and the rename
-                    await self._transfer_all(flight, partial)
-                partial.verify()
-            except ContentError:
-                await partial.discard()
-                raise
-            # The client's last bytes wait for the digest, not for the disk.
-            flight.size_bytes = partial.offset
-            flight.advance(partial.offset)
-            flight.end()
-            await self._keep(flight, partial)
-
-    async def _transfer_all(self, flight: Flight, partial: Partial) -> None:
-        """Transfers until the blob is there, each from where the one before it broke."""
-        attempt = 0
-        while True:
-            before = partial.offset
-            try:
-                await self._transfer(flight, partial)
-            except UpstreamError as error:
-                # Progress earns new tries: only transfers that bring nothing use them up.
-                attempt = 1 if partial.offset > before else attempt + 1
-                await self._pause(flight.digest, partial.offset, attempt, error)
-            else:
-                return
-
-    async def _pause(self, digest: Digest, offset: int, attempt: int, error: UpstreamError) -> None:
-        """Wait before the next try, or raise *error* when there is none to be made."""
-        seconds = max(self._backoff(attempt), error.retry_in_seconds)
-        if attempt > self._retries or seconds > _PAUSE_MAX_SECONDS:
-            raise error
-        self._events.emit(events.FlightResumed(digest=digest, offset=offset, attempt=attempt, reason=str(error)))
-        await asyncio.sleep(seconds)
-
-    async def _keep(self, flight: Flight, partial: Partial) -> None:
-        """Publish a verified blob; its readers have everything they need already."""
-        try:
-            await partial.publish()
-        except NoSpace as error:
-            self._events.emit(events.NotStored(digest=flight.digest, reason=str(error)))
-        else:
-            self._published(flight)
-
-    async def _transfer(self, flight: Flight, partial: Partial) -> None:
-        """One upstream GET, from where the partial stands to the end of the blob."""
-        flight.asked_upstream = True
-        async with self._source.blob(flight.repository, flight.digest, start=partial.offset) as body:
-            total = body.total_bytes
-            if flight.size_bytes is not None and total != flight.size_bytes:
-                raise UpstreamError(f"upstream announced {flight.size_bytes} bytes before, and {total} now")
-            position = body.start
-            if position != partial.offset:
-                if position != 0:
-                    raise UpstreamError(f"upstream was asked for bytes from {partial.offset}, sent from {position}")
-                partial.restart()
-            flight.size_bytes = total
-            await partial.expect(total)
-            if total is not None:
-                flight.started.set()
-            await self._copy(flight, partial, body, position)
-
-    async def _copy(self, flight: Flight, partial: Partial, body: BlobBody, position: int) -> None:
-        """From upstream into the store, in one thread; readers follow in the event loop."""
-        loop, total = asyncio.get_running_loop(), flight.size_bytes
-
-        def take(piece: Piece) -> None:
-            nonlocal position
-            position += len(piece)
-            if total is not None and position > total:
-                raise SizeMismatch(f"{flight.digest}: upstream sends more than the {total} bytes it announced")
-            partial.write(piece)
-            loop.call_soon_threadsafe(self._release, flight, partial)
-            if partial.offset == len(piece):
-                # The client's first byte: the event loop is awake now, and the scheduler would leave it waiting for a
-                # core while this thread goes on. The first byte of an 8 MB blob came 3.8 ms after upstream's, and 3.1
-                # so (p90 8.6 and 4.8). Not after every piece: on a busy host that gives time to everybody.
-                os.sched_yield()
-
-        await body.drain(take)
-        if total is not None and position < total:
-            raise UpstreamError(f"upstream ended the transfer at {position} of {total} bytes")
-
-    @staticmethod
-    def _release(flight: Flight, partial: Partial) -> None:
-        """Let readers have what is in, but never the whole of an unverified blob."""
-        size = flight.size_bytes
-        if size is None:
-            return  # the end is not known, so nothing can be held back: everything waits for the digest
-        flight.started.set()
-        flight.advance(min(partial.offset, size - 1) if size else 0)
-
-    # --- readers ------------------------------------------------------------------------------------------------
-
-    async def send_direct(
-        self,
-        repository: Repository,
-        digest: Digest,
-        sink: Sink,
-        start: int,
-        stop: int,
-        known: Hash | None = None,
-    ) -> None:
-        """Send [start, stop) straight from upstream, storing nothing; resumes as a flight does.
-
-        Args:
-            known: the hash of what comes before *start*, if *stop* is the end of the blob: the last byte is held back
-                until the digest has been verified.
-
-        Raises:
-            RegistryCacheError: upstream gave up, or sent something else.
-        """
-        position, attempt = start, 0
-        async with self._direct_slots:
-            while position < stop:
-                before = position
-                try:
-                    async for piece in self._pieces(repository, digest, position, stop):
-                        if known is not None:
-                            await asyncio.to_thread(known.update, piece)
-                            if position + len(piece) == stop and known.hexdigest() != digest.encoded:
-                                raise DigestMismatch(f"{digest}: upstream sent something else")
-                        await sink.write(piece)
-                        position += len(piece)
-                    if position < stop:
-                        await self._pause(digest, position, attempt + 1, UpstreamError("upstream ended it early"))
-                except UpstreamError as error:
-                    attempt = 1 if position > before else attempt + 1
-                    await self._pause(digest, position, attempt, error)
-
-    async def _pieces(self, repository: Repository, digest: Digest, start: int, stop: int) -> AsyncIterator[Piece]:
-        """The bytes [start, stop) of one upstream GET, whatever part of the blob it sends."""
-        async with self._source.blob(repository, digest, start=start, stop=stop) as body:
-            skip = start - body.start
-            if skip < 0:
-                raise UpstreamError("upstream sent another part of the blob than was asked for")
-            left = stop - start
-            while left > 0 and (data := await body.read()):
-                piece = data[skip : skip + left]
-                skip = max(0, skip - len(data))
-                left -= len(piece)
-                yield piece
-
-    def close_if_done(self, flight: Flight) -> None:
-        """Close the partial's file after the flight and its last reader."""
-        landed = self._flights.get(flight.digest) is not flight
-        if landed and not flight.readers and flight.partial is not None:
-            flight.partial.close()
-            flight.partial = None
-
-
-def _is_whole(partial: Partial) -> bool:
-    if not partial.offset:
-        return False
-    try:
-        partial.verify()
-    except ContentError:
-        return False
-    return True
+        if self._tower is not None:
+            tower, self._tower = self._tower, None
+            self.flight.readers.discard(self)
+            tower.left(self.flight)

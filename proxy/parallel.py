@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from proxy.errors import RegistryCacheError, UpstreamError
+from proxy.errors import RangeRefused, RegistryCacheError, UpstreamError
 from proxy.flight import BlobBody, BlobSource
 from proxy.oci import Digest, Repository
 from proxy.storage import Piece
 from proxy.threads import finish
+from proxy.transfer import no_to_a_range
 
 # Long enough to be worth the round trips of its own GET; it is kept in memory until its turn.
 SEGMENT_BYTES = 4 * 1024 * 1024
@@ -84,8 +85,8 @@ class ParallelBody:
     def _watched(self, take: Callable[[Piece], None], piece: Piece) -> None:
         """In a thread."""
         self._began = self._began or time.monotonic()
+        self._position += len(piece)  # first: what is not taken is not read again
         take(piece)
-        self._position += len(piece)
         if self._is_slow():
             raise _TooSlow
 
@@ -150,6 +151,10 @@ class ParallelBody:
         try:
             await self._receive(segment, start)
         except RegistryCacheError as error:
+            if no_to_a_range(error):
+                # Be it of the range or of the blob: the flight asks for the rest in one piece, and hears.
+                self._source.ranges_work = self._source.ranges_work and not isinstance(error, RangeRefused)
+                error = UpstreamError(f"upstream refused a range: {error}")
             segment.error = error
         except Exception as error:  # noqa: BLE001 -- a bug must not leave the flight waiting
             segment.error = UpstreamError(f"internal error: {error!r}")
@@ -160,8 +165,7 @@ class ParallelBody:
         position = start
         async with self._source.range(self._repository, self._digest, start, segment.stop) as body:
             if body.start != start or body.total_bytes != self.total_bytes:
-                self._source.ranges_work = False
-                raise UpstreamError("upstream does not answer ranges with ranges: from now on one connection a blob")
+                raise RangeRefused("upstream does not answer ranges with ranges: from now on one connection a blob")
             while data := await body.read():
                 position += len(data)
                 if position > segment.stop:

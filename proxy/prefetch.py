@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from proxy import events
 from proxy.errors import RegistryCacheError
-from proxy.flight import Flights
+from proxy.flights import Flights
 from proxy.manifests import ManifestReader
 from proxy.oci import Descriptor, Digest, Manifest, Repository
 
@@ -169,7 +169,7 @@ class Prefetcher:
             if blob is not None or self._ahead.get(digest) is not ahead or self._flights.get(digest) is not None:
                 self._forget_this(digest, ahead)
                 return
-            reader = self._flights.join(repository, digest, ahead=True)
+            reader = self._flights.fetch_ahead(repository, digest, ahead.size_bytes)
             try:
                 size_bytes = await reader.size() or 0
                 if self._ahead.get(digest) is ahead and size_bytes > ahead.size_bytes:  # the manifest said less

@@ -16,7 +16,8 @@ from proxy.figures import (
     Transfer,
     UpstreamFigures,
 )
-from proxy.flight import Flight, Flights
+from proxy.flight import Flight
+from proxy.flights import Flights
 from proxy.history import History, total
 from proxy.metrics import Metrics
 from proxy.settings import Settings
@@ -147,5 +148,5 @@ def _transfer(flight: Flight) -> Transfer:
         digest=str(flight.digest),
         received_bytes=flight.available,
         size_bytes=flight.size_bytes,
-        readers=flight.readers,
+        readers=len(flight.readers),
     )

@@ -210,6 +210,9 @@ class Settings(BaseSettings):
     rate_limit_wait: Duration = Field(
         15.0, description="The longest an uncached pull waits for upstream's rate limit to pass, instead of a 429."
     )
+    negative_ttl: Duration = Field(
+        10.0, description="How long upstream's no to a tag, manifest, blob or list is answered from memory; 0: never."
+    )
     retries: int = Field(5, ge=0, le=100, description="How often a broken transfer from upstream is taken up again.")
     max_flights: int = Field(32, ge=1, le=1024, description="Blobs fetched from upstream at the same time.")
     blob_connections: int = Field(

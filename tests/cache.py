@@ -91,7 +91,7 @@ class Cache:
 
     async def settled(self) -> None:
         """Wait until nothing is on its way to the disk any more: clients get their last byte before it is."""
-        await asyncio.gather(*self.proxy.flights._tasks.values(), *self.proxy.pull_through._storing)
+        await asyncio.gather(*self.proxy.flights._tasks.values(), *self.proxy.pull_through._source.storing)
 
     def seen(self, kind: type[events.Event]) -> list[Any]:
         return [event for event in self.emitted if isinstance(event, kind)]

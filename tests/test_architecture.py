@@ -12,7 +12,10 @@ ROOT = Path(__file__).parent.parent / "proxy"
 FLOORS = {
     "cli": 4, "__main__": 5,
     "doctor": 3.5, "assembly": 3.4, "reports": 3.2, "web": 3,
-    "importing": 2, "pullthrough": 2, "curator": 2, "prefetch": 1.7, "answers": 1.7, "parallel": 1.6, "flight": 1.5,
+    "importing": 2, "pullthrough": 2, "curator": 2, "prefetch": 1.7, "answers": 1.7,
+    "tags": 1.95, "manifest_source": 1.9, "lists": 1.9, "blobs": 1.9, "asking": 1.8, "negatives": 1.75,
+    "flights": 1.68, "direct": 1.66, "parallel": 1.66, "transfer": 1.6, "flight": 1.5, "boarding": 1.4, "relay": 1.4,
+    "slots": 1.3,
     "store": 1, "upstream": 1, "hostprune": 1, "metrics": 1, "logs": 1, "prometheus": 1.2,
     "warming": 0.6, "storage": 0.55, "contents": 0.5, "attention": 0.5,
     "oci": 0.4, "ranges": 0.4, "settings": 0.4, "events": 0.4, "singleflight": 0.4, "threads": 0.4, "clock": 0.4,

@@ -41,6 +41,7 @@ in
     request_timeout = setting duration "25s" "The longest a client waits for the first byte of uncached content. Default: 25s.";
     stale_timeout = setting duration "2500ms" "How long upstream may take to confirm an expired tag before the stale one is served. Default: 2.5s.";
     rate_limit_wait = setting duration "15s" "The longest an uncached pull waits for upstream's rate limit to pass. Default: 15s.";
+    negative_ttl = setting duration "10s" "How long upstream's no to a tag, manifest, blob or list is answered from memory; 0: never. Default: 10s.";
     retries = setting types.ints.unsigned 5 "How often a broken transfer from upstream is taken up again. Default: 5.";
     max_flights = setting types.ints.positive 32 "Blobs fetched from upstream at the same time. Default: 32.";
     blob_connections = setting types.ints.positive 1 "Connections for one large blob, where upstream gives each less than 400 Mbit/s; 1: always one. Default: 1.";

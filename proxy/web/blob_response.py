@@ -3,9 +3,11 @@
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 
-from proxy.answers import BlobAnswer, Direct, Served
+from proxy.answers import BlobAnswer, Served
+from proxy.direct import Direct
 from proxy.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError
-from proxy.flight import FlightReader, Flights
+from proxy.flight import FlightReader
+from proxy.flights import Flights
 from proxy.oci import Digest, Repository
 from proxy.pullthrough import PullThrough
 from proxy.ranges import ContentRange, Range
@@ -42,7 +44,9 @@ class BlobResponder:
         if only_if_cached(exchange.request):
             answer = await self._pull_through.cached_blob(repository, digest)
         else:
-            answer = await self._pull_through.blob(repository, digest, head=exchange.request.method == "HEAD")
+            answer = await self._pull_through.blob(
+                repository, digest, head=exchange.request.method == "HEAD", client=exchange.request.remote or ""
+            )
         exchange.served = answer.served
         try:
             return await self._respond(exchange, repository, digest, answer)

@@ -81,7 +81,8 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
         ca_file = "{ca}"; trusted_realms = [ "auth.example" ]; anonymous_fallback = true; tag_ttl = "1h";
             hosts = [ "cache.example.org" ];
         keep_deleted_tags = true; connect_timeout = 5; read_timeout = "15s"; request_timeout = "25s";
-        stale_timeout = "2500ms"; rate_limit_wait = "15s"; retries = 3; max_flights = 8; max_connections = 100;
+        stale_timeout = "2500ms"; rate_limit_wait = "15s"; negative_ttl = "5s"; retries = 3;
+        max_flights = 8; max_connections = 100;
         blob_connections = 4; prefetch_concurrency = 0; prefetch_max_size = "1GB";
         client_timeout = "1m"; scrub_rate = 0; shutdown_grace = "30s"; log_format = "json"; log_level = "debug";
       }};

@@ -155,7 +155,7 @@ async def test_a_client_joins_what_is_under_way(cache, hub):
     asked = [asyncio.create_task(cache.blob(image.repository, image.layers[0].digest))]
     await hub.counters.wait_for(lambda: hub.faults.waiting == 2)
     asked += [asyncio.create_task(cache.blob(image.repository, image.layers[1].digest)) for _ in range(3)]
-    await until(lambda: cache.proxy.flights.get(image.layers[1].digest).readers == 4)
+    await until(lambda: len(cache.proxy.flights.get(image.layers[1].digest).readers) == 4)
     hub.faults.clear()
     replies = await asyncio.gather(*asked)
     assert [reply.cache_status.rpartition(" ")[2] for reply in replies] == ["stored"] + ["collapsed"] * 3
@@ -226,7 +226,7 @@ async def test_shutdown_ends_it_and_leaves_no_file_open(start_cache, hub):
     prefetcher, flights = cache.proxy.pull_through._prefetcher, cache.proxy.flights
     await prefetcher.aclose()
     assert not prefetcher._tasks
-    assert [flight.readers for flight in flights._flights.values()] == [1, 0, 0, 0]
+    assert [len(flight.readers) for flight in flights._flights.values()] == [1, 0, 0, 0]
     await flights.aclose()
     await asyncio.gather(first, return_exceptions=True)
     assert len(flights) == 0

@@ -1,0 +1,158 @@
+"""Blobs: a hit, or a reader of the flight that brings them, or a stream past the store."""
+
+from proxy.answers import BlobAnswer, Served, Upstream
+from proxy.asking import Asking, Timer
+from proxy.direct import Direct
+from proxy.errors import NotCached, UpstreamError
+from proxy.events import CacheResult
+from proxy.flight import FlightReader
+from proxy.flights import Flights
+from proxy.negatives import Negatives
+from proxy.oci import Digest, Repository
+from proxy.prefetch import Prefetcher
+from proxy.singleflight import SingleFlight
+from proxy.storage import BlobStore, Index, OpenBlob
+
+# A client whose flight has had no slot for so long gets the blob past the flights: its own patience may end at 30 s.
+_BOARDING_SECONDS = 10.0
+HIT, _COLLAPSED = Served("hit"), Served("collapsed")
+
+
+class Blobs:
+    """See the module. Owns the questions that are under way; the flights belong to others."""
+
+    def __init__(
+        self,
+        *,
+        upstream: Upstream,
+        store: BlobStore,
+        index: Index,
+        flights: Flights,
+        prefetcher: Prefetcher,
+        asking: Asking,
+        negatives: Negatives,
+    ) -> None:
+        self._upstream = upstream
+        self._store = store
+        self._index = index
+        self._flights = flights
+        self._prefetcher = prefetcher
+        self._asking = asking
+        self._negatives = negatives
+        self._heads: SingleFlight[int | None] = SingleFlight()
+
+    async def aclose(self) -> None:
+        """Stop asking."""
+        await self._heads.aclose()
+
+    def at_hand(self, repository: Repository, digest: Digest, *, head: bool) -> tuple[OpenBlob, Served] | None:
+        """See :meth:`proxy.pullthrough.PullThrough.blob_at_hand`."""
+        blob = self._store.at_hand(digest)
+        if blob is None:
+            return None
+        return blob, self._stored_as(repository, digest, head=head)
+
+    def _stored_as(self, repository: Repository, digest: Digest, *, head: bool) -> Served:
+        self._index.link(repository, digest)
+        # What was fetched ahead cost upstream its bytes: its first request is no hit.
+        ahead = not head and self._prefetcher.asked(repository, digest)
+        return _COLLAPSED if ahead else HIT
+
+    async def cached(self, repository: Repository, digest: Digest) -> BlobAnswer:
+        """See :meth:`proxy.pullthrough.PullThrough.cached_blob`."""
+        flight = self._flights.get(digest)
+        if flight is not None and flight.on_its_way:
+            return BlobAnswer(flight.size_bytes or 0, self._flights.join(repository, digest), HIT)
+        blob = await self._store.open(digest)
+        if blob is None:
+            raise NotCached(f"{digest} is not cached")
+        self._index.link(repository, digest)
+        return BlobAnswer(blob.size_bytes, blob, HIT)
+
+    async def blob(self, repository: Repository, digest: Digest, *, head: bool, client: str) -> BlobAnswer:
+        """See :meth:`proxy.pullthrough.PullThrough.blob`."""
+        blob = await self._flights.stored(digest)
+        if blob is not None:
+            return BlobAnswer(blob.size_bytes, blob, self._stored_as(repository, digest, head=head))
+        timer = Timer()
+        if head:
+            return await self._head(repository, digest, timer)
+        if self._flights.get(digest) is None:
+            self._negatives.check(_key(repository, digest))
+        reader = self._flights.join(repository, digest, client=client)
+        try:
+            answer = await self._answer(repository, digest, reader, timer)
+        except BaseException:
+            reader.close()
+            raise
+        if answer.content is not reader:
+            reader.close()
+        return answer
+
+    async def _answer(self, repository: Repository, digest: Digest, reader: FlightReader, timer: Timer) -> BlobAnswer:
+        flight = reader.flight
+        ahead = reader.joined and self._prefetcher.asked(repository, digest)
+        if not reader.joined:
+            self._prefetcher.missed(repository, digest)
+        if flight.on_its_way:
+            return BlobAnswer(flight.size_bytes or 0, reader, _COLLAPSED if ahead else HIT)
+        with timer.running():
+            boarded = await reader.boarded(_BOARDING_SECONDS)
+        if not boarded:
+            size = await self._size(repository, digest, timer)
+            return BlobAnswer(size, Direct(self._flights, repository, digest, size), Served("bypass", timer.seconds))
+        # Whoever waits for the same flight hears the same; the one who began it asks for all.
+        announced = await self._asking.ask(
+            timer, _key(repository, digest), lambda: self._negatives.heed(_key(repository, digest), reader.size)
+        )
+        if announced is None:
+            announced = await self._unannounced(repository, digest, reader, timer)
+        result: CacheResult = "collapsed" if reader.joined else "miss"
+        if flight.unstored:
+            result = "bypass"
+        elif not flight.asked_upstream:  # an earlier run died between the last byte and the rename
+            result = "hit"
+        return BlobAnswer(announced, reader, Served(result, timer.seconds))
+
+    async def _unannounced(self, repository: Repository, digest: Digest, reader: FlightReader, timer: Timer) -> int:
+        """The size of a blob whose transfer does not tell it: a HEAD may, else the end does."""
+        flight = reader.flight
+        try:
+            flight.announce(await self._size(repository, digest, timer))
+        except UpstreamError:
+            if flight.unstored:
+                raise
+        if flight.size_bytes is None:
+            with timer.running():
+                await reader.landed()
+        if flight.size_bytes is None:
+            raise UpstreamError("upstream did not say how long the blob is")
+        return flight.size_bytes
+
+    async def _size(self, repository: Repository, digest: Digest, timer: Timer) -> int:
+        key = _key(repository, digest)
+
+        async def head() -> int | None:
+            size = await self._negatives.heed(
+                key, lambda: self._asking.patiently(lambda: self._upstream.blob_head(repository, digest))
+            )
+            self._asking.answered()
+            return size
+
+        size = (await self._asking.ask(timer, key, lambda: self._heads.do(key, head))).value
+        if size is None:
+            raise UpstreamError("upstream does not say how long the blob is")
+        return size
+
+    async def _head(self, repository: Repository, digest: Digest, timer: Timer) -> BlobAnswer:
+        flight = self._flights.get(digest)
+        size = flight.size_bytes if flight is not None else None
+        if flight is not None and size is not None and flight.on_its_way:  # as for GET
+            return BlobAnswer(size, None, HIT)
+        if size is None:
+            size = await self._size(repository, digest, timer)
+        return BlobAnswer(size, None, Served("miss", timer.seconds))
+
+
+def _key(repository: Repository, digest: Digest) -> tuple[str, Repository, Digest]:
+    return "blob", repository, digest
