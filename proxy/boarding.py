@@ -43,13 +43,14 @@ class Boarding:
         return f"<Boarding {self._slots!r}>"
 
     async def wait(self, seat: Seat) -> bool:
-        """Whether *seat* has got a slot; it has none, and waits for none, if somebody has set ``changed`` before."""
+        """Whether *seat* has got a slot; it has none, and waits for none, if nobody reads it or ``changed`` was set."""
         seat.changed.clear()
         self._seats[seat.claim] = seat
         self._slots.ask(seat.claim)
         self._settle()
         try:
-            if not seat.held:  # the usual case costs no turn of the event loop
+            # The usual case costs no turn of the event loop; and who is not read does not wait.
+            if not seat.held and seat.claim.unread_since is None:
                 await seat.changed.wait()
         finally:
             if not seat.held:

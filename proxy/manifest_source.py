@@ -5,18 +5,20 @@ A tag moves when the manifest that it now names is here. What a HEAD has said of
 
 import asyncio
 import traceback
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from proxy import events
 from proxy.answers import ManifestAnswer, Served, Upstream
 from proxy.asking import Asking
 from proxy.clock import Clock
-from proxy.errors import DigestMismatch, HeadRefused, NoSpace
-from proxy.negatives import Negatives
+from proxy.errors import CredentialRefused, DigestMismatch, HeadRefused, NoSpace
+from proxy.negatives import NO, Negatives
 from proxy.oci import Digest, Reference, Repository
 from proxy.singleflight import Shared, SingleFlight
 from proxy.storage import BlobStore, Index, TagEntry
+
+T = TypeVar("T")
 
 # Of tags whose manifest is not here yet, so many are noted.
 _NOTED = 4096
@@ -38,6 +40,7 @@ class ManifestSource:
         asking: Asking,
         negatives: Negatives,
         known: Callable[[Reference], ManifestAnswer | None],
+        keep_deleted_tags: bool,
         clock: Callable[[], Clock],
         events: events.Events,
     ) -> None:
@@ -47,6 +50,7 @@ class ManifestSource:
         self._asking = asking
         self._negatives = negatives
         self._known = known
+        self._keep_deleted_tags = keep_deleted_tags
         self._clock = clock
         self._events = events
         self._gets: SingleFlight[ManifestAnswer] = SingleFlight()
@@ -59,6 +63,17 @@ class ManifestSource:
         await self._gets.aclose()
         await self._heads.aclose()
         await asyncio.gather(*self.storing, return_exceptions=True)
+
+    async def _heeded(self, reference: Reference, asked_at: float, question: Callable[[], Awaitable[T]]) -> T:
+        """The answer; a no to a tag forgets it, unless it was a later question that upstream said yes to."""
+        try:
+            answer = await self._negatives.heed(key(reference), question)
+        except NO as error:
+            if reference.digest is None and not self._keep_deleted_tags and not isinstance(error, CredentialRefused):
+                await self._index.forget_tag(reference.repository, reference.target, asked_at=asked_at)
+            raise
+        self._asking.answered()
+        return answer
 
     # --- HEAD ---------------------------------------------------------------------------------------------------
 
@@ -74,13 +89,13 @@ class ManifestSource:
         asked_at = self._clock().now()
         ask = self._upstream.manifest_head
         try:
-            found = await self._negatives.heed(
-                key(reference),
+            found = await self._heeded(
+                reference,
+                asked_at,
                 lambda: ask(reference, attempts=1) if kept else self._asking.patiently(lambda: ask(reference)),
             )
         except HeadRefused:
             return None
-        self._asking.answered()
         digest = reference.digest or found.digest
         if digest is None or not found.size_bytes or found.media_type == "application/octet-stream":
             return None
@@ -122,10 +137,9 @@ class ManifestSource:
             return known
         asked_at = self._clock().now()
         ask = self._upstream.manifest
-        fetched = await self._negatives.heed(
-            key(reference), lambda: ask(reference) if kept else self._asking.patiently(lambda: ask(reference))
+        fetched = await self._heeded(
+            reference, asked_at, lambda: ask(reference) if kept else self._asking.patiently(lambda: ask(reference))
         )
-        self._asking.answered()
         wanted = reference.digest
         if wanted is None:
             wanted = Digest.of(fetched.body)

@@ -64,6 +64,7 @@ class PullThrough:
             asking=asking,
             negatives=negatives,
             known=lambda reference: self._tags.at_hand(reference, head=True),
+            keep_deleted_tags=policy.keep_deleted_tags,
             clock=clock,
             events=events,
         )

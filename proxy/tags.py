@@ -148,18 +148,7 @@ class Tags:
             except NO as error:
                 if isinstance(error, CredentialRefused):
                     raise
-        try:
-            return _because(_NEW_TAG, await self._cold(reference, timer, head=head))
-        except NO as error:
-            await self._forget(reference, error)
-            raise
-
-    async def _forget(self, reference: Reference, error: RegistryCacheError) -> bool:
-        """Upstream's no to a tag; whether the tag is gone by it."""
-        if isinstance(error, CredentialRefused) or self._policy.keep_deleted_tags:
-            return False
-        await self._index.forget_tag(reference.repository, reference.target)
-        return True
+        return _because(_NEW_TAG, await self._cold(reference, timer, head=head))
 
     async def _revalidated(
         self, reference: Reference, entry: TagEntry, stored: ManifestAnswer, timer: Timer
@@ -179,7 +168,7 @@ class Tags:
                 if moved.digest != entry.digest:
                     return _because(_MOVED_TAG, moved)
         except NO as error:
-            if await self._forget(reference, error):
+            if not isinstance(error, CredentialRefused) and not self._policy.keep_deleted_tags:
                 raise
             return self._stale(entry, stored, error, timer)
         except (UpstreamError, ContentError) as error:

@@ -1,0 +1,276 @@
+"""A store, an upstream and a client in memory, which stand still where a test wants them to."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+from proxy import events
+from proxy.errors import DigestMismatch, NoSpace, UpstreamError
+from proxy.flights import Flights
+from proxy.oci import Digest, Repository
+
+REPOSITORY = Repository.parse("library/fake")
+Step = bytes | Exception | asyncio.Event
+
+
+def content(size: int, seed: int = 0) -> bytes:
+    """Bytes that are nowhere alike."""
+    block = hashlib.sha256(b"%d" % seed).digest()
+    return b"".join(hashlib.sha256(block + n.to_bytes(4)).digest() for n in range(size // 32 + 1))[:size]
+
+
+class MemoryPartial:
+    """See :class:`proxy.storage.Partial`."""
+
+    def __init__(self, store: "MemoryStore", digest: Digest, data: bytearray) -> None:
+        self.digest, self.data, self.offset = digest, data, len(data)
+        self.closed = False
+        self._store = store
+        self._at: int | None = None  # where a restart stands
+        self._differs: Callable[[int], None] | None = None
+
+    async def expect(self, size_bytes: int | None) -> None:
+        if (size_bytes or 0) > self._store.room:
+            raise NoSpace("no room")
+
+    async def append(self, data: bytes) -> None:
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        data = bytes(data)
+        if self._at is not None:
+            known = min(len(data), self.offset - self._at)
+            there = self.data[self._at : self._at + known]
+            agreed = next((n for n in range(known) if there[n] != data[n]), known)
+            self._at += agreed
+            if agreed < known:
+                if self._differs is not None:
+                    self._differs(self._at)
+                del self.data[self._at :]
+                self.offset = self._at
+            if self._at == self.offset:
+                self._at = None
+            data = data[agreed:]
+        if data and self.offset + len(data) > self._store.refuses_at:
+            raise NoSpace("the disk is full")
+        self.data += data
+        self.offset += len(data)
+
+    def restart(self, differs: Callable[[int], None] | None = None) -> None:
+        self._at = 0 if self.offset else None
+        self._differs = differs
+
+    def resume(self) -> None:
+        self._at = None
+
+    def verify(self) -> None:
+        if self._at is not None or self.hashed().hexdigest() != self.digest.encoded:
+            raise DigestMismatch("wrong bytes")
+
+    def hashed(self) -> Any:
+        return hashlib.new(self.digest.algorithm, self.data)
+
+    async def publish(self, media_type: str | None = None) -> None:
+        await self._store.publishing(self.digest)
+        self._store.blobs[self.digest] = bytes(self.data)
+        self._store.partials.pop(self.digest, None)
+
+    async def discard(self) -> None:
+        self._store.partials.pop(self.digest, None)
+
+    async def send(self, sink: Any, start: int, stop: int) -> None:
+        await sink.write(bytes(self.data[start:stop]))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class MemoryStore:
+    """See :class:`proxy.storage.BlobStore`. ``room``: what is announced as more is refused; ``refuses_at``: the offset
+    from which on every partial's write is."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, bytes] = {}
+        self.partials: dict[Digest, bytearray] = {}
+        self.ingesting: set[Digest] = set()
+        self.room = self.refuses_at = 1 << 60
+
+        async def at_once(_: Digest) -> None:
+            return
+
+        self.publishing: Callable[[Digest], Awaitable[None]] = at_once
+
+    async def open(self, digest: Digest) -> None:
+        return None
+
+    def at_hand(self, digest: Digest) -> None:
+        return None
+
+    @contextlib.asynccontextmanager
+    async def ingest(self, digest: Digest) -> AsyncIterator[MemoryPartial]:
+        assert digest not in self.ingesting
+        self.ingesting.add(digest)
+        try:
+            yield MemoryPartial(self, digest, self.partials.setdefault(digest, bytearray()))
+        finally:
+            self.ingesting.discard(digest)
+
+
+class Body:
+    """See :class:`proxy.flight.BlobBody`: pieces, errors to raise, and events to wait for."""
+
+    def __init__(self, start: int, total: int | None, steps: Iterator[Step]) -> None:
+        self.start, self.total_bytes = start, total
+        self._steps = steps
+
+    async def read(self) -> bytes:
+        for step in self._steps:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, Exception):
+                raise step
+            else:
+                return step
+        return b""
+
+    async def drain(self, take: Callable[[bytes], None]) -> None:
+        while piece := await self.read():
+            await asyncio.to_thread(take, piece)
+
+
+class Source:
+    """See :class:`proxy.flight.BlobSource`. What a GET of a digest is answered with is scripted, one script a GET; the
+    last one serves all further ones. Without a script it is the blob."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, bytes] = {}
+        self.asked: list[tuple[Digest, int, int | None]] = []
+        self.open = 0
+        self._scripts: dict[Digest, list[Callable[[int], Any]]] = {}
+
+    def add(self, data: bytes) -> Digest:
+        digest = Digest.of(data)
+        self.blobs[digest] = data
+        return digest
+
+    def script(self, digest: Digest, *answers: Callable[[int], Any]) -> None:
+        """Each answer: from the start asked for, an error to raise or a :class:`Body`."""
+        self._scripts[digest] = list(answers)
+
+    def gets(self, digest: Digest) -> list[int]:
+        """Where the GETs of *digest* began."""
+        return [start for asked, start, _ in self.asked if asked == digest]
+
+    @contextlib.asynccontextmanager
+    async def blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[Body]:
+        self.asked.append((digest, start, stop))
+        scripts = self._scripts.get(digest, [])
+        answer = scripts.pop(0) if len(scripts) > 1 else scripts[0] if scripts else self.part(digest)
+        body = answer(start)
+        if isinstance(body, Exception):
+            raise body
+        self.open += 1
+        try:
+            yield body
+        finally:
+            self.open -= 1
+
+    def part(self, digest: Digest, *, upto: int | None = None, then: Step | None = None, piece: int = 1000) -> Any:
+        """From where it is asked for as far as *upto*; then an error or an event, and after that the rest."""
+
+        def answer(start: int) -> Body:
+            return self._body(digest, start, upto, then, piece)
+
+        return answer
+
+    def whole(self, digest: Digest, *, upto: int | None = None, then: Step | None = None, piece: int = 1000) -> Any:
+        """As :meth:`part`, but from the beginning, whatever is asked for."""
+        return lambda _: self._body(digest, 0, upto, then, piece)
+
+    def _body(self, digest: Digest, start: int, upto: int | None, then: Step | None, piece: int) -> Body:
+        data = self.blobs[digest]
+
+        def steps() -> Iterator[Step]:
+            middle = len(data) if upto is None else max(start, upto)
+            for at in range(start, middle, piece):
+                yield data[at : min(at + piece, middle)]
+            if then is not None:
+                yield then
+            for at in range(middle, len(data), piece):
+                yield data[at : at + piece]
+
+        return Body(start, len(data), steps())
+
+
+BROKEN = UpstreamError("broken")
+
+
+class Client:
+    """See :class:`proxy.storage.Sink`. It takes nothing while ``takes`` is not set."""
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self.changed = asyncio.Event()
+
+    async def write(self, data: bytes) -> None:
+        await self.takes.wait()
+        self.received += data
+        self.changed.set()
+
+    async def has(self, count: int) -> None:
+        """Wait until it has received so many bytes."""
+        while len(self.received) < count:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+class Airport:
+    """Flights over a source and a store in memory."""
+
+    def __init__(self, *, limit: int = 2, retries: int = 3, grace_seconds: float | None = None) -> None:
+        self.source, self.store = Source(), MemoryStore()
+        self.bus, self.emitted = events.Events(), []
+        self.bus.subscribe(self.emitted.append)
+        self.published: list[Digest] = []
+        self.flights = Flights(
+            self.source,
+            self.store,
+            limit=limit,
+            retries=retries,
+            published=lambda flight: self.published.append(flight.digest),
+            backoff=lambda _: 0.0,
+            events=self.bus,
+        )
+        if grace_seconds is not None:
+            self.flights._boarding._slots._grace_seconds = grace_seconds
+
+    def seen(self, kind: type[events.Event]) -> list[Any]:
+        return [event for event in self.emitted if isinstance(event, kind)]
+
+    async def get(self, digest: Digest, sink: Client | None = None, *, client: str = "a", start: int = 0) -> bytes:
+        """What a client gets that asks for the blob from *start* on."""
+        sink = sink or Client()
+        reader = self.flights.join(REPOSITORY, digest, client=client)
+        try:
+            await reader.size()
+            await reader.send(sink, start, len(self.source.blobs[digest]))
+        finally:
+            reader.close()
+        return bytes(sink.received)
+
+    async def landed(self) -> None:
+        """Until no flight is under way."""
+        while self.flights._tasks:
+            await asyncio.wait(list(self.flights._tasks.values()))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give way until it holds; the test's timeout is the bound."""
+    while not condition():
+        await asyncio.sleep(0)
