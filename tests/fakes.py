@@ -4,13 +4,22 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from proxy import events
-from proxy.errors import DigestMismatch, NoSpace, UpstreamError
+from proxy.answers import ManifestAnswer
+from proxy.asking import Asking, Policy
+from proxy.clock import Clock
+from proxy.errors import DigestMismatch, ManifestUnknown, NoSpace, UpstreamError
 from proxy.flights import Flights
-from proxy.oci import Digest, Repository
+from proxy.manifest_source import ManifestSource
+from proxy.negatives import Negatives
+from proxy.oci import Digest, Reference, Repository
+from proxy.storage import TagEntry
+from proxy.tags import Tags
 
+MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 REPOSITORY = Repository.parse("library/fake")
 Step = bytes | Exception | asyncio.Event
 
@@ -274,3 +283,166 @@ async def until(condition: Callable[[], bool]) -> None:
     """Give way until it holds; the test's timeout is the bound."""
     while not condition():
         await asyncio.sleep(0)
+
+
+# --- manifests --------------------------------------------------------------------------------------------------
+
+
+class Registry:
+    """See :class:`proxy.answers.Upstream`, for manifests. An answer is what is true when it is asked for, however late
+    it comes."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, Digest] = {}
+        self.manifests: dict[Digest, bytes] = {}
+        self.heads: list[str] = []
+        self.gets: list[str] = []
+        self.head_errors: list[Exception] = []  # the first is raised, until it is taken out
+        self.get_errors: list[Exception] = []
+        self.told: dict[str, Any] = {}  # what HEAD says otherwise
+        self.held = False
+        self._gate: asyncio.Event | None = None
+
+    def hold_next_head(self) -> asyncio.Event:
+        """The next HEAD is answered when this is set."""
+        self._gate = asyncio.Event()
+        return self._gate
+
+    def _found(self, reference: Reference, errors: list[Exception]) -> tuple[Digest, bytes]:
+        if errors:
+            raise errors[0]
+        digest = reference.digest or self.tags.get(reference.target)
+        if digest not in self.manifests:
+            raise ManifestUnknown("no such manifest")
+        return digest, self.manifests[digest]
+
+    async def manifest_head(self, reference: Reference, *, attempts: int = 3) -> Any:
+        self.heads.append(reference.target)
+        gate, self._gate = self._gate, None
+        try:
+            digest, body = self._found(reference, self.head_errors)
+        finally:
+            if gate is not None:
+                self.held = True
+                await gate.wait()
+                self.held = False
+        return SimpleNamespace(**{"digest": digest, "media_type": MEDIA_TYPE, "size_bytes": len(body), **self.told})
+
+    async def manifest(self, reference: Reference) -> Any:
+        self.gets.append(reference.target)
+        digest, body = self._found(reference, self.get_errors)
+        return SimpleNamespace(digest=digest, media_type=MEDIA_TYPE, body=body)
+
+
+class ManifestStore(MemoryStore):
+    """Keeps manifests in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.manifests: dict[Digest, bytes] = {}
+
+    def at_hand(self, digest: Digest) -> Any:
+        body = self.manifests.get(digest)
+        if body is None:
+            return None
+        return SimpleNamespace(body=body, media_type=MEDIA_TYPE, size_bytes=len(body), close=lambda: None)
+
+    async def open(self, digest: Digest) -> Any:
+        return self.at_hand(digest)
+
+    def remember(self, digest: Digest, body: bytes, media_type: str) -> None:
+        self.manifests[digest] = body
+
+
+class MemoryIndex:
+    """See :class:`proxy.storage.Index`, for tags."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, TagEntry] = {}
+
+    async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
+        return self.tags.get(tag)
+
+    def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
+        return self.tags.get(tag)
+
+    async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
+        known = self.tags.get(tag)
+        if known is None or known.fetched_at <= entry.fetched_at:
+            self.tags[tag] = entry
+
+    async def forget_tag(self, repository: Repository, tag: str, *, asked_at: float | None = None) -> None:
+        known = self.tags.get(tag)
+        if known is not None and (asked_at is None or known.fetched_at <= asked_at):
+            del self.tags[tag]
+
+    def link(self, repository: Repository, digest: Digest) -> None:
+        return
+
+
+class Pulls:
+    """Tags over all that."""
+
+    def __init__(self, **policy: float) -> None:
+        self.upstream, self.store, self.index = Registry(), ManifestStore(), MemoryIndex()
+        self.policy = Policy(
+            **{
+                "tag_ttl_seconds": 0.0,
+                "stale_timeout_seconds": 5.0,
+                "request_timeout_seconds": 5.0,
+                "rate_limit_wait_seconds": 1.0,
+                "negative_ttl_seconds": 10.0,
+                "keep_deleted_tags": False,
+                **policy,
+            }
+        )
+        self.negatives = Negatives(ttl_seconds=self.policy.negative_ttl_seconds, account=lambda: None)
+        self.asking = Asking(self.policy, self.negatives)
+        clock = Clock()
+        self.source = ManifestSource(
+            upstream=self.upstream,
+            store=self.store,
+            index=self.index,
+            asking=self.asking,
+            negatives=self.negatives,
+            known=lambda reference: self.tags.at_hand(reference, head=True),
+            keep_deleted_tags=False,
+            clock=lambda: clock,
+            events=events.Events(),
+        )
+        self.tags = Tags(
+            self.source,
+            store=self.store,
+            index=self.index,
+            asking=self.asking,
+            policy=self.policy,
+            clock=lambda: clock,
+            served=lambda *_: None,
+        )
+
+    @property
+    def suspicious(self) -> bool:
+        return self.asking.suspicious
+
+    def image(self, text: str, *, pushed: bool = True) -> Digest:
+        """A manifest that upstream has."""
+        body = f'{{"schemaVersion":2,"note":"{text}"}}'.encode()
+        digest = Digest.of(body)
+        if pushed:
+            self.upstream.manifests[digest] = body
+        return digest
+
+    async def head(self, reference: Reference) -> ManifestAnswer:
+        return await self._answer(reference, head=True)
+
+    async def get(self, reference: Reference) -> ManifestAnswer:
+        return await self._answer(reference, head=False)
+
+    async def _answer(self, reference: Reference, *, head: bool) -> ManifestAnswer:
+        at_hand = self.tags.at_hand(reference, head=head)
+        answer = at_hand or await self.tags.answer(reference, head=head)
+        await asyncio.gather(*self.source.storing)
+        return answer
+
+    async def aclose(self) -> None:
+        await self.source.aclose()
