@@ -174,6 +174,8 @@ async def open_store(settings: Settings, bus: events.Events) -> AsyncIterator[tu
     async with contextlib.AsyncExitStack() as stack:
         lock = DirectoryLock(settings.cache_dir)
         stack.callback(lock.release)
+        if lock.warning:
+            bus.emit(events.Warned(message=lock.warning))
         index = SqliteIndex(settings.cache_dir / "index.sqlite3", events=bus)
         await index.start()
         stack.push_async_callback(index.aclose)

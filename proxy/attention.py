@@ -80,6 +80,13 @@ def notices(stats: Stats, now: float) -> Iterator[Notice]:
                 f"{refused.client or 'an unknown client'}: {refused.reason}.",
                 _REFUSED_REMEDY.get(kind, "The log has their lines."),
             )
+    if store.read_only:
+        yield Notice(
+            "error",
+            f"Nothing is stored: {store.read_only}. What is cached is served, everything else passes by.",
+            "It is tried again every few seconds. Look whether the disk is full, read-only or failing (df, dmesg), and "
+            "whether another program holds index.sqlite3.",
+        )
     if store.quarantined:
         yield Notice(
             "error",

@@ -149,6 +149,18 @@ class StorageFailed(Event, frozen=True, kw_only=True):
     reason: str
 
 
+class StoreReadOnly(Event, frozen=True, kw_only=True):
+    """Nothing is stored from now on: what is here is served, everything else passes by."""
+
+    level: ClassVar[Level] = "error"
+
+    reason: str
+
+
+class StoreWritable(Event, frozen=True, kw_only=True):
+    """What comes is stored again."""
+
+
 class IndexRebuilt(Event, frozen=True, kw_only=True):
     """The index was reconciled with what is in blobs/."""
 

@@ -62,7 +62,11 @@ class RefusedFigures(Figures, frozen=True, kw_only=True):
 
 
 class StoreFigures(Figures, frozen=True, kw_only=True):
-    """What is in the store now; evictions since the start."""
+    """What is in the store now; evictions since the start.
+
+    Attributes:
+        read_only: why nothing is stored; empty when all is well.
+    """
 
     size_bytes: int
     max_size_bytes: int
@@ -73,14 +77,17 @@ class StoreFigures(Figures, frozen=True, kw_only=True):
     evicted_objects: int
     evicted_bytes: int
     quarantined: int
+    read_only: str = ""
 
 
 class DiskFigures(Figures, frozen=True, kw_only=True):
-    """The filesystem of the cache directory; ``min_free_bytes`` of it stay free."""
+    """The filesystem of the cache directory: bytes, and files (0 where it has no bound for them)."""
 
     size_bytes: int
     free_bytes: int
     min_free_bytes: int
+    free_files: int = 0
+    min_free_files: int = 0
 
 
 class QuotaFigures(Figures, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ _UPSTREAM_KINDS = ("manifest_get", "manifest_head", "blob_get", "blob_head", "to
 # Present from the start: an increase() over a series that begins with its first event misses that event.
 _EVENTS = (
     "crashed", "credential_rejected", "credential_withheld", "flight_failed", "flight_resumed", "not_stored",
-    "quarantined", "storage_failed", "upstream_down", "upstream_failed", "upstream_limited",
+    "quarantined", "storage_failed", "store_read_only", "upstream_down", "upstream_failed", "upstream_limited",
 )  # fmt: skip
 
 

@@ -139,6 +139,7 @@ class StoreTotals(NamedTuple):
     manifests: int
     tags: int
     quarantined: int
+    read_only: str = ""  # why nothing is stored; empty when all is well
 
 
 class BlobEntry(NamedTuple):

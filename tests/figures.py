@@ -17,7 +17,7 @@ def told(**changed: dict[str, Any]) -> Stats:
             "credential_rejected": False, "reachable": True, "down": [], "limited_for_seconds": 0, "rate_limit": quota,
             "answered_at": None, "requests": {}, "failures": 0,
         },
-        "store": dict.fromkeys(StoreFigures.__struct_fields__, 0),
+        "store": dict.fromkeys(StoreFigures.__struct_fields__, 0) | {"read_only": ""},
         "disk": {"size_bytes": 100, "free_bytes": 50, "min_free_bytes": 5},
     }  # fmt: skip
     for part, fields in changed.items():

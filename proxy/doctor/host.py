@@ -117,6 +117,10 @@ def cache_directory(settings: Settings, used_bytes: int | None) -> Iterator[Chec
         yield Check("cache directory", "warning", f"{path} is on {kind}", "put it on a local disk (ext4, xfs, btrfs)")
     elif path.stat().st_mode & stat.S_IWOTH:
         yield Check("cache directory", "warning", f"{path}: everybody may write in it", f"chmod o-w {path}")
+    elif path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = f"{path}: other users can read what is cached, private images too (mode {mode:04o})"
+        yield Check("cache directory", "warning", text, f"chmod 0700 {path}")
     else:
         yield Check("cache directory", "ok", f"{path} on {kind}")
     yield _space(settings, used_bytes if used_bytes is not None else _used_bytes(path / "blobs"))

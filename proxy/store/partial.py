@@ -16,9 +16,11 @@ from typing import Any
 from proxy.errors import DigestMismatch, NoSpace
 from proxy.oci import Digest
 from proxy.storage import Hash, Piece, Sink
-from proxy.threads import Threads
+from proxy.store.files import Files
+from proxy.store.room import Share
 
-_READ_BYTES = 1024 * 1024
+# Room is made in steps of this size: what upstream only announces pushes nothing out.
+STEP_BYTES = 8 * 1024 * 1024
 
 # What a disk says when it is not the content's fault: full, over quota, read-only, no permission, broken.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOENT}
@@ -33,6 +35,7 @@ class DiskPartial:
     """See :class:`proxy.storage.Partial`.
 
     Args:
+        admit: raises NoSpace if so many bytes can never be stored.
         reserve: makes room for so many bytes in all, or raises NoSpace.
         publish: makes the verified file a blob.
         discard: removes the file and gives its room back.
@@ -40,55 +43,64 @@ class DiskPartial:
 
     def __init__(
         self,
-        digest: Digest,
         path: Path,
         *,
-        threads: Threads,
+        files: Files,
+        share: Share,
+        step_bytes: int,
+        admit: Callable[["DiskPartial", int], Awaitable[None]],
         reserve: Callable[["DiskPartial", int], Coroutine[Any, Any, None]],
         publish: Callable[["DiskPartial", str | None], Awaitable[None]],
         discard: Callable[["DiskPartial"], Awaitable[None]],
     ) -> None:
-        self.digest = digest
+        self.digest: Digest = share.digest
         self.path = path
-        self.offset = 0
+        self.share = share
         self.ended = False  # published or discarded: nothing is left to keep
-        self._fd = -1
-        self._opening: asyncio.Task[None] | None = None
+        self.purged = False  # the operator wants it gone, and does not mean a later one
+        self.fd = -1
+        self._files = files
+        self._step_bytes = step_bytes
+        self._opening: asyncio.Task[int] | None = None
         self._loop = asyncio.get_running_loop()
-        self._threads = threads
+        self._admit = admit
         self._reserve = reserve
         self._publish = publish
         self._discard = discard
-        self._hash: Hash = hashlib.new(digest.algorithm)
+        self._hash: Hash = hashlib.new(self.digest.algorithm)
         self._replayed = 0
         self._seen: Hash | None = None  # of [0, offset) as it was before restart(); None when not replaying
         self._differs: Callable[[int], None] | None = None
         self._expected: int | None = None
+        self.offset = 0
 
     def __repr__(self) -> str:
         return f"<DiskPartial {self.digest} {self.offset}/{self._expected}>"
 
-    def rehash(self) -> None:
-        """Take up what an earlier ingest left in the file. Blocks: runs in a thread."""
-        self._open(os.O_RDWR)
-        buffer = bytearray(_READ_BYTES)
-        while count := os.preadv(self._fd, [buffer], self.offset):
-            self._hash.update(memoryview(buffer)[:count])
-            self.offset += count
+    async def take_up(self) -> bool:
+        """Go on with what an earlier ingest left in the file; False if somebody has removed that.
+
+        Raises:
+            NoSpace: it cannot be read.
+        """
+        try:
+            self.fd, self.offset = await self._files.reopen(str(self.path), self._hash)
+        except FileNotFoundError:
+            self.offset = 0
+        except OSError as error:
+            raise refused(error) from error
+        self.share.has(self.offset)
+        return self.fd >= 0
 
     def open_soon(self) -> None:
         """Make the file in the background: upstream is asked meanwhile, a disk can take as long as that."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        self._opening = asyncio.create_task(self._threads.run(self._open, flags), name=f"open {self.digest}")
-
-    def _open(self, flags: int) -> None:
-        self._fd = os.open(self.path, flags | os.O_CLOEXEC, 0o644)
+        self._opening = asyncio.create_task(self._files.create(str(self.path)), name=f"open {self.digest}")
 
     async def _opened(self) -> None:
         if self._opening is not None:
             opening, self._opening = self._opening, None
             try:
-                await opening
+                self.fd = await opening
             except OSError as error:
                 raise refused(error) from error
 
@@ -100,33 +112,41 @@ class DiskPartial:
     async def expect(self, size_bytes: int | None) -> None:
         """See :class:`proxy.storage.Partial`."""
         await self._opened()
-        if size_bytes is not None:
-            await self._reserve(self, size_bytes)
         self._expected = size_bytes
+        if size_bytes is not None:
+            await self._admit(self, size_bytes)
+            await self._grow(self.offset)
 
     async def append(self, data: Piece) -> None:
         """See :class:`proxy.storage.Partial`."""
         if self._seen is not None:
-            data = await self._threads.run(self._replay, data)
-        if self._expected is None:
-            await self._reserve(self, self.offset + len(data))
-        await self._threads.run(self._write, data)
+            whole = data
+            data = await self._files.blocking(lambda: self._replay(whole))
+        if self._lacks_room(data):
+            await self._grow(self.offset + len(data))
+        await self._files.blocking(lambda: self._write(data))
 
     def write(self, data: Piece) -> None:
         """See :class:`proxy.storage.Partial`."""
         if self._seen is not None:
             data = self._replay(data)
-        if self._expected is None:
-            room = self._reserve(self, self.offset + len(data))
+        if self._lacks_room(data):
+            room = self._grow(self.offset + len(data))
             asyncio.run_coroutine_threadsafe(room, self._loop).result()
         self._write(data)
 
+    def _lacks_room(self, data: Piece) -> bool:
+        return self.offset + len(data) > self.share.promised_bytes
+
+    async def _grow(self, size_bytes: int) -> None:
+        """Have room for *size_bytes*, and for the step behind them where it is known how much will come."""
+        if self._expected is not None:
+            size_bytes = max(size_bytes, min(self._expected, size_bytes + self._step_bytes))
+        await self._reserve(self, size_bytes)
+
     def _write(self, data: Piece) -> None:
-        view, offset = memoryview(data), self.offset
         try:
-            while view:
-                written = os.pwrite(self._fd, view, offset)
-                view, offset = view[written:], offset + written
+            self._files.write(self.fd, data, self.offset)
         except OSError as error:
             if error.errno in _REFUSALS:
                 raise refused(error) from error
@@ -134,7 +154,8 @@ class DiskPartial:
         # After the write, so that a disk that refuses leaves hash and offset in step; here, so that a cancelled caller
         # does too.
         self._hash.update(data)
-        self.offset = offset
+        self.offset += len(data)
+        self.share.written_bytes = self.offset
 
     def restart(self, differs: Callable[[int], None] | None = None) -> None:
         """See :class:`proxy.storage.Partial`.
@@ -167,7 +188,7 @@ class DiskPartial:
     def _agreed(self, known: memoryview) -> int:
         """How many bytes of *known* are those of the file, at the place where the replay stands."""
         try:
-            there = os.pread(self._fd, len(known), self._replayed)
+            there = self._files.read_now(self.fd, len(known), self._replayed)
         except OSError:
             return 0  # what cannot be read is written again
         if there == known:
@@ -179,10 +200,10 @@ class DiskPartial:
         if self._differs is not None:
             self._differs(offset)
         try:
-            os.ftruncate(self._fd, offset)
+            self._files.cut(self.fd, offset)
         except OSError as error:
             raise refused(error) from error
-        self.offset = offset
+        self.offset = self.share.written_bytes = offset
 
     def verify(self) -> None:
         """See :class:`proxy.storage.Partial`."""
@@ -192,10 +213,6 @@ class DiskPartial:
     def hashed(self) -> Hash:
         """See :class:`proxy.storage.Partial`."""
         return (self._seen or self._hash).copy()
-
-    def fsync(self) -> None:
-        """Blocks: runs in a thread."""
-        os.fsync(self._fd)
 
     async def publish(self, media_type: str | None = None) -> None:
         """See :class:`proxy.storage.Partial`."""
@@ -208,11 +225,11 @@ class DiskPartial:
 
     async def send(self, sink: Sink, start: int, stop: int) -> None:
         """See :class:`proxy.storage.Partial`."""
-        await sink.send_file(self._fd, start, stop)
+        await sink.send_file(self.fd, start, stop)
 
     def close(self) -> None:
         """Close the file; after its last reader."""
-        if self._fd >= 0:
+        if self.fd >= 0:
             with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
+                self._files.close_now(self.fd)
+            self.fd = -1

@@ -10,8 +10,8 @@ from pathlib import Path
 from proxy import events
 from proxy.errors import DigestInvalid
 from proxy.oci import Digest
+from proxy.storage import Index
 from proxy.store.disk import DiskStore
-from proxy.store.index import SqliteIndex
 from proxy.threads import Threads
 
 _PIECE_BYTES = 256 * 1024  # the thread keeps a core for as long as it hashes one, and a hit may wait for that
@@ -32,8 +32,16 @@ def find_rot(path: Path, digest: Digest, pace: Callable[[int], None] = lambda _:
     Raises:
         FileNotFoundError: it is gone, evicted meanwhile.
     """
-    hasher, offset, buffer = hashlib.new(digest.algorithm), 0, bytearray(_PIECE_BYTES)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return find_rot_in(fd, digest, pace)
+    finally:
+        os.close(fd)
+
+
+def find_rot_in(fd: int, digest: Digest, pace: Callable[[int], None]) -> str | None:
+    """As :func:`find_rot`, of an open file."""
+    hasher, offset, buffer = hashlib.new(digest.algorithm), 0, bytearray(_PIECE_BYTES)
     try:
         while True:
             was_cached = _is_cached(fd, offset)
@@ -49,8 +57,6 @@ def find_rot(path: Path, digest: Digest, pace: Callable[[int], None] = lambda _:
         raise
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    finally:
-        os.close(fd)
     if hasher.hexdigest() == digest.encoded:
         return None
     return f"its content hashes to {digest.algorithm}:{hasher.hexdigest()}"
@@ -82,7 +88,7 @@ class Scrubber:
         bytes_per_second: how fast, at most.
     """
 
-    def __init__(self, store: DiskStore, index: SqliteIndex, *, bytes_per_second: int, events: events.Events) -> None:
+    def __init__(self, store: DiskStore, index: Index, *, bytes_per_second: int, events: events.Events) -> None:
         self._store = store
         self._index = index
         self._bytes_per_second = bytes_per_second
@@ -119,23 +125,30 @@ class Scrubber:
         now = self._index.clock.now()
         due = await self._index.unverified_longest(_PAGE, before=now - _AGAIN_SECONDS)
         for digest in due:
-            path = self._store.path(digest)
-            try:
-                rot = await self._thread.run_interruptible(
-                    lambda path=path, digest=digest: self._find_rot(path, digest),  # type: ignore[misc]
-                    interrupt=self._stopping.set,
-                )
-            except FileNotFoundError:
-                await self._store.missing(digest)
-                continue
+            await self._scrub(digest, now)
+        await self._store.settled()  # else what has just gone would be due again
+        return len(due)
+
+    async def _scrub(self, digest: Digest, now: float) -> None:
+        """The file stays open until it is in quarantine, so that it is not mistaken for one that came meanwhile."""
+        try:
+            opened = self._store.files.open_now(str(self._store.path(digest)))
+        except FileNotFoundError:
+            await self._store.missing(digest)
+            return
+        try:
+            rot = await self._thread.run_interruptible(
+                lambda: self._find_rot(opened.fd, digest), interrupt=self._stopping.set
+            )
             if rot is None:
                 await self._index.verified(digest, now)
             else:
-                await self._store.quarantine(digest, rot)
-        return len(due)
+                await self._store.quarantine(digest, rot, opened.inode)
+        finally:
+            self._store.files.close_now(opened.fd)
 
-    def _find_rot(self, path: Path, digest: Digest) -> str | None:
-        rot = find_rot(path, digest, self._pace)
+    def _find_rot(self, fd: int, digest: Digest) -> str | None:
+        rot = find_rot_in(fd, digest, self._pace)
         self._pace(_FILE_BYTES)
         return rot
 

@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,18 +76,18 @@ class Shelf:
         assert totals.blobs + totals.manifests == len(self.on_disk())
         assert totals.manifests == self.manifests_on_disk()
         assert self.store.total_bytes == self.used_bytes()
-        assert self.store.total_bytes <= self.store.cap_bytes
+        assert self.store.total_bytes <= self.store.room.cap_bytes
 
 
 @contextlib.asynccontextmanager
-async def open_shelf(root: Path, cap_bytes: int = CAP, min_free_bytes: int | None = 0):
+async def open_shelf(root: Path, cap_bytes: int = CAP, min_free_bytes: int | None = 0, **options: Any):
     """Open the store in *root* as the assembly does."""
     root.mkdir(exist_ok=True)
     bus, emitted = events.Events(), []
     bus.subscribe(emitted.append)
     index = SqliteIndex(root / "index.sqlite3", events=bus)
     await index.start()
-    store = DiskStore(root, cap_bytes=cap_bytes, min_free_bytes=min_free_bytes, index=index, events=bus)
+    store = DiskStore(root, cap_bytes=cap_bytes, min_free_bytes=min_free_bytes, index=index, events=bus, **options)
     await store.start()
     await store._known.wait()
     try:

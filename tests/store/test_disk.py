@@ -11,8 +11,8 @@ import pytest
 from proxy import events
 from proxy.errors import DigestMismatch, NoSpace, StoreLocked, StoreTooNew
 from proxy.oci import OCI_MANIFEST, Digest, Repository
-from proxy.store.disk import SMALL_BYTES
 from proxy.store.lock import DirectoryLock
+from proxy.store.reading import SMALL_BYTES
 from tests.cache import open_content
 
 from .conftest import CAP, open_shelf
@@ -248,9 +248,10 @@ async def test_counts_follow_what_comes_and_goes(shelf):
 async def test_blobs_adopted_while_the_index_is_rebuilt_are_counted(shelf):
     put = [await shelf.put(content(1)), await shelf.put(manifest(1), OCI_MANIFEST)]
     await shelf.index.forget_blobs(put)
-    shelf.store._here = await shelf.index.totals()
-    shelf.store._memory.clear()
+    shelf.store.room.stored = await shelf.index.totals()
+    shelf.store._reading._memory.clear()
     shelf.index.doubt = "for the test"
+    shelf.store._reconciler.is_counted = False
     assert all([await shelf.has(digest) for digest in put])
     shelf.check()
 
@@ -286,7 +287,7 @@ async def test_index_that_breaks_while_running_costs_nothing_but_order(tmp_path)
         await database._writer.run(lambda: setattr(database, "_db", sqlite3.connect(database.path)))
         assert await shelf.has(digest)  # found in blobs/ although no row is left
         assert any(isinstance(event, events.StorageFailed) for event in shelf.emitted)
-        await shelf.store._reconcile()
+        await shelf.store._reconciler.reconcile()
         shelf.check()
 
 
@@ -302,11 +303,31 @@ async def test_newer_index_is_refused_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize("made_before", [False, True])
-def test_directory_is_private_unless_somebody_made_it_otherwise(tmp_path, made_before):
+def test_directory_is_made_private(tmp_path, made_before):
     if made_before:
         (tmp_path / "s").mkdir(mode=0o755)
-    DirectoryLock(tmp_path / "s").release()
-    assert (tmp_path / "s").stat().st_mode & 0o777 == (0o755 if made_before else 0o700)
+    lock = DirectoryLock(tmp_path / "s")
+    assert lock.warning == ""
+    lock.release()
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
+
+
+def test_directory_of_somebody_else_is_named_with_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "s").mkdir(mode=0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    lock = DirectoryLock(tmp_path / "s")
+    lock.release()
+    assert lock.warning.endswith(f"chmod 0700 {tmp_path / 's'}")
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o755
+
+
+async def test_files_are_nobody_elses(shelf):
+    digest = await shelf.put(content(1))
+    async with shelf.store.ingest(Digest.of(content(2))) as partial:
+        await partial.expect(None)
+        assert partial.path.stat().st_mode & 0o777 == 0o600
+        partial.close()
+    assert shelf.store.path(digest).stat().st_mode & 0o777 == 0o600
 
 
 def test_directory_has_one_owner(tmp_path):
@@ -326,14 +347,14 @@ async def test_min_free_evicts_then_stops_storing(shelf, monkeypatch):
         return os.statvfs_result((1, 1, 10_000_000, 0, free - used + 500_000, 0, 0, 0, 0, 255))
 
     monkeypatch.setattr(os, "statvfs", statvfs)
-    shelf.store._min_free_bytes = 100_000
+    shelf.store.files.min_free_bytes = 100_000
     new = await shelf.put(content(9))  # 150 kB free, 100 kB to stay free: half of it has to come from old blobs
     assert set(shelf.on_disk()) == {*digests[1:], new}
     free = -1_000_000
     with pytest.raises(NoSpace, match="MIN_FREE"):
         await shelf.put(content(10))
     assert shelf.on_disk()  # nothing is evicted for what would not fit all the same
-    await shelf.store._make_room(0)
+    await shelf.store._evictor.relieve()
     assert shelf.on_disk() == {}  # others used up the disk: everything is given back
     shelf.check()
 
@@ -343,8 +364,7 @@ async def test_min_free_evicts_then_stops_storing(shelf, monkeypatch):
 async def test_cancellation_leaves_accounts_and_files_in_step(shelf, monkeypatch, step, moment):
     """Cancel an ingest at each of its steps off the loop: no room, file descriptor or file is lost."""
     await shelf.put(content(8, 300_000))
-    shelf.store._maintenance.cancel()  # its steps are not the ingest's
-    await asyncio.gather(shelf.store._maintenance, return_exceptions=True)
+    await shelf.store._maintenance.aclose()  # its steps are not the ingest's
     steps = 0
 
     async def work() -> None:
@@ -367,11 +387,9 @@ async def test_cancellation_leaves_accounts_and_files_in_step(shelf, monkeypatch
     task = asyncio.create_task(work())
     await asyncio.gather(task, return_exceptions=True)
     monkeypatch.undo()
-    await shelf.store._threads.run(lambda: None)
-    async with shelf.store._changing:
-        pass
+    await shelf.store.settled()
     assert task.cancelled() or steps < step
-    assert shelf.store._ingesting == set()
+    assert shelf.store.ingests == 0
     shelf.check()
     await shelf.put(content(7, 900_000))
     shelf.check()

@@ -21,7 +21,7 @@ async def flip(path, at):
 
 
 async def test_scrub_quarantines_what_is_rotten(shelf):
-    shelf.store.cap_bytes = 10_000_000
+    shelf.store.room.cap_bytes = 10_000_000
     good, bad = [await shelf.put(os.urandom(SIZE)) for _ in range(2)]
     await flip(shelf.store.path(bad), 2_000_000)
     for digest in (good, bad):
@@ -39,7 +39,7 @@ async def test_scrub_quarantines_what_is_rotten(shelf):
 
 
 async def test_scrub_can_be_stopped_in_the_middle_of_a_blob(shelf):
-    shelf.store.cap_bytes = 10_000_000
+    shelf.store.room.cap_bytes = 10_000_000
     digest = await shelf.put(os.urandom(SIZE))
     await shelf.index.verified(digest, 0.0)
     scrubber = Scrubber(shelf.store, shelf.index, bytes_per_second=1, events=events.Events())

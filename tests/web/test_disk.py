@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from proxy import events
 from proxy.oci import Digest
+from tests.cache import run_cache
 from tests.hub import Fault
 
 
@@ -84,14 +86,47 @@ def break_directory(small_disk):
         subprocess.run(["mount", "-o", "remount,ro,bind", root], check=True)
         return lambda: subprocess.run(["umount", "-l", root], check=True)
 
-    def lost(root: Path):
-        (root / "partials").rename(root / "partials.away")
-        return lambda: (root / "partials.away").rename(root / "partials")
-
-    return {"read-only": read_only, "lost": lost}
+    return {"read-only": read_only}
 
 
-@pytest.mark.parametrize("trouble", ["read-only", "lost"])
+async def test_content_removed_by_hand_while_it_runs(start_cache, hub):
+    """Documented as safe: what is asked for comes from upstream, and is stored again."""
+    cache = await start_cache()
+    _, path, true = await image_of(hub, "removed")
+    await cache.get(path)
+    await cache.settled()
+    for name in ("blobs", "partials", "quarantine"):
+        shutil.rmtree(cache.root / name)
+    for expected in ("registry-cache; fwd=miss; stored", "registry-cache; hit"):
+        reply = await cache.get(path)
+        assert (reply.body, reply.cache_status) == (true, expected)
+        await cache.settled()
+
+
+async def test_a_read_only_disk_at_the_start_is_served_from(hub, tmp_path, break_directory):
+    root = tmp_path / "disk" / "cache"
+    image, kept_path, kept = await image_of(hub, "kept-for-reading")
+    async with run_cache(root, hub) as cache:
+        await cache.get(kept_path)
+        await cache.manifest("library/kept-for-reading", "1")
+        await cache.settled()
+    repair = break_directory["read-only"](root)
+    try:
+        async with run_cache(root, hub) as cache:
+            hub.reset_counters()
+            assert (await cache.get(kept_path)).body == kept
+            reply = await cache.manifest("library/kept-for-reading", "1")
+            assert (reply.headers["Docker-Content-Digest"], reply.cache_status) == (image.digest, "registry-cache; hit")
+            assert hub.counters.blob_gets() == 0
+            _, path, true = await image_of(hub, "new-beside-read-only")
+            reply = await cache.get(path)
+            assert (reply.body, reply.cache_status) == (true, "registry-cache; fwd=bypass")
+            assert (await cache.stats())["store"]["read_only"]
+    finally:
+        repair()
+
+
+@pytest.mark.parametrize("trouble", ["read-only"])
 async def test_directory_that_cannot_be_written(start_cache, hub, break_directory, trouble):
     cache = await start_cache("disk/cache")
     _, kept_path, kept = await image_of(hub, f"kept-{trouble}")

@@ -72,7 +72,7 @@ async def file(cache, hub):
 
 
 def open_files(cache) -> int:
-    return sum(cache.proxy.store._readers.values())
+    return cache.proxy.store.open_files
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

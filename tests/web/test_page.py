@@ -189,6 +189,7 @@ def test_a_healthy_cache_needs_no_attention():
         ("upstream", "reachable", False, "doctor"),
         ("upstream", "limited_for_seconds", 30.0, "USERNAME"),
         ("store", "quarantined", 1, "verify"),
+        ("store", "read_only", "the index cannot be written", "dmesg"),
         ("disk", "free_bytes", 4, "prune"),
     ],
 )

@@ -95,7 +95,7 @@ async def test_evicted_layers_of_a_cached_manifest_are_fetched_ahead_too(cache, 
     await landed(cache)
     for layer in image.layers:
         await cache.blob(image.repository, layer.digest)
-    await cache.proxy.store._delete([Digest(layer.digest) for layer in image.layers])
+    await cache.proxy.store.purge([Digest(layer.digest) for layer in image.layers])
     hub.reset_counters()
     await begin(cache, image)
     await landed(cache)
@@ -250,7 +250,7 @@ async def test_waste_is_told(start_cache, hub, monkeypatch):
     image = await an_image(hub, "wasted", layers=3)
     await begin_stalled(cache, image)
     await landed(cache)
-    await cache.proxy.store._delete([Digest(image.layers[1].digest)])
+    await cache.proxy.store.purge([Digest(image.layers[1].digest)])
     await cache.blob(image.repository, image.layers[1].digest)
     assert [event.digest for event in cache.seen(events.PrefetchWasted)] == [image.layers[1].digest]
     assert cache.requests()[-1] == "miss"
