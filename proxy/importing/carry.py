@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
+import stat
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
@@ -19,7 +21,7 @@ from proxy.storage import BlobEntry, TagEntry
 from proxy.store.disk import DiskStore
 from proxy.store.files import link
 from proxy.store.index import SqliteIndex
-from proxy.store.scrub import find_rot
+from proxy.store.scrub import find_rot_in
 from proxy.threads import Threads
 
 T = TypeVar("T")
@@ -66,9 +68,8 @@ class Owner:
         self.take(*(root / name for name in ("blobs", "partials", "quarantine")))
         self.take(*root.glob("blobs/*"), *root.glob("blobs/*/??"))
 
-    def may_read(self, path: Path) -> bool:
+    def may_read(self, stat: os.stat_result) -> bool:
         """Whether they can read a file that is not theirs and stays so."""
-        stat = path.stat()
         return stat.st_uid == self.uid or bool(stat.st_mode & 0o004)
 
 
@@ -142,39 +143,45 @@ class Carrier:
                     await self._name(item)
 
     async def _take(self, digest: Digest, used_at: float) -> None:
-        source, size = self._folder.path(digest), self._contents.sizes[digest]
+        size, now = self._contents.sizes[digest], self._index.clock.now()
         manifest = self._contents.manifests.get(digest)
-        now = self._index.clock.now()
         entry = BlobEntry(digest, size, manifest.media_type if manifest else None, min(used_at, now), verified_at=now)
         try:
-            may_link = self._can_link and (self._owner is None or self._owner.may_read(source))
-            if not (may_link and await self._link(entry, source)):
-                await self._copy(entry, source)
+            with self._folder.opened(digest) as source:
+                if not (self._may_link(os.fstat(source)) and await self._link(entry, source)):
+                    await self._copy(entry, source)
         except DigestMismatch as error:
             self.outcome.rotten[digest] = str(error)
         except (StoreError, OSError) as error:
             self.outcome.failed[digest] = str(error)
 
-    async def _link(self, entry: BlobEntry, source: Path) -> bool:
+    def _may_link(self, source: os.stat_result) -> bool:
+        # Who else may write to the file could change what is served as a hit.
+        is_safe = not source.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return self._can_link and is_safe and (self._owner is None or self._owner.may_read(source))
+
+    async def _link(self, entry: BlobEntry, source: int) -> bool:
         """Whether it could be. What is linked is what was verified: a registry:2 never writes into its content."""
-        rot = await self._read(lambda: find_rot(source, entry.digest, self._pace))
+        rot = await self._read(lambda: find_rot_in(source, entry.digest, self._pace))
         if rot is not None:
             raise DigestMismatch(rot)
+        if os.fstat(source).st_size != entry.size_bytes:
+            raise DigestMismatch("it changes while it is read")
         try:
             await self._store.adopt(entry, functools.partial(link, source))
-        except OSError:  # another filesystem, one that has no hard links, or protected_hardlinks
-            self._can_link = False
+        except OSError as error:  # another filesystem, one that has no hard links, or protected_hardlinks
+            self._can_link = error.errno == errno.ENOENT  # only this one: it has lost its name meanwhile
             self._came(-entry.size_bytes)
             return False
         self.outcome.linked[entry.digest] = entry.size_bytes
         return True
 
-    async def _copy(self, entry: BlobEntry, source: Path) -> None:
+    async def _copy(self, entry: BlobEntry, source: int) -> None:
         if await self._copied(entry, source) or await self._copied(entry, source):
             await self._index.add_blob(entry)  # its last use is the folder's, not now
             self.outcome.copied[entry.digest] = entry.size_bytes
 
-    async def _copied(self, entry: BlobEntry, source: Path) -> bool:
+    async def _copied(self, entry: BlobEntry, source: int) -> bool:
         """False when an earlier run had left something else: that is thrown away, and it can be tried again."""
         with contextlib.ExitStack() as last:
             async with self._store.ingest(entry.digest) as partial:
@@ -186,11 +193,11 @@ class Carrier:
                     await partial.expect(entry.size_bytes)
                 if self._owner is not None:
                     self._owner.take(partial.path)  # at once: if this breaks off, the service goes on with it
-                with source.open("rb", buffering=0) as file:
-                    file.seek(partial.offset)
-                    while piece := await self._read(lambda: file.read(_PIECE_BYTES)):
-                        await partial.append(piece)
-                        self._pace(len(piece))
+                while piece := await self._read(lambda: os.pread(source, _PIECE_BYTES, partial.offset)):
+                    if partial.offset + len(piece) > entry.size_bytes:
+                        raise DigestMismatch("it is longer than it was")
+                    await partial.append(piece)
+                    self._pace(len(piece))
                 try:
                     partial.verify()
                 except DigestMismatch:

@@ -10,7 +10,9 @@
 Source: distribution 2.8, ``registry/storage/paths.go``.
 """
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -20,6 +22,8 @@ from proxy.oci import MANIFEST_MAX_BYTES, Digest, Manifest, Reference, Repositor
 
 _BELOW = Path("docker/registry/v2")
 _LINK_MAX_BYTES = 256
+# Neither a link is followed nor a pipe waited for; whose terminal it may be is of no interest either.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class NoFolder(StoreError):
@@ -71,12 +75,32 @@ class Folder:
         """Where its content is, if it is here."""
         return self.root / "blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded / "data"
 
-    def size_bytes(self, digest: Digest) -> int | None:
-        """Of the content; None when it is not here."""
+    def status(self, digest: Digest) -> os.stat_result | None:
+        """Of what is at its path, be it a file or not; None when nothing is."""
         try:
-            return self.path(digest).stat().st_size
+            return self.path(digest).lstat()
         except OSError:
             return None
+
+    @contextlib.contextmanager
+    def opened(self, digest: Digest) -> Iterator[int]:
+        """A descriptor of its content: a regular file, to which no link below ``blobs`` has led.
+
+        Whoever may write into the folder can put something else in its place at any moment: what is measured, hashed
+        and taken over has to be this descriptor, not the path.
+
+        Raises:
+            OSError: it is not here, cannot be read, or is no regular file.
+        """
+        with contextlib.ExitStack() as stack:
+            folder = os.open(self.root / "blobs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, folder)
+            for name in (digest.algorithm, digest.encoded[:2], digest.encoded):
+                folder = os.open(name, _OPEN_FLAGS | os.O_DIRECTORY, dir_fd=folder)
+                stack.callback(os.close, folder)
+            fd = _open_regular("data", folder)
+            stack.callback(os.close, fd)
+            yield fd
 
     def manifest(self, digest: Digest) -> Manifest:
         """The verified manifest.
@@ -86,8 +110,8 @@ class Folder:
             DigestMismatch: it is not what its name says.
             ContentError: it is, but no manifest.
         """
-        with self.path(digest).open("rb") as file:
-            body = file.read(MANIFEST_MAX_BYTES + 1)
+        with self.opened(digest) as fd:
+            body = read_all(fd, MANIFEST_MAX_BYTES + 1)
         if len(body) > MANIFEST_MAX_BYTES:
             raise ContentError(f"larger than a manifest may be ({MANIFEST_MAX_BYTES} bytes)")
         digest.verify(body)
@@ -110,8 +134,7 @@ class Folder:
         for folder in _folders(self._of(repository) / "_manifests/tags"):
             try:
                 name = Reference.parse(repository, folder.name).target
-                link = folder / "current/link"
-                yield TagLink(repository, name, _digest_in(link), link.stat().st_mtime)
+                yield TagLink(repository, name, *_linked(folder / "current/link"))
             except (OSError, TagInvalid, DigestInvalid):
                 continue
 
@@ -121,9 +144,8 @@ class Folder:
             for algorithm in _folders(self._of(repository) / kind):
                 for folder in _folders(algorithm):
                     try:
-                        link = folder / "link"
-                        at = link.stat().st_mtime
-                        yield Member(repository, _digest_in(link), kind != "_layers", at)
+                        digest, at = _linked(folder / "link")
+                        yield Member(repository, digest, kind != "_layers", at)
                     except (OSError, DigestInvalid):
                         continue
 
@@ -148,6 +170,34 @@ def _folders(path: Path) -> list[Path]:
         return []
 
 
-def _digest_in(link: Path) -> Digest:
-    with link.open("rb") as file:
-        return Digest.parse(file.read(_LINK_MAX_BYTES).decode(errors="replace").strip())
+def _linked(link: Path) -> tuple[Digest, float]:
+    """The digest that the small file *link* holds, and when it was written (Unix seconds)."""
+    fd = _open_regular(link)
+    try:
+        text = read_all(fd, _LINK_MAX_BYTES).decode(errors="replace").strip()
+        return Digest.parse(text), os.fstat(fd).st_mtime
+    finally:
+        os.close(fd)
+
+
+def _open_regular(path: Path | str, folder: int | None = None) -> int:
+    fd = os.open(path, _OPEN_FLAGS, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(f"it is {kind_of(os.stat(path, dir_fd=folder, follow_symlinks=False))}, no regular file")
+    return fd
+
+
+def read_all(fd: int, limit: int) -> bytes:
+    """The first *limit* bytes of the file *fd*."""
+    pieces, size = [], 0
+    while size < limit and (piece := os.pread(fd, limit - size, size)):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def kind_of(status: os.stat_result) -> str:
+    """What something that is no regular file is."""
+    names = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a directory"}
+    return names.get(stat.S_IFMT(status.st_mode), "a device or a socket")

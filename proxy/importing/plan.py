@@ -1,12 +1,13 @@
 """What of a registry:2's folder comes in, and in which order: pure decisions on what was read of it."""
 
+import stat
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from proxy.contents import familiar
 from proxy.errors import ContentError, DigestMismatch
-from proxy.importing.folder import Folder, Member, TagLink
+from proxy.importing.folder import Folder, Member, TagLink, kind_of
 from proxy.oci import Digest, Manifest, Repository
 
 
@@ -28,7 +29,7 @@ class Item:
 class Contents:
     """What is in the folder. Sizes in bytes.
 
-    ``rotten``: manifests that are not what their digest says, and what they are. ``unusable``: sound, but no manifests.
+    ``rotten``: what is not what its digest says, and what it is. ``unusable``: sound, but no manifests.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -58,8 +59,7 @@ class Plan:
 
 def read(folder: Folder) -> Contents:
     """Everything that *folder* has, newest first. Blocks: it reads every link and every manifest."""
-    found = Contents()
-    found.sizes = {digest: size for digest in folder.digests() if (size := folder.size_bytes(digest)) is not None}
+    found = _content(folder)
     tags: list[TagLink] = []
     members: list[Member] = []
     for repository in folder.repositories():
@@ -83,6 +83,18 @@ def read(folder: Folder) -> Contents:
                 covered |= {*item.parts}
     strays = (digest for digest in found.sizes if digest not in covered and digest not in found.rotten)
     found.items += [Item(digest, (digest,), 0.0) for digest in strays]
+    return found
+
+
+def _content(folder: Folder) -> Contents:
+    """What is there, and what only seems to be."""
+    found = Contents()
+    for digest in folder.digests():
+        status = folder.status(digest)
+        if status is not None and stat.S_ISREG(status.st_mode):
+            found.sizes[digest] = status.st_size
+        elif status is not None:
+            found.rotten[digest] = f"it is {kind_of(status)}, no regular file"
     return found
 
 

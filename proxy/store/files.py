@@ -365,10 +365,19 @@ def rename(source: Path, target: Path) -> None:
     _sync(target)
 
 
-def link(source: Path, target: Path) -> None:
-    """A second name for the file *source*, so that it survives a crash of the machine."""
+def link(source: int, target: Path) -> None:
+    """A name for the open file *source*, whatever its path leads to by now, so that it survives a crash of the machine.
+
+    Raises:
+        OSError: it is on another filesystem, or has no name any more, or may not be linked.
+    """
     target.unlink(missing_ok=True)  # left by a crash, of another size than its row says
-    target.hardlink_to(source)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # With a folder's descriptor it is linkat(2), which can follow the link in /proc to the file itself.
+        os.link(f"/proc/self/fd/{source}", target.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
     _sync(target)
 
 

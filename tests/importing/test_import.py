@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from proxy import events
 from proxy.assembly import open_store
 from proxy.cli import cli
+from proxy.importing import carry
 from proxy.importing import plan as planning
 from proxy.importing.carry import Carrier
 from proxy.importing.folder import Folder
@@ -309,6 +310,87 @@ def test_strange_names_and_links_are_left_alone(run, old, cache_dir):
     (old.root / "repositories/Upper/_manifests/tags/1/current").mkdir(parents=True)
     assert run()[0] == 0
     assert rows(cache_dir, "SELECT tag FROM tags") == [("1",)]
+
+
+def put(path, kind, target):
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(target)
+    elif kind == "zeros":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "zeros", "folder"])
+@pytest.mark.parametrize("linkable", [True, False])
+def test_what_is_no_regular_file_is_named_and_left_alone(run, old, cache_dir, tmp_path, kind, linkable, monkeypatch):
+    if not linkable:
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(18, "cross-device")))
+    old.tag("library/good", "1", old.image("library/good", b"good"))
+    image = old.image("library/a", b"layer")
+    old.tag("library/a", "1", image)
+    layer = Digest.of(b"layer")
+    (tmp_path / "elsewhere").write_bytes(b"layer")
+    put(old.path(layer), kind, tmp_path / "elsewhere")
+    code, result = run()
+    assert code == 1
+    assert [rot["digest"] for rot in result["rotten"]] == [layer]
+    assert "no regular file" in result["rotten"][0]["reason"]
+    assert not os.path.lexists(stored(cache_dir, layer))
+    assert stored(cache_dir, Digest.of(b"good")).read_bytes() == b"good"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "zeros"])
+def test_a_manifest_or_a_link_that_is_no_regular_file_holds_nothing_up(run, old, cache_dir, tmp_path, kind):
+    image = old.image("library/a", b"layer")
+    old.tag("library/a", "1", image)
+    (tmp_path / "elsewhere").write_bytes(old.path(image).read_bytes())
+    put(old.path(image), kind, tmp_path / "elsewhere")
+    old.tag("library/b", "1", image)
+    put(old.root / "repositories/library/b/_manifests/tags/1/current/link", kind, tmp_path / "elsewhere")
+    code, result = run()
+    assert (code, [rot["digest"] for rot in result["rotten"]]) == (1, [image])
+    assert result["tags"]["imported"] == 0
+
+
+def test_a_link_in_place_of_a_folder_leads_nowhere(run, old, cache_dir, tmp_path):
+    blob = old.blob(b"layer", "library/a")
+    folder = old.path(blob).parent
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert run()[0] == 1
+    assert not stored(cache_dir, blob).exists()
+
+
+def test_what_is_put_in_its_place_while_it_is_read_is_not_linked(run, old, cache_dir, monkeypatch, tmp_path):
+    """A link to a file that its owner goes on writing to would be served as a hit whatever it says."""
+    blob = old.blob(b"layer", "library/a")
+    (tmp_path / "mine").write_bytes(b"layer")
+    find_rot = carry.find_rot_in
+
+    def swap(source, digest, pace):
+        found = find_rot(source, digest, pace)
+        old.path(blob).unlink()
+        old.path(blob).symlink_to(tmp_path / "mine")
+        return found
+
+    monkeypatch.setattr(carry, "find_rot_in", swap)
+    run()
+    (tmp_path / "mine").write_bytes(b"other")
+    path = stored(cache_dir, blob)
+    assert not path.is_symlink()
+    assert not path.exists() or path.read_bytes() == b"layer"
+
+
+def test_a_file_that_others_may_write_to_is_copied(run, old, cache_dir):
+    blob = old.blob(b"layer", "library/a")
+    old.path(blob).chmod(0o666)
+    code, result = run()
+    assert (code, result["copied"]["blobs"]) == (0, 1)
+    assert not stored(cache_dir, blob).samefile(old.path(blob))
 
 
 async def test_an_interrupted_import_goes_on_where_it_stopped(old, cache_dir):
