@@ -20,7 +20,7 @@ from proxy.pullthrough import PullThrough
 from proxy.reports import Identity, Reports
 from proxy.settings import Settings
 from proxy.store.disk import DiskStore
-from proxy.store.index import SqliteIndex
+from proxy.store.index import ANSWERS_MAX_BYTES, SqliteIndex
 from proxy.store.lock import DirectoryLock
 from proxy.store.scrub import Scrubber
 from proxy.threads import Threads
@@ -176,7 +176,11 @@ async def open_store(settings: Settings, bus: events.Events) -> AsyncIterator[tu
         stack.callback(lock.release)
         if lock.warning:
             bus.emit(events.Warned(message=lock.warning))
-        index = SqliteIndex(settings.cache_dir / "index.sqlite3", events=bus)
+        index = SqliteIndex(
+            settings.cache_dir / "index.sqlite3",
+            events=bus,
+            answers_max_bytes=min(ANSWERS_MAX_BYTES, settings.max_size // 20),
+        )
         await index.start()
         stack.push_async_callback(index.aclose)
         store = DiskStore(

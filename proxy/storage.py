@@ -257,6 +257,9 @@ class BlobRows(Protocol):
             raised: what :attr:`doubts_raised` was before; doubt that was raised meanwhile stays.
         """
 
+    def media_type_kept(self, digest: Digest) -> str | None:
+        """While there is doubt: as what manifest *digest* was stored, even if its row is lost."""
+
     async def blob(self, digest: Digest) -> BlobEntry | None:
         """The row of *digest*."""
 
@@ -299,7 +302,11 @@ class BlobRows(Protocol):
         """Rows whose digest is in [first, last), for the comparison with the disk."""
 
     async def totals(self) -> Tally:
-        """All rows, counted afresh."""
+        """All rows, counted afresh.
+
+        Raises:
+            IndexRefused: they cannot be read.
+        """
 
     async def flush(self) -> None:
         """Write what is buffered; what cannot be written stays buffered."""
@@ -308,7 +315,13 @@ class BlobRows(Protocol):
 class Names(Protocol):
     """Which digest a tag was, which repository holds what, what upstream last answered to other questions."""
 
-    tag_count: int
+    @property
+    def tag_count(self) -> int:
+        """How many tags are known."""
+
+    @property
+    def answers_bytes(self) -> int:
+        """What kept answers take: bounded, and part of what counts against the cap."""
 
     async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
         """What the tag was when upstream was last asked."""
@@ -365,7 +378,11 @@ class Pins(Protocol):
         """How much is pinned, and the first *limit* pins."""
 
     async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
-        """Remember or forget pins."""
+        """Remember or forget pins.
+
+        Raises:
+            IndexRefused: nothing has changed.
+        """
 
     async def keep(self, wanted: Collection[Digest]) -> None:
         """From now on these blobs, and no others, are never evicted; those of them that are yet to come, too."""

@@ -19,7 +19,7 @@ from aiohttp import web
 from proxy import events
 from proxy.contents import Pattern, familiar
 from proxy.curator import Curator
-from proxy.errors import DigestInvalid, NameInvalid
+from proxy.errors import DigestInvalid, NameInvalid, StoreError
 from proxy.figures import FullStats
 
 SOCKET_NAME = "admin.sock"
@@ -63,6 +63,8 @@ class Admin(web.Server):
             return await asyncio.to_thread(_json, 200, found)
         except (NameInvalid, DigestInvalid) as error:
             return _json(400, {"error": str(error)})
+        except StoreError as error:
+            return _json(503, {"error": str(error)})
 
     async def _who(self, _request: web.BaseRequest) -> object:
         return self._about()

@@ -251,6 +251,16 @@ async def test_what_looks_at_everything_runs_off_the_loop(cache, hub, monkeypatc
     assert threads == {("listing", "curator"), ("plan_purge", "curator"), ("inventory", "inventory")}
 
 
+async def test_a_pin_that_cannot_be_written_is_no_success(cache, hub):
+    await pull(cache, hub, "library/full")
+    database = cache.proxy.index._db
+    await database._writer.run(database._db.execute, "PRAGMA query_only = on")
+    code, _, err = await run(cache.root, "pin", "full")
+    assert code == 3
+    assert "the index refuses writes" in err
+    assert (await cache.proxy.index.inventory()).pins == []
+
+
 async def test_pins_do_not_look_at_everything(cache, hub, monkeypatch):
     image = await hub.images.multi_arch("library/many", "1", layers=[5000])
     await cache.manifest("library/many", "1")

@@ -15,12 +15,13 @@
     database.py   the one owner of connections: reads, writes, recovery
     schema.py     its tables
     endings.py    how the last run ended, and what is in doubt
+    journal.py    what is known beside the content, for when the file is lost; facts.py brings it in
 
 A pull never fails because of the index. One that breaks is emptied and filled again from ``blobs/``; one that refuses
 writes is read on, and what it does not take is kept and written later. Only a row of :mod:`rows` that cannot be written
 is an error, :class:`proxy.errors.IndexRefused`: no file may be there without its row.
 """
 
-from proxy.store.index.sqlite import SqliteIndex
+from proxy.store.index.sqlite import ANSWERS_MAX_BYTES, SqliteIndex
 
-__all__ = ["SqliteIndex"]
+__all__ = ["ANSWERS_MAX_BYTES", "SqliteIndex"]

@@ -20,7 +20,7 @@ from proxy.threads import Threads
 T = TypeVar("T")
 
 # How long a write waits for another process before it is refused, and a read for one that mends the log.
-_BUSY_SECONDS = 2.0
+BUSY_SECONDS = 2.0
 _BUSY_READ_SECONDS = 0.2
 _READERS = 2
 _LOG_KEPT_BYTES = 16 * 1024 * 1024
@@ -49,7 +49,7 @@ class Database:
         path: Path,
         *,
         events: events.Events,
-        busy_seconds: float = _BUSY_SECONDS,
+        busy_seconds: float = BUSY_SECONDS,
         fill: Callable[[sqlite3.Connection], None] = lambda _: None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
@@ -66,6 +66,8 @@ class Database:
         self._idle: list[tuple[int, sqlite3.Connection]] = []  # of the readers; append and pop need no lock
         self._in_memory = False
         self._read_as = "mode=ro"
+        self._file: tuple[int, int] | None = None  # device and inode of what is open for writing
+        self._replaced = False
         self._failing: set[str] = set()
         self.writable = False
         self.refusal = "it is not open"
@@ -96,7 +98,7 @@ class Database:
         """Runs in the thread that writes."""
         try:
             self._open_file()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             if _is_broken(error):
                 self._start_over(str(error))
             else:
@@ -108,6 +110,8 @@ class Database:
         self._db = db = self._connect(str(self.path), self._busy_seconds)
         self._opened += 1
         self._in_memory, self._read_as = False, "mode=ro"
+        stat = self.path.stat()
+        self._file = (stat.st_dev, stat.st_ino)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT_BYTES}")
@@ -159,6 +163,7 @@ class Database:
     def _open_somehow(self, reason: str) -> None:
         """Runs in the thread that writes: nothing can be written; read what there is, at worst nothing."""
         self._close()
+        self._file = None
         self.writable, self.refusal = False, reason
         # A log cannot be shared on a read-only filesystem: there the file is read as one that nobody changes.
         if self._opens_to_read("mode=ro") or self._opens_to_read("mode=ro&immutable=1"):
@@ -282,11 +287,39 @@ class Database:
         else:
             self.writable, self.refusal = True, ""
             self._failing.discard("index")
+        if self._replaced:
+            self._replaced = False
+            self._lost()
         return self.writable
 
     def _probe(self) -> None:
         """Runs in the thread that writes."""
-        self._with_writer(endings.begin, ())
+        if self._is_file():
+            self._with_writer(endings.begin, ())
+            return
+        before = (self._db, self._in_memory, self._read_as, self._file, self.ending, self.figures)
+        try:
+            self._open_file()
+        except (sqlite3.Error, OSError) as error:  # what there was is read on
+            if self._db is not before[0] and self._db is not None:
+                self._db.close()
+            self._db, self._in_memory, self._read_as, self._file, self.ending, self.figures = before
+            raise sqlite3.OperationalError(str(error)) from error
+        if before[0] is not None:
+            before[0].close()
+        self._replaced = True
+
+    async def is_there(self) -> bool:
+        """Whether it can be written, and is the file that has the name."""
+        return self.writable and await self._writer.run(self._is_file)
+
+    def _is_file(self) -> bool:
+        """Whether what is open for writing is the file that has the name: not one that was removed meanwhile."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return False
+        return self._file == (stat.st_dev, stat.st_ino)
 
     def _with_writer(self, work: Callable[..., T], args: tuple[object, ...]) -> T:
         """Runs in the thread that writes."""
@@ -321,13 +354,13 @@ class Database:
 
 
 def _count(db: sqlite3.Connection) -> Figures:
-    latest, tags, answers_bytes = db.execute(
-        "SELECT (SELECT MAX(t) FROM (SELECT MAX(last_use) AS t FROM blobs UNION SELECT MAX(fetched_at) FROM tags)), "
-        "(SELECT COUNT(*) FROM tags), (SELECT SUM(LENGTH(body)) FROM answers)"
-    ).fetchone()
+    times = "SELECT MAX(t) FROM (SELECT MAX(last_use) AS t FROM blobs UNION SELECT MAX(fetched_at) FROM tags)"
+    answers = f"SELECT SUM({schema.ANSWER_BYTES}) FROM answers"  # noqa: S608 -- a constant
+    row = db.execute(f"SELECT ({times}), (SELECT COUNT(*) FROM tags), ({answers})").fetchone()  # noqa: S608
+    latest, tags, answers_bytes = row
     return Figures(latest or 0.0, tags, answers_bytes or 0)
 
 
-def _is_broken(error: sqlite3.Error) -> bool:
+def _is_broken(error: Exception) -> bool:
     """Whether the file is no database, or a malformed one; the subclasses are full, locked, read-only."""
     return type(error) is sqlite3.DatabaseError

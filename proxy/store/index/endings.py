@@ -85,7 +85,7 @@ class DoubtFile:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            self._sync_folder()
+            sync_folder(self._path.parent)
         except OSError:
             return False
         return True
@@ -94,11 +94,13 @@ class DoubtFile:
         """There is no doubt any more."""
         with contextlib.suppress(OSError):
             self._path.unlink()
-            self._sync_folder()
+            sync_folder(self._path.parent)
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+def sync_folder(folder: Path) -> None:
+    """Write down which files are in *folder*. Blocks."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,25 +1,28 @@
 """Which repository holds what: a blob or manifest was pulled through it.
 
-Links are buffered. One whose blob has no row yet (it is on its way to the disk) waits for it.
+Links are buffered. One whose blob has no row yet (it is on its way to the disk) waits for that row.
 """
 
+import itertools
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cachetools import LRUCache
 
 from proxy.oci import Digest, Repository
-from proxy.store.index.part import KEPT_IN_MEMORY, Part
+from proxy.store.index.part import KEPT_IN_MEMORY
+from proxy.store.index.rows import Rows
 from proxy.store.index.schema import transaction
 
 
-class Links(Part):
+class Links(Rows):
     """See the module and :class:`proxy.storage.Names`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._linked: LRUCache[Digest, set[Repository]] = LRUCache(KEPT_IN_MEMORY)
-        self._unlinked: dict[Digest, set[Repository]] = {}  # what is to be written
+        self._unwritten_links: dict[Digest, set[Repository]] = {}
+        self._waiting: LRUCache[Digest, set[Repository]] = LRUCache(KEPT_IN_MEMORY)  # for their rows
 
     def link(self, repository: Repository, digest: Digest) -> None:
         """See :class:`proxy.storage.Names`."""
@@ -28,39 +31,75 @@ class Links(Part):
             known = self._linked[digest] = set()
         if repository not in known:
             known.add(repository)
-            self._unlinked.setdefault(digest, set()).add(repository)
+            self._unwritten_links.setdefault(digest, set()).add(repository)
 
-    def _unlink(self, digest: Digest) -> None:
-        self._linked.pop(digest, None)
+    def _row_came(self, digest: Digest) -> None:
+        if waiting := self._waiting.pop(digest, None):
+            self._unwritten_links.setdefault(digest, set()).update(waiting)
+
+    def _row_went(self, digest: Digest) -> None:
+        for known in (self._linked, self._unwritten_links, self._waiting):
+            known.pop(digest, None)
 
     async def repositories(self, after: str, limit: int) -> list[str]:
         """See :class:`proxy.storage.Names`."""
-        await self._flush_links()
-        return await self._db.read(_select_repositories, [], after, limit)
+        written = await self._db.read(_select_repositories, list[str](), after, limit)
+        # No client waits for a write: what is buffered is added.
+        buffered = {r.name for links in self._unwritten_links.values() for r in links if r.name > after}
+        return sorted(buffered.union(written))[:limit]
 
     async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
         """See :class:`proxy.storage.Names`."""
-        await self._flush_links()
-        return await self._db.read(_select_repositories_of, {}, digests)
+        written = await self._db.read(_select_repositories_of, dict[Digest, list[str]](), digests)
+        return {
+            digest: sorted({*written.get(digest, ()), *(r.name for r in self._unwritten_links.get(digest, ()))})
+            for digest in digests
+        }
 
     async def _flush_links(self) -> None:
-        links, self._unlinked = self._unlinked, {}
-        if links and not await self._db.try_write(_write_links, False, links) and len(self._unlinked) < KEPT_IN_MEMORY:
-            for digest, repositories in links.items():
-                self._unlinked.setdefault(digest, set()).update(repositories)
+        links = {digest: frozenset(repositories) for digest, repositories in self._unwritten_links.items()}
+        if not links:
+            return
+        written = await self._db.try_write(_write_links, None, links)
+        if written is None:
+            for digest in [*itertools.islice(self._unwritten_links, max(0, len(links) - KEPT_IN_MEMORY))]:
+                del self._unwritten_links[digest]
+            return
+        for digest, repositories in links.items():
+            if digest not in self._unwritten_links:
+                continue  # it went meanwhile
+            if digest not in written:
+                if self.blob_at_hand(digest) is not None:
+                    continue  # its row was written just behind: the next time
+                self._waiting.setdefault(digest, set()).update(repositories)
+            for repository in written.get(digest, ()):
+                self._journal.note("link", *repository, digest)
+            self._unwritten_links[digest] -= repositories
+            if not self._unwritten_links[digest]:
+                del self._unwritten_links[digest]
 
     def _forget_links(self) -> None:
         """Another index has taken the place of the one that these were written to."""
         self._linked.clear()
 
 
-def _write_links(db: sqlite3.Connection, links: Mapping[Digest, set[Repository]]) -> bool:
+def _write_links(
+    db: sqlite3.Connection, links: Mapping[Digest, Collection[Repository]]
+) -> dict[Digest, list[Repository]]:
+    """For those of the digests that have a row, which links were new; the others are not written."""
+    written: dict[Digest, list[Repository]] = {}
+    insert = "INSERT OR IGNORE INTO links VALUES (?, ?, ?)"
     with transaction(db):
-        db.executemany(
-            "INSERT OR IGNORE INTO links SELECT ?, ?, digest FROM blobs WHERE digest = ?",
-            [(*repository, digest) for digest, repositories in links.items() for repository in repositories],
-        )
-    return True
+        for digest, repositories in links.items():
+            if db.execute("SELECT 1 FROM blobs WHERE digest = ?", (digest,)).fetchone():
+                written[digest] = [where for where in repositories if db.execute(insert, (*where, digest)).rowcount]
+    return written
+
+
+def delete_rowless_links(db: sqlite3.Connection) -> None:
+    """Links of what is not here: they came from the journal, and their blobs were not found."""
+    with transaction(db):
+        db.execute("DELETE FROM links WHERE digest NOT IN (SELECT digest FROM blobs)")
 
 
 def _select_repositories(db: sqlite3.Connection, after: str, limit: int) -> list[str]:

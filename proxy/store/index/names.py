@@ -7,6 +7,7 @@ that cannot be written now is known in memory, and written with the next flush.
 import asyncio
 import sqlite3
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from cachetools import LRUCache
 
@@ -14,6 +15,7 @@ from proxy.oci import Digest, Repository
 from proxy.storage import TagEntry
 from proxy.store.index.part import KEPT_IN_MEMORY, Part
 from proxy.store.index.schema import transaction
+from proxy.threads import finish
 
 Name = tuple[Repository, str]
 
@@ -87,7 +89,10 @@ class Names(Part):
         self._unwritten[name] = None
 
     async def _write_names(self) -> None:
-        """Write what is not written yet, in pages; what is refused stays for the next time."""
+        """Write what is not written yet; what is refused stays for the next time."""
+        await finish(self._write_pages())
+
+    async def _write_pages(self) -> None:
         async with self._writing_names:
             while self._unwritten:
                 page = dict(list(self._unwritten.items())[:_PAGE])
@@ -96,12 +101,14 @@ class Names(Part):
                     for name in list(self._unwritten)[:-KEPT_IN_MEMORY]:
                         del self._unwritten[name]
                     return
-                added, older = written
-                self.tag_count += added
+                self.tag_count += written.added
+                for repository, tag in written.changed:
+                    entry = page[repository, tag]
+                    self._journal.note("untag" if entry is None else "tag", *repository, tag, *(entry or ()))
                 for name, entry in page.items():
                     if self._unwritten[name] is entry:
                         del self._unwritten[name]
-                    if name in older and self._tags.get(name) is entry:
+                    if name in written.older and self._tags.get(name) is entry:
                         del self._tags[name]
 
     def _forget_names(self) -> None:
@@ -121,20 +128,32 @@ def _select_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> Tag
     return TagEntry(Digest(row[0]), *row[1:]) if row else None
 
 
-def _write_tags(db: sqlite3.Connection, tags: Mapping[Name, TagEntry | None], now: float) -> tuple[int, set[Name]]:
-    """By how many there are more; and those of which something later is known."""
-    added, older = 0, set()
+class _Written(NamedTuple):
+    """What came of a write: how many tags there are more, which are another digest now, which are known later."""
+
+    added: int
+    changed: list[Name]
+    older: set[Name]
+
+
+def _write_tags(db: sqlite3.Connection, tags: Mapping[Name, TagEntry | None], now: float) -> _Written:
+    changed: list[Name] = []
+    older: set[Name] = set()
+    added = 0
     with transaction(db):
-        for (repository, tag), entry in tags.items():
-            known = _select_tag(db, repository, tag)
+        for name, entry in tags.items():
+            known = _select_tag(db, *name)
             if entry is None:
-                added -= _delete_tag(db, repository, tag)
+                added -= _delete_tag(db, *name)
             elif known is not None and entry.fetched_at < known.fetched_at <= now:
-                older.add((repository, tag))
+                older.add(name)
+                continue
             else:
-                db.execute("REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?)", (*repository, tag, *entry))
+                db.execute("REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?)", (*name[0], name[1], *entry))
                 added += known is None
-    return added, older
+            if (known and known[:3]) != (entry and entry[:3]):
+                changed.append(name)
+    return _Written(added, changed, older)
 
 
 def _delete_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> int:

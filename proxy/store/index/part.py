@@ -5,6 +5,7 @@ import asyncio
 from proxy.clock import Clock
 from proxy.oci import Digest, Repository
 from proxy.store.index.database import Database
+from proxy.store.index.journal import Journal
 
 # Bounds of what is kept in memory, and of what waits to be written: about 300 bytes each, so a few MB.
 KEPT_IN_MEMORY = 16_384
@@ -14,6 +15,7 @@ class Part:
     """A part of the index: one idea, its rows in memory and its SQL."""
 
     _db: Database
+    _journal: Journal
 
     def __init__(self) -> None:
         # What pins need, whether it is here yet or not; and that it may have to be worked out again.
@@ -26,5 +28,8 @@ class Part:
         """Never before what is written down."""
         return self._db.clock
 
-    def _unlink(self, digest: Digest) -> None:
-        """*digest* is gone from here: nothing is known any more of where it was pulled through."""
+    def _row_came(self, digest: Digest) -> None:
+        """*digest* has a row now."""
+
+    def _row_went(self, digest: Digest) -> None:
+        """*digest* has none any more."""

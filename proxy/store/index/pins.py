@@ -8,6 +8,7 @@ from proxy.oci import Digest, Repository
 from proxy.store.index.names import Names
 from proxy.store.index.rows import Rows
 from proxy.store.index.schema import transaction
+from proxy.threads import finish
 
 
 class Pins(Rows, Names):
@@ -16,24 +17,45 @@ class Pins(Rows, Names):
     def __init__(self) -> None:
         super().__init__()
         # Until keep() is first told, what the last run pinned stays pinned: nobody knows better yet.
+        self._kept_in_rows: frozenset[Digest] | None = None
         self._pins_told = False
 
     async def keep(self, wanted: Iterable[Digest]) -> None:
         """See :class:`proxy.storage.Pins`."""
-        before, self.wanted = self.wanted, frozenset(wanted)
-        first, self._pins_told = not self._pins_told, True
-        come, gone = self.wanted - before, before - self.wanted
-        if first:
+        self.wanted, self._pins_told = frozenset(wanted), True
+        await self._flush_pins()
+
+    async def _flush_pins(self) -> None:
+        """Mark the rows of what is wanted; what is refused now is marked the next time."""
+        before, wanted = self._kept_in_rows, self.wanted
+        if not self._pins_told or before == wanted:
+            return
+        come, gone = wanted - (before or frozenset()), (before or frozenset()) - wanted
+        if await self._db.try_write(_update_pinned, False, come, gone, before is None):
+            self._kept_in_rows = wanted
+        if before is None:
             self._blobs.clear()
         for digest in (*come, *gone):
             self._blobs.pop(digest, None)
-        await self._db.try_write(_update_pinned, None, come, gone, first)
+        self._rows_forgotten += 1
+
+    def _forget_pins(self) -> None:
+        """Another index has taken the place of the one whose rows were marked."""
+        self._kept_in_rows = None
 
     async def pinned(self) -> list[tuple[Pin, Digest | None]]:
         """See :class:`proxy.storage.Pins`."""
         pinned: list[tuple[Pin, Digest | None]] = await self._db.read(_select_pinned, list[tuple[Pin, Digest | None]]())
         self.pinned_tags = frozenset((pin.repository, pin.target) for pin, _ in pinned)
-        return pinned
+        return [(pin, self._digest_now(pin, digest)) for pin, digest in pinned]
+
+    def _digest_now(self, pin: Pin, digest: Digest | None) -> Digest | None:
+        """What is not written yet is newer than what was read."""
+        name = (pin.repository, pin.target)
+        if name not in self._unwritten:
+            return digest
+        entry = self._unwritten[name]
+        return entry.digest if entry is not None else None
 
     async def pin_summary(self, limit: int) -> PinSummary:
         """See :class:`proxy.storage.Pins`."""
@@ -41,15 +63,22 @@ class Pins(Rows, Names):
 
     async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
         """See :class:`proxy.storage.Pins`."""
-        await self._db.try_write(_update_pins, None, add, remove, self.clock.now())
+        await finish(self._change_pins(add, remove))
+
+    async def _change_pins(self, add: Sequence[Pin], remove: Sequence[Pin]) -> None:
+        await self._db.write(_update_pins, add, remove, self.clock.now())
+        for kind, pins in (("pin", add), ("unpin", remove)):
+            for pin in pins:
+                self._journal.note(kind, *pin.repository, pin.target)
 
 
-def _update_pinned(db: sqlite3.Connection, come: Iterable[Digest], gone: Iterable[Digest], first: bool) -> None:
+def _update_pinned(db: sqlite3.Connection, come: Iterable[Digest], gone: Iterable[Digest], first: bool) -> bool:
     with transaction(db):
         if first:
             db.execute("UPDATE blobs SET pinned = 0 WHERE pinned = 1")
         db.executemany("UPDATE blobs SET pinned = 0 WHERE digest = ?", [(digest,) for digest in gone])
         db.executemany("UPDATE blobs SET pinned = 1 WHERE digest = ?", [(digest,) for digest in come])
+    return True
 
 
 def _select_pinned(db: sqlite3.Connection) -> list[tuple[Pin, Digest | None]]:

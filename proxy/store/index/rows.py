@@ -7,10 +7,12 @@ from collections.abc import Collection, Sequence
 from cachetools import LRUCache
 
 from proxy.contents import Stored
+from proxy.errors import IndexRefused
 from proxy.oci import Digest
 from proxy.storage import BlobEntry, Entry, Tally
 from proxy.store.index.part import KEPT_IN_MEMORY, Part
 from proxy.store.index.schema import transaction
+from proxy.threads import finish
 
 
 class Rows(Part):
@@ -19,15 +21,17 @@ class Rows(Part):
     def __init__(self) -> None:
         super().__init__()
         self._blobs: LRUCache[Digest, BlobEntry] = LRUCache(KEPT_IN_MEMORY)
+        self._rows_forgotten = 0  # counts, for readers that wait while rows go
         self._used: dict[Digest, float] = {}  # what is not in the rows yet
 
     async def blob(self, digest: Digest) -> BlobEntry | None:
         """See :class:`proxy.storage.BlobRows`."""
         entry = self._blobs.get(digest)
         if entry is None:
+            forgotten = self._rows_forgotten
             entry = await self._db.read(_select_blob, None, digest)
-            if entry is not None:
-                self._blobs[digest] = entry
+            if entry is not None and forgotten == self._rows_forgotten:  # it may be one of those that went meanwhile
+                self._blobs.setdefault(digest, entry)
         return entry
 
     def blob_at_hand(self, digest: Digest) -> BlobEntry | None:
@@ -36,10 +40,16 @@ class Rows(Part):
 
     async def add_blob(self, entry: BlobEntry) -> Tally:
         """See :class:`proxy.storage.BlobRows`."""
+        return await finish(self._add_blob(entry))
+
+    async def _add_blob(self, entry: BlobEntry) -> Tally:
         if entry.digest in self.wanted:
             entry = entry._replace(pinned=True)
-        came = await self._db.write(_insert_blob, entry)
+        came, entry = await self._db.write(_insert_blob, entry)
         self._blobs[entry.digest] = entry
+        self._row_came(entry.digest)
+        if entry.media_type is not None:
+            self._journal.note("type", entry.digest, entry.media_type)
         self.placed(entry)  # what it needs is known from now on
         return came
 
@@ -50,11 +60,17 @@ class Rows(Part):
 
     async def forget_blobs(self, digests: Sequence[Digest]) -> Tally:
         """See :class:`proxy.storage.BlobRows`."""
+        return await finish(self._forget_blobs(digests))
+
+    async def _forget_blobs(self, digests: Sequence[Digest]) -> Tally:
         gone = await self._db.write(_delete_blobs, digests)
+        self._rows_forgotten += 1
+        if digests:
+            self._journal.note("gone", *digests)
         for digest in digests:
             self._blobs.pop(digest, None)
             self._used.pop(digest, None)
-            self._unlink(digest)
+            self._row_went(digest)
         return gone
 
     def touch(self, digest: Digest) -> None:
@@ -87,7 +103,10 @@ class Rows(Part):
 
     async def totals(self) -> Tally:
         """See :class:`proxy.storage.BlobRows`."""
-        return await self._db.read(_select_totals, Tally())
+        totals = await self._db.read(_select_totals, None)
+        if totals is None:
+            raise IndexRefused("the index cannot be read")
+        return totals
 
     async def _flush_uses(self) -> None:
         used = dict(self._used)
@@ -118,22 +137,22 @@ def _select_blob(db: sqlite3.Connection, digest: Digest) -> BlobEntry | None:
     return _blob_entry(row) if row else None
 
 
-def _tally(size_bytes: int, media_type: str | None) -> Tally:
-    return Tally(size_bytes, media_type is None, media_type is not None)
+def _tally(row: BlobEntry | None) -> Tally:
+    return Tally(row.size_bytes, row.media_type is None, row.media_type is not None) if row else Tally()
 
 
-def _insert_blob(db: sqlite3.Connection, entry: BlobEntry) -> Tally:
+def _insert_blob(db: sqlite3.Connection, entry: BlobEntry) -> tuple[Tally, BlobEntry]:
+    """By how much the totals grew, and the row as it is now: what was a manifest once stays one, what is pinned too."""
     with transaction(db):
-        query = "SELECT size_bytes, media_type FROM blobs WHERE digest = ?"
-        old = db.execute(query, (entry.digest,)).fetchone()
-        new = db.execute(
+        old = _select_blob(db, entry.digest)
+        db.execute(
             f"INSERT INTO blobs ({_BLOB}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608
             "size_bytes = excluded.size_bytes, media_type = COALESCE(excluded.media_type, media_type), "
-            "last_use = excluded.last_use, verified_at = excluded.verified_at, pinned = MAX(pinned, excluded.pinned) "
-            "RETURNING size_bytes, media_type",
+            "last_use = excluded.last_use, verified_at = excluded.verified_at, pinned = MAX(pinned, excluded.pinned)",
             tuple(entry),
-        ).fetchone()
-    return _tally(*new).minus(_tally(*old) if old else Tally())
+        )
+        new = _select_blob(db, entry.digest) or entry
+    return _tally(new).minus(_tally(old)), new
 
 
 def _delete_blobs(db: sqlite3.Connection, digests: Sequence[Digest]) -> Tally:
@@ -182,5 +201,5 @@ def _select_stored(db: sqlite3.Connection, digests: Collection[Digest]) -> dict[
     return {digest: Stored(*row) for digest, row in rows if row is not None}
 
 
-def _select_totals(db: sqlite3.Connection) -> Tally:
+def _select_totals(db: sqlite3.Connection) -> Tally | None:
     return Tally(*db.execute(f"SELECT {_TALLY} FROM blobs").fetchone())  # noqa: S608 -- a constant

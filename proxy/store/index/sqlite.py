@@ -1,49 +1,84 @@
 """The index that a cache directory has: its parts, over one SQLite file."""
 
+import asyncio
+import sqlite3
 from pathlib import Path
 
 from proxy import events
 from proxy.contents import Inventory
+from proxy.oci import Digest
 from proxy.store.index.answers import Answers
-from proxy.store.index.database import Database
+from proxy.store.index.database import BUSY_SECONDS, Database
 from proxy.store.index.endings import DoubtFile
+from proxy.store.index.facts import select_facts, write_facts
+from proxy.store.index.journal import Journal
 from proxy.store.index.ledger import Ledger
-from proxy.store.index.links import Links
+from proxy.store.index.links import Links, delete_rowless_links
 from proxy.store.index.pins import Pins, select_inventory
-from proxy.threads import Threads
+from proxy.threads import Threads, finish
+
+ANSWERS_MAX_BYTES = 64 * 1024 * 1024
 
 
 class SqliteIndex(Pins, Links, Answers, Ledger):
     """See :class:`proxy.storage.Index`. Open it with :meth:`start`; whoever starts it calls :meth:`aclose`."""
 
-    def __init__(self, path: Path, *, events: events.Events) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        events: events.Events,
+        answers_max_bytes: int = ANSWERS_MAX_BYTES,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> None:
         super().__init__()
-        self._db = Database(path, events=events, lost=self._lost)
+        self._events = events
+        self._db = Database(path, events=events, busy_seconds=busy_seconds, fill=self._fill, lost=self._lost)
+        self._journal = Journal(path.with_name("names.journal"))
+        self._journal_fails = False
+        self._media_types: dict[Digest, str] = {}
+        self.answers_max_bytes = answers_max_bytes
         self._files = Threads("index files", 1)
         self._doubt_file = DoubtFile(path.with_suffix(".doubt"))
         self._doubt_is_written = False
+        self._writing_journal = asyncio.Lock()
         self.doubt = ""
         self.doubts_raised = 0
         self.machine_crashed = False
 
     async def start(self) -> None:
         """See :class:`proxy.storage.Index`."""
+        await self._files.run(self._journal.open)
         await self._db.open()
+        self._read_figures()
         ending, kept = self._db.ending, await self._files.run(self._doubt_file.read)
         self.doubt, self.machine_crashed = ending.doubt or kept, ending.machine_crashed
         self._doubt_is_written = bool(kept)
-        self.tag_count = self._db.figures.tags
+        if self.doubt and not self._media_types:
+            self._media_types = (await self._files.run(self._journal.read)).media_types
 
     async def aclose(self) -> None:
         """See :class:`proxy.storage.Index`."""
         await self.flush()
+        await self._flush_journal()
         await self._db.aclose(properly=not self.doubt or self._doubt_is_written)
         self._files.close()
 
+    def _fill(self, db: sqlite3.Connection) -> None:
+        """Runs in the thread that writes: what is known beside the content goes into a new index."""
+        facts = self._journal.read()
+        write_facts(db, facts)
+        self._media_types = facts.media_types
+
+    def _read_figures(self) -> None:
+        self._forget_names()
+        self._forget_answers()
+
     def _lost(self) -> None:
         self._forget_rows()
-        self._forget_names()
         self._forget_links()
+        self._forget_pins()
+        self._read_figures()
         self.doubt = self._db.ending.doubt
         self.doubts_raised += 1
 
@@ -68,8 +103,13 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
     async def settle_doubt(self, raised: int | None = None) -> None:
         """See :class:`proxy.storage.BlobRows`."""
         if raised is None or raised == self.doubts_raised:
-            self.doubt, self._doubt_is_written = "", False
+            await self._db.try_write(delete_rowless_links, None)
+            self.doubt, self._doubt_is_written, self._media_types = "", False, {}
             await self._files.run(self._doubt_file.remove)
+
+    def media_type_kept(self, digest: Digest) -> str | None:
+        """See :class:`proxy.storage.BlobRows`."""
+        return self._media_types.get(digest)
 
     # --- all parts ----------------------------------------------------------------------------------------------
 
@@ -83,8 +123,35 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
 
     async def flush(self) -> None:
         """See :class:`proxy.storage.BlobRows`."""
-        if not self.writable and not await self.probe():
+        if not await self._db.is_there() and not await self.probe():
             return
+        await finish(self._flush())
+
+    async def _flush(self) -> None:
         await self._write_names()
         await self._flush_uses()
         await self._flush_links()
+        await self._flush_pins()
+        await self._flush_journal()
+
+    async def _flush_journal(self) -> None:
+        """Append what is new, or write the whole of it anew; not while rows are missing that it has to know of."""
+        async with self._writing_journal:
+            lines = self._journal.take()
+            try:
+                is_due = self._journal.is_due and not self.doubt
+                if is_due and await self._db.read_whole(self._rewrite_journal, False):
+                    lines = []  # the new file has them
+                if lines:
+                    await self._files.run(self._journal.append, lines)
+            except OSError as error:
+                self._journal.give_back(lines)
+                if not self._journal_fails:  # one line when it begins
+                    self._events.emit(events.StorageFailed(operation="names.journal", reason=str(error)))
+                self._journal_fails = True
+            else:
+                self._journal_fails = False
+
+    def _rewrite_journal(self, db: sqlite3.Connection) -> bool:
+        self._journal.rewrite(select_facts(db))
+        return True

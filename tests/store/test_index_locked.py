@@ -1,0 +1,148 @@
+"""Another process holds the lock of the index: reads have their own way, and nothing that was to be written is lost."""
+
+import asyncio
+import contextlib
+import sqlite3
+
+from proxy import events
+from proxy.oci import Digest, Repository
+from proxy.storage import Answer, BlobEntry, TagEntry
+from proxy.store.index import SqliteIndex
+
+REPOSITORY = Repository.parse("library/locked")
+DIGEST = Digest.of(b"locked")
+TAG = TagEntry(DIGEST, "application/vnd.oci.image.manifest.v1+json", 10, 5.0)
+
+
+@contextlib.contextmanager
+def lock_held(path):
+    """As by a backup, or by sqlite3 in somebody's shell."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+def forget_what_is_in_memory(index):
+    index._blobs.clear()
+    index._tags.clear()
+    index._linked.clear()
+
+
+async def test_reads_do_not_wait_for_a_write_that_waits_for_the_lock(tmp_path):
+    path, seen = tmp_path / "index.sqlite3", []
+    bus = events.Events()
+    bus.subscribe(seen.append)
+    index = SqliteIndex(path, events=bus, busy_seconds=60)  # a write waits for as long as the lock is held
+    await index.start()
+    await index.add_blob(BlobEntry(DIGEST, 10, TAG.media_type, 1.0))
+    await index.put_tag(REPOSITORY, "1", TAG)
+    await index.put_answer("question", Answer(b"answer", "text", None, None, 1.0))
+    index.link(REPOSITORY, DIGEST)
+    await index.flush()
+    with lock_held(path):
+        moved = TAG._replace(digest=Digest.of(b"moved"), fetched_at=6.0)
+        writes = [asyncio.create_task(index.put_tag(REPOSITORY, "2", moved)), asyncio.create_task(index.flush())]
+        await asyncio.sleep(0)
+        forget_what_is_in_memory(index)
+        assert await index.tag(REPOSITORY, "1") == TAG
+        assert await index.tag(REPOSITORY, "2") == moved, "not written yet, and known"
+        assert (await index.blob(DIGEST)).size_bytes == 10
+        assert DIGEST in await index.stored([DIGEST])
+        assert (await index.answer("question")).body == b"answer"
+        assert [entry.digest for entry in await index.oldest(1)] == [DIGEST]
+        assert await index.repositories("", 5) == [REPOSITORY.name]
+        assert (await index.totals()).manifests == 1
+        assert not any(write.done() for write in writes)
+    await asyncio.gather(*writes)
+    assert {tag.name for tag in (await index.inventory()).tags} == {"1", "2"}
+    assert not any(isinstance(event, events.StorageFailed) for event in seen)
+    await index.aclose()
+
+
+async def test_a_locked_index_is_not_taken_for_a_broken_one(tmp_path):
+    path = tmp_path / "index.sqlite3"
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    await index.put_tag(REPOSITORY, "1", TAG)
+    await index.settle_doubt()
+    await index.aclose()
+    index = SqliteIndex(path, events=events.Events(), busy_seconds=0.01)
+    with lock_held(path):
+        await index.start()
+        assert not index.writable
+        assert await index.tag(REPOSITORY, "1") == TAG
+    await index.flush()
+    assert index.writable
+    await index.aclose()
+
+
+async def test_an_older_index_that_is_locked_is_opened_later(tmp_path):
+    from proxy.store.index import schema  # noqa: PLC0415
+
+    path = tmp_path / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(schema.SCHEMA_1 + "PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
+        db.execute("INSERT INTO tags VALUES (?, ?, ?, ?, ?, ?, ?)", (*REPOSITORY, "1", *TAG))
+        db.commit()
+    index = SqliteIndex(path, events=events.Events(), busy_seconds=0.01)
+    with lock_held(path):
+        await index.start()
+        assert (index.writable, await index.tag(REPOSITORY, "1")) == (False, None)
+        assert index.doubt
+        await index.flush()
+        assert not index.writable
+    await index.flush()
+    assert index.writable
+    assert await index.tag(REPOSITORY, "1") == TAG
+    await index.aclose()
+
+
+async def test_an_index_whose_file_was_removed_is_made_again(tmp_path):
+    path = tmp_path / "index.sqlite3"
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    await index.settle_doubt()
+    await index.put_tag(REPOSITORY, "1", TAG)
+    await index.add_blob(BlobEntry(DIGEST, 10, TAG.media_type, 1.0))
+    await index.flush()
+    for file in tmp_path.glob("index.sqlite3*"):
+        file.unlink()
+    await index.flush()
+    assert path.exists()
+    assert index.writable
+    assert index.doubt
+    assert await index.blob(DIGEST) is None
+    assert index.media_type_kept(DIGEST) == TAG.media_type
+    assert await index.tag(REPOSITORY, "1") == TAG
+    await index.aclose()
+
+
+async def test_an_index_that_cannot_be_written_at_all_is_read(tmp_path, monkeypatch):
+    """As on a read-only filesystem, where SQLite can make no log."""
+    path = tmp_path / "index.sqlite3"
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    await index.settle_doubt()
+    await index.put_tag(REPOSITORY, "1", TAG)
+    await index.add_blob(BlobEntry(DIGEST, 10, TAG.media_type, 1.0))
+    await index.aclose()
+    connect = sqlite3.connect
+
+    def read_only(name, **options):
+        if "immutable" not in str(name):
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(name, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    assert (index.writable, index.doubt) == (False, "")
+    assert await index.tag(REPOSITORY, "1") == TAG
+    assert (await index.blob(DIGEST)).media_type == TAG.media_type
+    assert (await index.totals()).manifests == 1
+    await index.flush()
+    assert index.blob_at_hand(DIGEST), "what is in memory stays there while it is tried again"
+    monkeypatch.undo()
+    await index.flush()
+    assert index.writable
+    await index.aclose()
