@@ -1,6 +1,7 @@
 """What every implementation of :class:`proxy.storage.Index` does."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -8,6 +9,8 @@ from proxy.contents import Pin
 from proxy.errors import IndexRefused
 from proxy.oci import Digest, Repository
 from proxy.storage import Answer, BlobEntry, TagEntry, Tally
+from proxy.store.index import names
+from proxy.store.index.links import LINKS_KEPT
 
 REPOSITORY, OTHER = Repository.parse("library/one"), Repository.parse("library/two")
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -183,6 +186,41 @@ async def test_answers_are_bounded_in_bytes_the_oldest_go(index):
     await index.put_answer("huge", Answer(b"x" * 20_000, "text", None, None, 99.0))
     assert await index.answer("huge") is None
     assert await index.answer("question 29") is not None, "one that is too large pushes out nothing"
+
+
+async def test_repositories_of_a_blob_are_bounded(index):
+    await index.add_blob(row(1))
+    for number in range(LINKS_KEPT + 20):
+        index.link(Repository.parse(f"made-up/{number}"), digest(1))
+        if number % 50 == 0:
+            await index.flush()
+    await index.flush()
+    assert len((await index.inventory()).links[digest(1)]) == LINKS_KEPT
+
+
+async def test_tags_are_bounded_pinned_ones_stay(index, monkeypatch):
+    monkeypatch.setattr(names, "TAGS_KEPT", 10)
+    await index.change_pins(add=[Pin(REPOSITORY, "0")])
+    for number in range(30):
+        await index.put_tag(REPOSITORY, str(number), tag(1, float(number)))
+        assert index.tag_count <= 10
+    left = {found.name for found in (await index.inventory()).tags}
+    assert {"0", "29"} <= left
+    assert "1" not in left
+    assert index.tag_count == len(left)
+    assert await index.tag(REPOSITORY, "1") is None
+
+
+async def test_what_cannot_be_written_down_keeps_nothing_else_waiting(index):
+    odd = tag(1, 1.0)._replace(media_type="application/\udcff", size_bytes=1 << 70)
+    await index.put_tag(REPOSITORY, "odd", odd)
+    await index.put_tag(REPOSITORY, "good", tag(1, 1.0))
+    await index.put_answer("odd", Answer(b"", "\udcff", None, None, 1.0))
+    with contextlib.suppress(IndexRefused):
+        await index.add_blob(row(2, media_type="\udcff"))
+    assert await index.tag(REPOSITORY, "odd") == odd
+    assert "good" in {found.name for found in (await index.inventory()).tags}
+    assert index.writable
 
 
 # --- pins ---------------------------------------------------------------------------------------------------------

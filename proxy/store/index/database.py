@@ -264,6 +264,8 @@ class Database:
             opened = self._opened
             try:
                 return await self._writer.run(self._with_writer, work, args)
+            except (UnicodeError, OverflowError) as error:  # what upstream sent is no text, or no such number
+                raise IndexRefused(f"the index cannot have it: {error}") from error
             except sqlite3.Error as error:
                 if not await self._failed("index", error, opened):
                     self._refused(error)

@@ -14,6 +14,9 @@ from proxy.store.index.part import KEPT_IN_MEMORY
 from proxy.store.index.rows import Rows
 from proxy.store.index.schema import transaction
 
+# Repositories of one blob: clients may make up names. Whoever shares a layer with more than that asks upstream.
+LINKS_KEPT = 256
+
 
 class Links(Rows):
     """See the module and :class:`proxy.storage.Names`."""
@@ -29,7 +32,7 @@ class Links(Rows):
         known = self._linked.get(digest)
         if known is None:
             known = self._linked[digest] = set()
-        if repository not in known:
+        if repository not in known and len(known) < LINKS_KEPT:
             known.add(repository)
             self._unwritten_links.setdefault(digest, set()).add(repository)
 
@@ -92,7 +95,9 @@ def _write_links(
     with transaction(db):
         for digest, repositories in links.items():
             if db.execute("SELECT 1 FROM blobs WHERE digest = ?", (digest,)).fetchone():
-                written[digest] = [where for where in repositories if db.execute(insert, (*where, digest)).rowcount]
+                count = db.execute("SELECT COUNT(*) FROM links WHERE digest = ?", (digest,)).fetchone()[0]
+                room = itertools.islice(repositories, max(0, LINKS_KEPT - count))
+                written[digest] = [where for where in room if db.execute(insert, (*where, digest)).rowcount]
     return written
 
 

@@ -14,7 +14,9 @@ from proxy.contents import Inventory, Pin, PinSummary, Stored, Tag
 from proxy.errors import IndexRefused
 from proxy.oci import Digest, Repository
 from proxy.storage import Answer, BlobEntry, Entry, TagEntry, Tally
+from proxy.store.index import names
 from proxy.store.index.answers import answer_bytes
+from proxy.store.index.links import LINKS_KEPT
 
 Name = tuple[Repository, str]
 
@@ -254,10 +256,15 @@ class MemoryIndex:
             if entry is not None:
                 self.saved.tags[name] = entry
         self._unwritten.clear()
+        while len(self.saved.tags) > names.TAGS_KEPT:
+            pinned = {(pin.repository, pin.target) for pin in self.saved.pins}
+            del self.saved.tags[min(self.saved.tags.keys() - pinned, key=lambda name: self.saved.tags[name].fetched_at)]
 
     def link(self, repository: Repository, digest: Digest) -> None:
         """See :class:`proxy.storage.Names`."""
-        self._unwritten_links.setdefault(digest, set()).add(repository)
+        buffered = self._unwritten_links.setdefault(digest, set())
+        if len(buffered | self.saved.links.get(digest, set())) < LINKS_KEPT:
+            buffered.add(repository)
 
     async def repositories(self, after: str, limit: int) -> list[str]:
         """See :class:`proxy.storage.Names`."""

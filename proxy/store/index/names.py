@@ -61,8 +61,9 @@ class Names(Part):
             return
         self._forgotten.pop(name, None)
         self._tags[name] = entry
-        self._unwritten[name] = entry
-        await self._write_names()
+        if _can_be_written(entry):
+            self._unwritten[name] = entry
+            await self._write_names()
         if name in self.pinned_tags and (known is None or known.digest != entry.digest):
             self.pins_changed.set()
 
@@ -110,6 +111,16 @@ class Names(Part):
                         del self._unwritten[name]
                     if name in written.older and self._tags.get(name) is entry:
                         del self._tags[name]
+                await self._drop_oldest()
+
+    async def _drop_oldest(self) -> None:
+        """Clients ask for tags, upstream has them all: their number is bounded, pinned ones stay."""
+        if self.tag_count <= TAGS_KEPT:
+            return
+        for name in await self._db.try_write(_delete_oldest, list[Name](), TAGS_KEPT // 100 + 1):
+            self._tags.pop(name, None)
+            self._journal.note("untag", *name[0], name[1])
+            self.tag_count -= 1
 
     def _forget_names(self) -> None:
         """Another index has taken the place of the one that these were read from."""
@@ -118,6 +129,17 @@ class Names(Part):
 
 
 _PAGE = 256  # others write meanwhile
+TAGS_KEPT = 100_000
+_INTEGER_MAX = (1 << 63) - 1
+
+
+def _can_be_written(entry: TagEntry) -> bool:
+    """Whether SQLite has a text and a number for it; one entry that it has none for would keep all others waiting."""
+    try:
+        entry.media_type.encode()
+    except UnicodeError:
+        return False
+    return entry.size_bytes <= _INTEGER_MAX
 
 
 def _select_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> TagEntry | None:
@@ -154,6 +176,20 @@ def _write_tags(db: sqlite3.Connection, tags: Mapping[Name, TagEntry | None], no
             if (known and known[:3]) != (entry and entry[:3]):
                 changed.append(name)
     return _Written(added, changed, older)
+
+
+def _delete_oldest(db: sqlite3.Connection, count: int) -> list[Name]:
+    with transaction(db):
+        rows = db.execute(
+            "SELECT registry, repository, tag FROM tags WHERE NOT EXISTS (SELECT 1 FROM pins WHERE "
+            "pins.registry = tags.registry AND pins.repository = tags.repository AND pins.target = tags.tag) "
+            "ORDER BY fetched_at LIMIT ?",
+            (count,),
+        ).fetchall()
+        names = [(Repository(registry, name), tag) for registry, name, tag in rows]
+        for name in names:
+            _delete_tag(db, *name)
+    return names
 
 
 def _delete_tag(db: sqlite3.Connection, repository: Repository, tag: str) -> int:
