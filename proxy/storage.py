@@ -241,6 +241,10 @@ class BlobRows(Protocol):
         """False after a write was refused, until :meth:`probe` succeeds: meanwhile rows are refused at once."""
 
     @property
+    def refusal(self) -> str:
+        """Why it refuses writes; "" while it does not."""
+
+    @property
     def clock(self) -> Clock:
         """Never before what is written down."""
 

@@ -196,3 +196,16 @@ async def test_an_index_that_breaks_while_it_runs_has_its_names_again(path):
         index._lost()
         assert {found.name for found in (await index.inventory()).tags} == {"1", "2", "4"}
         assert index.tag_count == 3
+
+
+async def test_an_index_whose_rows_are_not_found_yet_does_not_replace_the_journal(path):
+    async with opened(path) as index:
+        await index.add_blob(BlobEntry(digest(1), 10, MANIFEST, 1.0))
+    lose(path)
+    async with opened(path) as index:
+        index._journal._is_whole = False  # it is due
+        index.doubt = ""  # as between the loss and the moment that it is known
+        await index.flush()
+    lose(path)
+    async with opened(path) as index:
+        assert index.media_type_kept(digest(1)) == MANIFEST

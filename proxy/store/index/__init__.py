@@ -14,6 +14,7 @@
 
     database.py   the one owner of connections: reads, writes, recovery
     schema.py     its tables
+    files.py      whose its files are
     endings.py    how the last run ended, and what is in doubt
     journal.py    what is known beside the content, for when the file is lost; facts.py brings it in
 

@@ -15,6 +15,7 @@ from proxy import events
 from proxy.clock import Clock
 from proxy.errors import IndexRefused, StoreTooNew
 from proxy.store.index import endings, schema
+from proxy.store.index.files import open_file
 from proxy.threads import Threads
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ class Database:
 
     def _open_file(self) -> None:
         with contextlib.suppress(OSError):  # SQLite's own error says it better
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(open_file(self.path, os.O_RDWR))
         self._db = db = self._connect(str(self.path), self._busy_seconds)
         self._opened += 1
         self._in_memory, self._read_as = False, "mode=ro"
@@ -145,7 +146,7 @@ class Database:
         if not schema.get_meta(db, "filled"):
             with schema.transaction(db):
                 self._fill(db)
-                schema.set_meta(db, "filled", "yes")
+                schema.set_meta(db, "filled", "rows" if version else "names")
         return version == 0
 
     def _start_over(self, reason: str) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
+from proxy.store.index.files import open_file, sync_folder
 from proxy.store.index.schema import get_meta, set_meta
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -79,7 +80,7 @@ class DoubtFile:
     def write(self, reason: str) -> bool:
         """Write it down; whether the disk has it."""
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = open_file(self._path, os.O_WRONLY | os.O_TRUNC)
             try:
                 os.write(fd, reason[:_REASON_CHARACTERS].encode(errors="replace"))
                 os.fsync(fd)
@@ -95,12 +96,3 @@ class DoubtFile:
         with contextlib.suppress(OSError):
             self._path.unlink()
             sync_folder(self._path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Write down which files are in *folder*. Blocks."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -20,7 +20,7 @@ from proxy.contents import Pin
 from proxy.errors import RegistryCacheError
 from proxy.oci import Digest, Repository
 from proxy.storage import TagEntry
-from proxy.store.index.endings import sync_folder
+from proxy.store.index.files import open_file, sync_folder
 
 Name = tuple[Repository, str]
 
@@ -135,7 +135,7 @@ class Journal:
             OSError: nothing of it is there.
         """
         data = b"".join(lines)
-        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_file(self._path, os.O_RDWR | os.O_APPEND)
         try:
             size_bytes = os.fstat(fd).st_size
             if size_bytes and os.pread(fd, 1, size_bytes - 1) != b"\n":
@@ -157,7 +157,7 @@ class Journal:
             OSError: it stays what it was.
         """
         new = self._path.with_name(self._path.name + ".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = open_file(new, os.O_WRONLY | os.O_TRUNC)
         try:
             for piece in _pieces([(_WHOLE,)], facts):
                 _write_all(fd, piece)

@@ -44,6 +44,9 @@ SCHEMA_3 = "ALTER TABLE history ADD COLUMN evicted_bytes INTEGER NOT NULL DEFAUL
 SCHEMAS = (SCHEMA_1, SCHEMA_2, SCHEMA_3)  # each brings an older index one version further
 SCHEMA_VERSION = len(SCHEMAS)
 
+# The key "filled" of ``meta`` is "names" in an index that was filled from the journal, until its rows are found again
+# ("rows"): until then the journal knows more than it.
+
 # What counts of a row of ``answers``.
 ANSWER_BYTES = "LENGTH(key) + LENGTH(body) + COALESCE(LENGTH(link), 0)"
 

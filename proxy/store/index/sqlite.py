@@ -15,6 +15,7 @@ from proxy.store.index.journal import Journal
 from proxy.store.index.ledger import Ledger
 from proxy.store.index.links import Links, delete_rowless_links
 from proxy.store.index.pins import Pins, select_inventory
+from proxy.store.index.schema import get_meta, set_meta
 from proxy.threads import Threads, finish
 
 ANSWERS_MAX_BYTES = 64 * 1024 * 1024
@@ -79,7 +80,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         self._forget_links()
         self._forget_pins()
         self._read_figures()
-        self.doubt = self._db.ending.doubt
+        self.doubt = self._db.ending.doubt or self.doubt
         self.doubts_raised += 1
 
     # --- doubt --------------------------------------------------------------------------------------------------
@@ -88,6 +89,11 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
     def writable(self) -> bool:
         """See :class:`proxy.storage.BlobRows`."""
         return self._db.writable
+
+    @property
+    def refusal(self) -> str:
+        """See :class:`proxy.storage.BlobRows`."""
+        return self._db.refusal
 
     async def probe(self) -> bool:
         """See :class:`proxy.storage.BlobRows`."""
@@ -103,7 +109,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
     async def settle_doubt(self, raised: int | None = None) -> None:
         """See :class:`proxy.storage.BlobRows`."""
         if raised is None or raised == self.doubts_raised:
-            await self._db.try_write(delete_rowless_links, None)
+            await self._db.try_write(_rows_are_found, None)
             self.doubt, self._doubt_is_written, self._media_types = "", False, {}
             await self._files.run(self._doubt_file.remove)
 
@@ -153,5 +159,12 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
                 self._journal_fails = False
 
     def _rewrite_journal(self, db: sqlite3.Connection) -> bool:
+        if get_meta(db, "filled") != "rows":
+            return False
         self._journal.rewrite(select_facts(db))
         return True
+
+
+def _rows_are_found(db: sqlite3.Connection) -> None:
+    delete_rowless_links(db)
+    set_meta(db, "filled", "rows")
