@@ -66,7 +66,7 @@ _GROUPS = {
     "The service": ("listen", "log_format", "log_level", "shutdown_grace", "max_connections", "client_timeout"),
     "The disk": ("cache_dir", "max_size", "min_free", "scrub_rate"),
     "Upstream and the account": (
-        "upstream", "username", "password_file", "ca_file", "trusted_realms", "anonymous_fallback",
+        "upstream", "username", "password_file", "ca_file", "trusted_realms", "private_hosts", "anonymous_fallback",
     ),
     "Tags": ("tag_ttl", "stale_timeout", "keep_deleted_tags"),
     "Fetching": (

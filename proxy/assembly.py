@@ -24,8 +24,8 @@ from proxy.store.index import ANSWERS_MAX_BYTES, SqliteIndex
 from proxy.store.lock import DirectoryLock
 from proxy.store.scrub import Scrubber
 from proxy.threads import Threads
-from proxy.upstream.auth import Authenticator, Credential, RealmTrust
 from proxy.upstream.client import Upstream, tls_context
+from proxy.upstream.credential import Credential
 from proxy.upstream.resilience import backoff_seconds
 from proxy.web.admin import Admin, listening
 from proxy.web.app import Server
@@ -200,17 +200,13 @@ def build_upstream(settings: Settings, bus: events.Events) -> Upstream:
     credential = None
     if settings.username and settings.password_file:
         credential = Credential(settings.username, settings.password_file)
-    trust = RealmTrust(settings.upstream, settings.trusted_realms)
     return Upstream(
         settings.upstream,
         tls=tls_context(settings.ca_file),
-        authenticator=lambda fetch: Authenticator(
-            credential=credential,
-            trust=trust,
-            anonymous_fallback=settings.anonymous_fallback,
-            fetch=fetch,
-            events=bus,
-        ),
+        credential=credential,
+        trusted_realms=settings.trusted_realms,
+        anonymous_fallback=settings.anonymous_fallback,
+        private_hosts=settings.private_hosts,
         connect_timeout_seconds=settings.connect_timeout,
         read_timeout_seconds=settings.read_timeout,
         # Flights, as many direct streams, what is fetched ahead, and further connections of large blobs.

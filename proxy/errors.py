@@ -107,11 +107,13 @@ class UpstreamError(RegistryCacheError):
 
     Args:
         retry_in_seconds: nothing will be sent before; 0 when another try may be made at once.
+        told_seconds: what a client is told instead, where upstream named no time: some wait for as long as it takes.
     """
 
-    def __init__(self, message: str, *, retry_in_seconds: float = 0.0) -> None:
+    def __init__(self, message: str, *, retry_in_seconds: float = 0.0, told_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_in_seconds = retry_in_seconds
+        self.told_seconds = retry_in_seconds if told_seconds is None else told_seconds
 
 
 class OriginDown(UpstreamError):
@@ -122,12 +124,26 @@ class RateLimited(UpstreamError):
     """Upstream said 429; ``retry_in_seconds`` is how long nothing should be asked of it."""
 
 
+class UpstreamRefused(UpstreamError):
+    """Upstream refused the question (another 4xx), or its no is not in a registry's words: passed on, not believed.
+
+    Args:
+        status: upstream's.
+        code: upstream's, or what the status is called in the OCI distribution spec.
+    """
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
 class RangeRefused(UpstreamError):
     """Upstream was asked for a part of a blob and answered with neither that part nor the whole: ask for the whole."""
 
 
 class HeadRefused(UpstreamError):
-    """Upstream does not answer HEAD here (400, 403, 405, 501): a GET may be answered."""
+    """Upstream does not answer HEAD as it may answer GET (refused, a no that may be another's, a body): ask by GET."""
 
 
 class UpstreamBusy(UpstreamError):

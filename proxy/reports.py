@@ -123,7 +123,7 @@ class Reports:
 
     def _upstream_figures(self) -> UpstreamFigures:
         upstream, quota = self._upstream, self._upstream.limits.quota
-        down = [breaker.origin for breaker in upstream.breakers.values() if breaker.is_open]
+        down = upstream.breakers.down
         limited = max(upstream.limits.pulls.closed_for_seconds, upstream.limits.requests.closed_for_seconds)
         return UpstreamFigures(
             reachable=not down,

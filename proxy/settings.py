@@ -192,6 +192,11 @@ class Settings(BaseSettings):
     trusted_realms: Words = Field(
         [], description="Hosts that may be sent the credential beside upstream's own host and domain."
     )
+    private_hosts: Words = Field(
+        [],
+        description="Hosts on private addresses that upstream may redirect to, or name as its token service; needed "
+        "where upstream itself is public.",
+    )
     anonymous_fallback: bool = Field(
         False, description="Go on without the account when upstream rejects the credential."
     )

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from proxy import registry2
 from proxy.errors import SettingsError
 from proxy.settings import load_settings, not_honoured
-from proxy.upstream.auth import Credential
+from proxy.upstream.credential import Credential
 
 SECRET = "dckr_pat_very-secret"  # the look of a Docker Hub token
 

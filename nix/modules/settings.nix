@@ -32,6 +32,7 @@ in
     upstream = setting types.str "https://registry-1.docker.io" "The registry that misses are fetched from. Default: Docker Hub.";
     ca_file = setting types.str "/etc/ssl/internal-ca.pem" "PEM file of certificate authorities to trust beside the system's.";
     trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent the credential beside upstream's own host and domain.";
+    private_hosts = setting (types.listOf types.str) [ "blobs.internal" ] "Hosts on private addresses that upstream may redirect to, or name as its token service; needed where upstream itself is public.";
     anonymous_fallback = setting types.bool true "Whether to go on without the account when upstream rejects the credential. Default: false.";
     hosts = setting (types.listOf types.str) [ "cache.example.org" ] "Names by which clients call the cache, beside localhost and addresses. Default: on loopback no others, elsewhere any.";
     tag_ttl = setting duration "1h" "How long a tag is served without asking upstream again. Default: 15m.";

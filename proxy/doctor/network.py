@@ -15,6 +15,7 @@ from proxy.errors import (
     CredentialRefused,
     EngineError,
     EngineUnreachable,
+    HeadRefused,
     RateLimited,
     RegistryCacheError,
     SettingsError,
@@ -134,7 +135,9 @@ async def account(settings: Settings, image: str) -> AsyncIterator[Check]:
         await client.aclose()
 
 
-async def _credential(client: Upstream, watch: _Watch, settings: Settings, image: str) -> Check:
+async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
+    client: Upstream, watch: _Watch, settings: Settings, image: str
+) -> Check:
     who = f"as {settings.username}" if settings.username and settings.password_file else "anonymously"
     name = Name.parse(image)
     try:
@@ -144,15 +147,21 @@ async def _credential(client: Upstream, watch: _Watch, settings: Settings, image
     except RateLimited as error:
         remedy = "wait, or use an account with a higher limit; cached images are served meanwhile"
         return Check("quota", "broken", f"upstream limits us: {error}", remedy)
+    except HeadRefused as error:
+        return _not_for(image, who, error)
     except UpstreamError as error:
         if watch.token_status not in (None, 200):
             remedy = "is the token service's host (auth.docker.io for Docker Hub) allowed by the firewall?"
             return Check("token service", "broken", str(error), remedy)
         return Check("credential", "broken", f"upstream does not answer: {error}", "try again; see status.docker.com")
     except RegistryCacheError as error:
-        text = f"upstream answers {who}, but not for {image}: {error}"
-        return Check("credential", "warning", text, "name an image that the account may pull with --image")
+        return _not_for(image, who, error)
     return Check("credential", "ok", f"upstream answers {who}")
+
+
+def _not_for(image: str, who: str, error: RegistryCacheError) -> Check:
+    text = f"upstream answers {who}, but not for {image}: {error}"
+    return Check("credential", "warning", text, "name an image that the account may pull with --image")
 
 
 def _quota(quota: Quota) -> Check:

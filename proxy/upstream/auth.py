@@ -5,86 +5,43 @@ else. Source: distribution docs, "Token Authentication Specification".
 """
 
 import asyncio
-import base64
-import functools
 import time
-import urllib.request
-from collections.abc import Awaitable, Callable, Collection
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
-import aiofiles
-import msgspec
 from cachetools import LRUCache, TLRUCache
-from publicsuffixlist import PublicSuffixList
 
 from proxy import events
-from proxy.errors import CredentialRefused, Unauthorized, UpstreamError
+from proxy.errors import NameUnknown, RateLimited, UpstreamError
 from proxy.singleflight import SingleFlight
+from proxy.upstream.account import Account
+from proxy.upstream.ask import Ask
+from proxy.upstream.challenges import Challenge
+from proxy.upstream.credential import RealmTrust
+from proxy.upstream.redact import Redactor
+from proxy.upstream.redirected import REDIRECTS, check_downgrade
+from proxy.upstream.tokens import parse_token
+from proxy.upstream.urls import joined, origin_of
 
-_DEFAULT_TOKEN_SECONDS = 60.0
-# A token is left this long before it expires: the request it is for has to arrive in time.
-_EXPIRY_MARGIN_SECONDS = 10.0
-# Hub locks an account for about ten minutes after repeated login failures (hub-feedback#2201).
-REJECTED_SECONDS = 900.0
-_SECRET_MAX_BYTES = 64 * 1024
-
-
-class Credential(NamedTuple):
-    """The account for upstream; the secret is read when it is needed, so that a rotated one is picked up."""
-
-    username: str
-    password_file: Path
-
-    async def basic(self) -> str:
-        """The value of an ``Authorization: Basic`` header.
-
-        Raises:
-            CredentialRefused: there is no readable secret in the file.
-        """
-        try:
-            async with aiofiles.open(self.password_file, "rb") as file:
-                secret = (await file.read(_SECRET_MAX_BYTES)).strip()
-        except OSError as error:
-            raise CredentialRefused(f"PASSWORD_FILE {self.password_file}: {error.strerror}") from error
-        if not secret:
-            raise CredentialRefused(f"PASSWORD_FILE {self.password_file} is empty")
-        return "Basic " + base64.b64encode(self.username.encode() + b":" + secret).decode()
+_MAX_REDIRECTS = 3
+# A token that is younger and yet refused is not refused for its age.
+_FRESH_SECONDS = 5.0
+_MAX_CANDIDATES = 3
+_SCHEMES = ("bearer", "basic")  # in the order of preference
 
 
-class Challenge(NamedTuple):
-    """A parsed ``WWW-Authenticate`` header."""
+class _Key(NamedTuple):
+    """What a token is for, and whose it is."""
 
-    scheme: str  # lower case
-    realm: str
-    service: str
-    scope: str
-    error: str
-
-    @classmethod
-    def parse(cls, header: str) -> "Challenge | None":
-        """The challenge, or None where it makes no sense."""
-        scheme, _, rest = header.strip().partition(" ")
-        try:
-            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
-        except (ValueError, IndexError):
-            return None
-        values = [fields.get(name, "") for name in ("realm", "service", "scope", "error")]
-        return cls(scheme.lower(), *values)
-
-
-class _RawToken(msgspec.Struct):
-    token: str = ""
-    access_token: str = ""
-    expires_in: float = _DEFAULT_TOKEN_SECONDS
-    issued_at: str = ""
+    challenge: Challenge
+    with_account: bool
 
 
 class _Token(NamedTuple):
     header: str
-    expires_at: float  # monotonic seconds
+    received_at: float  # monotonic seconds
+    expires_at: float
 
 
 class TokenReply(NamedTuple):
@@ -92,82 +49,51 @@ class TokenReply(NamedTuple):
 
     status: int
     body: bytes
+    location: str = ""
+    retry_in_seconds: float = 0.0
 
 
-class RealmTrust:
-    """Which hosts may see the credential.
-
-    Upstream's own host on any port, hosts that share its registrable domain, and hosts that are named.
-    """
-
-    def __init__(self, upstream: str, trusted_hosts: Collection[str]) -> None:
-        parts = urlsplit(upstream)
-        self._host = (parts.hostname or "").lower()
-        self._scheme = parts.scheme
-        self._trusted = {host.lower() for host in trusted_hosts}
-
-    @functools.cached_property
-    def _suffixes(self) -> PublicSuffixList:
-        return PublicSuffixList()  # reads ten thousand rules, 36 ms: not while the cache starts
-
-    def allows(self, realm: str) -> bool:
-        """Whether *realm* (a URL) may be sent the credential. Not on the event loop: the first call takes a while."""
-        try:
-            parts = urlsplit(realm)
-        except ValueError:
-            return False
-        host = (parts.hostname or "").lower()
-        if not host or parts.scheme not in ("https", "http") or (parts.scheme == "http" and self._scheme != "http"):
-            return False
-        if host == self._host or host in self._trusted or parts.netloc.lower() in self._trusted:
-            return True
-        ours, theirs = self._domain(self._host), self._domain(host)
-        return ours is not None and ours == theirs
-
-    def _domain(self, host: str) -> str | None:
-        if host.replace(".", "").isdecimal() or ":" in host:
-            return None  # an address has no domain
-        domain: str | None = self._suffixes.privatesuffix(host, accept_unknown=False)
-        return domain
+# GET of a token URL with the given ``Authorization`` header, or without one.
+FetchToken = Callable[[str, str | None], Awaitable[TokenReply]]
 
 
 class Authenticator:
-    """Answers challenges, and remembers tokens until shortly before they expire.
-
-    Args:
-        fetch: GET of a token URL with the given ``Authorization`` header, or without one.
-    """
+    """Answers challenges, and remembers tokens until shortly before they expire."""
 
     def __init__(
         self,
         *,
-        credential: Credential | None,
+        account: Account,
         trust: RealmTrust,
-        anonymous_fallback: bool,
-        fetch: Callable[[str, str | None], Awaitable[TokenReply]],
+        fetch: FetchToken,
+        ping: Callable[[str | None], Awaitable[tuple[int, list[Challenge]]]],
+        redactor: Redactor,
         events: events.Events,
     ) -> None:
-        self._credential = credential
+        self._account = account
         self._trust = trust
-        self._anonymous_fallback = anonymous_fallback
         self._fetch = fetch
+        self._ping = ping
+        self._redactor = redactor
         self._events = events
-        self._tokens: TLRUCache[Challenge, _Token] = TLRUCache(
+        self._tokens: TLRUCache[_Key, _Token] = TLRUCache(
             4096, ttu=lambda _key, token, _now: token.expires_at, timer=time.monotonic
         )
-        self._challenges: LRUCache[str, Challenge] = LRUCache(4096)
+        self._challenges: LRUCache[str, Challenge] = LRUCache(4096)  # that worked, by repository
         self._template: tuple[str, Challenge] | None = None
+        self._elsewhere: LRUCache[tuple[str, str], _Key] = LRUCache(1024)  # by origin and repository
         self._fetching: SingleFlight[_Token] = SingleFlight()
-        self._rejected: tuple[str, float] | None = None  # the Basic header that was rejected, until (monotonic)
 
     @property
     def credential_rejected(self) -> bool:
-        """Whether the token service refused the configured account when it was last asked."""
-        return self._rejected is not None
+        """Whether the configured account was refused when it was last used."""
+        return self._account.is_rejected
 
     async def aclose(self) -> None:
         """Stop token requests that nobody waits for any more."""
         await self._fetching.aclose()
+
+    # --- upstream's own -----------------------------------------------------------------------------------------
 
     async def header(self, repository: str) -> str | None:
         """The ``Authorization`` that upstream is expected to want for *repository*; None when it has not said yet.
@@ -178,104 +104,171 @@ class Authenticator:
         if challenge is None and self._template is not None:
             known, template = self._template
             challenge = template._replace(scope=template.scope.replace(f":{known}:", f":{repository}:"))
-        return await self._answer(challenge) if challenge is not None else None
+        return await self.answer(challenge, []) if challenge is not None else None
 
-    async def answer(self, header: str, repository: str, *, refused: str | None) -> str | None:
-        """The ``Authorization`` that answers the challenge *header*; None when there is none to give.
+    def candidates(self, challenges: Iterable[Challenge], ask: Ask, sent: str | None) -> list[Challenge]:
+        """What may answer a 401, in the order to try; one that is there twice gets a second fresh token.
 
-        Args:
-            refused: the header that was sent, if any: its token is worth nothing any more.
+        The challenge that worked before comes first: after its token has expired, some registries name a realm that
+        refuses everybody (nvcr.io).
+        """
+        offered = [_keyed(challenge, ask.repository) for challenge in challenges if challenge.scheme in _SCHEMES]
+        offered.sort(key=lambda challenge: _SCHEMES.index(challenge.scheme))
+        known = self._challenges.get(ask.repository)
+        was_fresh = sent is not None and self._is_fresh(sent)
+        if known is not None:
+            offered.insert(0, known)
+        found = list(dict.fromkeys(offered))[:_MAX_CANDIDATES]
+        if len(found) == 1 and ask.method != "HEAD" and not was_fresh and found[0].scheme == "bearer":
+            found.append(found[0])
+        return found
+
+    async def answer(self, challenge: Challenge, tried: Sequence[str]) -> str | None:
+        """The ``Authorization`` that answers *challenge* and is not among *tried*; None when there is none to give.
 
         Raises:
-            CredentialRefused: the token service does not accept the account.
+            CredentialRefused: the account is not accepted.
+            NameUnknown, Denied: the token service gives none for this name.
             UpstreamError: the token service does not answer as it should.
         """
-        challenge = Challenge.parse(header)
-        if challenge is None or challenge.scheme not in ("bearer", "basic"):
-            return None
-        key = challenge._replace(error="")
-        cached = self._tokens.get(key)
-        if cached is not None and cached.header == refused:
-            self._tokens.pop(key, None)
-        authorization = await self._answer(key)
-        if authorization == refused:
-            return None
-        self._challenges[repository] = key
-        if f":{repository}:" in key.scope:
-            self._template = (repository, key)
-        return authorization
-
-    async def _answer(self, challenge: Challenge) -> str | None:
         if challenge.scheme == "basic":
             # The registry itself asks: that is upstream's own host, which the credential is for.
-            return await self._basic_unless_rejected()
-        token = self._tokens.get(challenge)
+            basic = await self._account.basic()
+            return None if basic in tried else basic
+        key = _Key(challenge, with_account=True)
+        cached = self._tokens.get(key)
+        if cached is not None and cached.header in tried:
+            self._tokens.pop(key, None)
+        header = await self._bearer(key)
+        return None if header in tried else header
+
+    def worked(self, repository: str, challenge: Challenge) -> None:
+        """Upstream accepted what answered *challenge*."""
+        self._challenges[repository] = challenge
+        if f":{repository}:" in challenge.scope or challenge.scheme == "basic":
+            self._template = (repository, challenge)
+
+    async def refused(self, tried: Sequence[str]) -> None:
+        """Upstream accepts none of *tried*: whether that is the account's fault is found out here.
+
+        Raises:
+            CredentialRefused: it is.
+        """
+        basic = next((header for header in tried if header.startswith("Basic ")), None)
+        if basic is not None:
+            await self._account.refused_by_registry(basic, lambda: self._login_works_by_basic(basic))
+
+    async def _login_works_by_basic(self, basic: str) -> bool:
+        status, _ = await self._ping(basic)
+        return status != 401  # noqa: PLR2004 -- HTTP
+
+    def _is_fresh(self, header: str) -> bool:
+        now = time.monotonic()
+        return any(
+            token.header == header and now - token.received_at < _FRESH_SECONDS for token in self._tokens.values()
+        )
+
+    # --- other hosts --------------------------------------------------------------------------------------------
+
+    def known_elsewhere(self, ask: Ask) -> str | None:
+        """The ``Authorization`` that the host of *ask* accepted before for this repository."""
+        key = self._elsewhere.get((origin_of(ask.url), ask.repository))
+        token = self._tokens.get(key) if key is not None else None
+        return token.header if token is not None else None
+
+    async def answer_elsewhere(self, challenges: Iterable[Challenge], ask: Ask) -> str | None:
+        """The ``Authorization`` for a host that upstream redirects to; None when there is none to give.
+
+        The account goes there only if that host is trusted with it. Else one anonymous token is asked for, of a token
+        service that belongs to that host.
+        """
+        bearers = [_keyed(challenge, ask.repository) for challenge in challenges if challenge.scheme == "bearer"]
+        if not bearers:
+            return None
+        trusted = await asyncio.to_thread(self._trust.allows, ask.url)
+        if not trusted and not await asyncio.to_thread(RealmTrust(ask.url).allows, bearers[0].realm):
+            return None
+        key = _Key(bearers[0], with_account=trusted)
+        self._tokens.pop(key, None)
+        header = await self._bearer(key)
+        self._elsewhere[origin_of(ask.url), ask.repository] = key
+        return header
+
+    # --- tokens -------------------------------------------------------------------------------------------------
+
+    async def _bearer(self, key: _Key) -> str:
+        token = self._tokens.get(key)
         if token is None:
-            token = (await self._fetching.do(challenge, lambda: self._token(challenge))).value
+            token = (await self._fetching.do(key, lambda: self._token(key))).value
         return token.header
 
-    async def _basic_unless_rejected(self) -> str | None:
-        if self._credential is None:
-            return None
-        basic = await self._credential.basic()
-        if self._rejected is not None:
-            header, until = self._rejected
-            if header == basic and time.monotonic() < until:
-                if self._anonymous_fallback:
-                    return None
-                raise CredentialRefused(
-                    f"upstream rejected the credential of {self._credential.username!r}: "
-                    "check USERNAME and PASSWORD_FILE; it is tried again when the file changes or some minutes later"
-                )
-        return basic
-
-    async def _token(self, challenge: Challenge) -> _Token:
-        basic = await self._basic_unless_rejected()
-        if basic is not None and not await asyncio.to_thread(self._trust.allows, challenge.realm):
-            self._events.emit(events.CredentialWithheld(realm=challenge.realm[:300]))
-            basic = None
-        query = {name: value for name in ("service", "scope") if (value := getattr(challenge, name))}
-        url = challenge.realm + ("&" if "?" in challenge.realm else "?") + urlencode(query)
-        reply = await self._fetch(url, basic)
-        if reply.status in (401, 403) and basic is not None and self._credential is not None:
-            self._rejected = (basic, time.monotonic() + REJECTED_SECONDS)
-            self._events.emit(
-                events.CredentialRejected(
-                    realm=challenge.realm,
-                    username=self._credential.username,
-                    message=reply.body[:200].decode(errors="replace"),
-                    retry_in_seconds=REJECTED_SECONDS,
-                )
-            )
-            await self._basic_unless_rejected()  # raises, unless anonymous access is to be tried
-            reply = await self._fetch(url, None)
-        elif reply.status == 200 and basic is not None:  # noqa: PLR2004 -- HTTP
-            self._rejected = None
-        token = self._tokens[challenge] = _parse_token(reply)
+    async def _token(self, key: _Key) -> _Token:
+        basic = await self._account.basic() if key.with_account else None
+        if basic is not None and key.challenge.scope:
+            self._account.check_scope(key.challenge.scope)
+        reply, was_sent = await self._ask_realm(key.challenge, basic)
+        if was_sent and basic is not None:
+            if reply.status == 401:  # noqa: PLR2004 -- HTTP
+                self._account.reject(basic, key.challenge.realm, reply.body)
+                reply, _ = await self._ask_realm(key.challenge, await self._account.basic())
+            elif reply.status == 403:  # noqa: PLR2004 -- HTTP
+                await self._account.refused_scope(key.challenge, basic, reply.body, self._login_works)
+                reply, _ = await self._ask_realm(key.challenge, await self._account.basic())
+            elif reply.status == 200:  # noqa: PLR2004 -- HTTP
+                self._account.accepted()
+        token = self._tokens[key] = self._parsed(reply)
         return token
 
+    async def _login_works(self, basic: str) -> bool:
+        """Whether the account gets a token as ``docker login`` asks for one: for no name at all."""
+        status, challenges = await self._ping(None)
+        bearer = next((challenge for challenge in challenges if challenge.scheme == "bearer"), None)
+        if bearer is None:
+            return status != 401  # noqa: PLR2004 -- HTTP
+        reply, _ = await self._ask_realm(bearer._replace(scope="", error=""), basic)
+        if reply.status not in (200, 401, 403):
+            raise UpstreamError(f"the token service answered {reply.status}")
+        return reply.status == 200  # noqa: PLR2004 -- HTTP
 
-def _parse_token(reply: TokenReply) -> _Token:
-    if reply.status in (401, 403):
-        raise Unauthorized("the token service refuses anonymous access")
-    if reply.status != 200:  # noqa: PLR2004 -- HTTP
-        raise UpstreamError(f"the token service answered {reply.status}")
-    try:
-        raw = msgspec.json.decode(reply.body, type=_RawToken)
-    except msgspec.MsgspecError as error:
-        raise UpstreamError(f"the token service sent no token: {error}") from error
-    token = raw.token or raw.access_token
-    if not token or not token.isascii() or not token.isprintable():
-        raise UpstreamError("the token service sent no token")
-    seconds = raw.expires_in - _age_seconds(raw.issued_at)
-    # Clocks differ: a token that seems to be expired on arrival is used once more for the request it was fetched for.
-    seconds = max(seconds - _EXPIRY_MARGIN_SECONDS, seconds / 2, 1.0)
-    return _Token(f"Bearer {token}", time.monotonic() + seconds)
+    async def _ask_realm(self, challenge: Challenge, basic: str | None) -> tuple[TokenReply, bool]:
+        """The token service's answer, and whether *basic* was sent to whoever gave it."""
+        query = {name: value for name in ("service", "scope") if (value := getattr(challenge, name))}
+        url = joined(challenge.realm, challenge.realm) if challenge.realm else ""
+        if not url:
+            raise UpstreamError("upstream's challenge does not say where a token can be had")
+        url += ("&" if "?" in url else "?") + urlencode(query) if query else ""
+        for _ in range(_MAX_REDIRECTS):
+            sent = basic if basic is not None and await self._may_see(url) else None
+            reply = await self._fetch(url, sent)
+            if reply.status not in REDIRECTS or not reply.location:
+                return reply, sent is not None
+            after = joined(url, reply.location)
+            check_downgrade(url, after)
+            url = after
+        raise UpstreamError(f"the token service redirects more than {_MAX_REDIRECTS} times")
+
+    async def _may_see(self, url: str) -> bool:
+        if await asyncio.to_thread(self._trust.allows, url):
+            return True
+        self._events.emit(events.CredentialWithheld(realm=url.partition("?")[0][:300]))
+        return False
+
+    def _parsed(self, reply: TokenReply) -> _Token:
+        if reply.status == 429:  # noqa: PLR2004 -- HTTP
+            raise RateLimited("the token service limits us", retry_in_seconds=max(1.0, reply.retry_in_seconds))
+        if reply.status in (401, 403):
+            raise NameUnknown("no such image, or one that nobody may read without an account: set USERNAME")
+        if reply.status != 200:  # noqa: PLR2004 -- HTTP
+            raise UpstreamError(f"the token service answered {reply.status}")
+        token = parse_token(reply.body)
+        self._redactor.learn(token.value)
+        now = time.monotonic()
+        return _Token(f"Bearer {token.value}", now, now + token.seconds)
 
 
-def _age_seconds(issued_at: str) -> float:
-    try:
-        age = time.time() - datetime.fromisoformat(issued_at).timestamp()
-    except ValueError:
-        return 0.0
-    return min(max(0.0, age), 3600.0)
+def _keyed(challenge: Challenge, repository: str) -> Challenge:
+    """*challenge* as a key: without what is only said in passing, and with a scope where none is told."""
+    scope = challenge.scope
+    if challenge.scheme == "bearer" and not scope.strip() and repository:
+        scope = f"repository:{repository}:pull"
+    return challenge._replace(scope=scope, error="")

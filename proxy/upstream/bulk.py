@@ -7,10 +7,10 @@ pools, proxies and TLS.
 
 import contextlib
 import functools
+import http.client
 import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,14 @@ import urllib3
 from proxy.errors import UpstreamError
 from proxy.storage import Piece
 from proxy.threads import Threads
+from proxy.upstream.addresses import AddressRefused, AddressRules
+from proxy.upstream.ask import Ask
+from proxy.upstream.forward import ForwardProxy, proxy_for
+from proxy.upstream.headers import Headers, content_length
+from proxy.upstream.redact import Redactor
+from proxy.upstream.reply import SHORT_MAX_BYTES
+from proxy.upstream.urls import path_and_query
+from proxy.upstream.wire import CALL, Call, OpenSockets, drop_idle, pools, shut
 
 READ_MAX_BYTES = 1024 * 1024
 # A body of up to this size comes with the head, in one hop to a thread: challenges, redirects, configs.
@@ -31,6 +39,7 @@ _FIRST_MAX_BYTES = 64 * 1024
 # How long a read gathers bytes behind its first ones: fewer hops between threads, and readers still see them in time.
 _GATHER_SECONDS = 0.02
 _STALLED = "the transfer stalled for longer than the read timeout"
+_FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 
 
 class BulkReply:
@@ -39,9 +48,18 @@ class BulkReply:
     Blocks when it is made: in a thread.
     """
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, threads: Threads, *, read_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        threads: Threads,
+        *,
+        read_timeout_seconds: float,
+        explain: Callable[[Exception], str],
+    ) -> None:
         self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
+        self.headers = Headers(response.headers.items())
+        self._explain = explain
+        self._connection = getattr(response, "connection", None)
         self._response = response
         self._threads = threads
         self._read_timeout_seconds = read_timeout_seconds
@@ -52,8 +70,8 @@ class BulkReply:
         self._buffer = memoryview(b"")
         self._ahead: list[Piece] = []  # what comes next, with b"" for the end
         self._interrupted = False
-        length = self.headers.get("content-length", "")
-        if length.isdecimal() and int(length[:9]) <= _WITH_HEAD_BYTES:
+        length = content_length(self.headers)
+        if length is not None and length <= _WITH_HEAD_BYTES:
             with contextlib.suppress(UpstreamError):  # the first read() meets it again
                 self._ahead.append(self._next())
                 if getattr(response, "length_remaining", None) == 0:
@@ -67,7 +85,7 @@ class BulkReply:
         """
         if self._ahead:
             return self._ahead.pop(0)
-        return await self._threads.run_interruptible(self._next, interrupt=self._interrupt)
+        return await self._threads.run_interruptible(self._next, interrupt=self.interrupt)
 
     async def drain(self, take: Callable[[Piece], None]) -> None:
         """Hand the rest of the body to *take*, piece by piece, in the thread that receives it.
@@ -83,7 +101,7 @@ class BulkReply:
             while not self._interrupted and (piece := self._ahead.pop(0) if self._ahead else self._next()):
                 take(piece)
 
-        await self._threads.run_interruptible(receive_all, interrupt=self._interrupt)
+        await self._threads.run_interruptible(receive_all, interrupt=self.interrupt)
 
     def _next(self) -> Piece:
         try:
@@ -95,8 +113,8 @@ class BulkReply:
             left = getattr(self._response, "length_remaining", None)
             if piece and left and not getattr(self._response, "chunked", True):
                 self._socket, self._left = getattr(self._response.connection, "sock", None), left
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise UpstreamError(_reason(error)) from error
+        except _FAILURES as error:
+            raise UpstreamError(self._explain(error)) from error
         return piece
 
     def _receive(self, sock: socket.socket) -> Piece:
@@ -130,19 +148,41 @@ class BulkReply:
             self._piece_bytes = min(2 * count, READ_MAX_BYTES)
         return piece[:count]
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
+        """End the waiting of whichever thread reads the body, at once and from any thread."""
         self._interrupted = True  # after a shutdown there may still be megabytes to receive
-        try:
-            self._response.shutdown()
-        except (ValueError, OSError, RuntimeError):
-            self._response.close()
+        sock = getattr(self._connection, "sock", None)
+        if isinstance(sock, socket.socket):
+            shut(sock)
+        else:  # TLS to a forward proxy with TLS inside: urllib3's own object
+            with contextlib.suppress(ValueError, OSError, RuntimeError, AttributeError):
+                self._response.shutdown()
+
+    async def read_small(self, limit: int) -> bytes:
+        """See :class:`proxy.upstream.reply.Reply`: the body is small when it is an error."""
+        body = bytearray()
+        while len(body) < limit and (piece := await self.read()):
+            body += piece
+        return bytes(body[:limit])
+
+    async def aclose(self) -> None:
+        """See :class:`proxy.upstream.reply.Reply`."""
+        done = False
+        length = content_length(self.headers)
+        if length is not None and length <= SHORT_MAX_BYTES:
+            with contextlib.suppress(UpstreamError):
+                await self.read_small(SHORT_MAX_BYTES + 1)  # so that the connection can be used again
+                done = True
+        self.close(reuse=done)
 
     def close(self, *, reuse: bool = False) -> None:
         """Give the connection back if its body was read to the end (*reuse*), else close it."""
-        if reuse:
+        if reuse and not self._interrupted:
             if self._socket is not None:  # http.client has not seen the end of the body
                 self._socket.settimeout(self._read_timeout_seconds)
                 self._response._fp.close()  # type: ignore[attr-defined]  # noqa: SLF001
+            if self._connection is not None:
+                self._connection.idle_since = time.monotonic()
             self._response.release_conn()
         else:
             self._response.close()
@@ -163,6 +203,8 @@ class BulkClient:
         read_timeout_seconds: float,
         connections: int,
         user_agent: str,
+        addresses: AddressRules,
+        redactor: Redactor,
     ) -> None:
         self._read_timeout_seconds = read_timeout_seconds
         self._timeout = urllib3.Timeout(connect=connect_timeout_seconds, read=read_timeout_seconds)
@@ -170,75 +212,86 @@ class BulkClient:
         self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
         self._tls = tls
         self._connections = connections
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._addresses = addresses
+        self._redactor = redactor
+        self._sockets = OpenSockets()
+        self._pools: dict[ForwardProxy | None, urllib3.PoolManager] = {}
 
-    async def get(self, url: str, headers: Mapping[str, str]) -> BulkReply:
-        """Send a GET; the reply comes back with its headers, and a short body. Follows nothing, retries nothing.
+    async def send(self, ask: Ask) -> BulkReply:
+        """Send a GET; the reply comes back with its headers, and a short body. Follows nothing.
+
+        A connection that was kept and has died meanwhile is not held against upstream: a fresh one is tried at once.
 
         Raises:
             UpstreamError: no answer.
         """
-
-        def send() -> BulkReply:
-            response = self._pool(url).request(
-                "GET",
-                url,
-                headers={**self._headers, **headers},
-                timeout=self._timeout,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-            )
-            return BulkReply(response, self._threads, read_timeout_seconds=self._read_timeout_seconds)
-
         try:
-            return await self._threads.run_or_abandon(send, dispose=lambda late: late.close())
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise UpstreamError(_reason(error)) from error
+            self._addresses.check_url(ask.url)
+            proxy = proxy_for(ask.url)
+            if proxy is not None and proxy.username is not None:
+                self._redactor.learn_login(proxy.username, proxy.password)
+            return await self._threads.run_or_abandon(
+                functools.partial(self._get, ask.url, {**self._headers, **ask.headers}, proxy),
+                dispose=lambda late: late.close(),
+            )
+        except _FAILURES as error:
+            raise UpstreamError(self._explain(error)) from error
 
-    def _pool(self, url: str) -> urllib3.PoolManager:
-        proxy = proxy_for(url)
-        pool = self._pools.get(proxy)
-        if pool is None:
+    def _get(self, url: str, headers: Mapping[str, str], proxy: ForwardProxy | None) -> BulkReply:
+        """In a thread."""
+        try:
+            return self._once(url, headers, proxy)
+        except (urllib3.exceptions.ProtocolError, OSError):
+            if CALL.get().connected:
+                raise
+            drop_idle(self._pool(url, proxy))  # what else was kept for this origin is as old
+            return self._once(url, headers, proxy)
+
+    def _once(self, url: str, headers: Mapping[str, str], proxy: ForwardProxy | None) -> BulkReply:
+        forwards = proxy is not None and url.startswith("http:")
+        CALL.set(Call(url if forwards else path_and_query(url), self._addresses, self._sockets))
+        response = self._pool(url, proxy).urlopen(
+            "GET",
+            url if forwards else "/",  # the line is written by the connection, exactly
+            headers={**headers, **(proxy.headers if proxy and forwards else {})},
+            timeout=self._timeout,
+            redirect=False,
+            retries=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        return BulkReply(
+            response, self._threads, read_timeout_seconds=self._read_timeout_seconds, explain=self._explain
+        )
+
+    def _pool(self, url: str, proxy: ForwardProxy | None) -> urllib3.HTTPConnectionPool:
+        manager = self._pools.get(proxy)
+        if manager is None:
             options: dict[str, Any] = {"num_pools": 16, "maxsize": self._connections, "ssl_context": self._tls}
-            if proxy:
-                pool = urllib3.ProxyManager(proxy, proxy_ssl_context=self._tls, **options)
-            else:
-                pool = urllib3.PoolManager(**options)
-            self._pools[proxy] = pool
-        return pool
+            if proxy is not None:
+                options |= {"proxy_ssl_context": self._tls, "proxy_headers": proxy.headers}
+            manager = self._pools[proxy] = pools(proxy.url if proxy else None, **options)
+        parts = urlsplit(url)
+        return manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+
+    def _explain(self, error: Exception) -> str:
+        return self._redactor.clean(_reason(error))[:300]
+
+    def interrupt(self) -> None:
+        """End the waiting of every thread: what is under way fails at once."""
+        self._sockets.shut()
 
     def close(self) -> None:
         """Close the idle connections."""
-        for pool in self._pools.values():
-            pool.clear()
+        for manager in self._pools.values():
+            manager.clear()
         self._threads.close()
-
-
-def proxy_for(url: str) -> str | None:
-    """The forward proxy for *url*, by the standard variables; None to go there directly.
-
-    Raises:
-        UpstreamError: they name one that is spoken to in another way than HTTP, or none that can be reached.
-    """
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy or urllib.request.proxy_bypass(parts.netloc):
-        return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"  # as curl has it
-    try:
-        named = urlsplit(proxy)
-        good = named.scheme in ("http", "https") and bool(named.hostname) and named.port != 0
-    except ValueError:
-        good = False
-    if not good:  # it is not shown: it may hold a password
-        raise UpstreamError(f"{parts.scheme.upper()}_PROXY is not of the form http://HOST:PORT or https://HOST:PORT")
-    return proxy
 
 
 def _reason(error: Exception) -> str:
     """One line that an operator can use, without the library's object addresses."""
+    if isinstance(error, AddressRefused) or isinstance(error.__cause__, AddressRefused):
+        return str(error if isinstance(error, AddressRefused) else error.__cause__)
     if isinstance(error, TimeoutError):
         return _STALLED
     while isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None:
@@ -248,5 +301,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return "the connection took longer than the connect timeout"
     if isinstance(error, urllib3.exceptions.NewConnectionError):
-        return str(error).rpartition(": ")[2][:300]
-    return f"{type(error).__name__}: {error}"[:300]
+        return str(error).rpartition(": ")[2]
+    return f"{type(error).__name__}: {error}"

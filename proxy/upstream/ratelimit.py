@@ -7,16 +7,24 @@ anything else closes both.
 
 import email.utils
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
-
-import msgspec
+from typing import Literal, NamedTuple
 
 from proxy import events
 from proxy.errors import RateLimited
+from proxy.upstream.headers import Headers, number
+from proxy.upstream.redact import Redactor
+from proxy.upstream.shapes import parsed_json
 
 _DEFAULT_SECONDS = 60.0
+_DEFAULT_MAX_SECONDS = 900.0
 _MAX_SECONDS = 6 * 3600.0
+# Whatever upstream says, GHCR names microseconds: it is asked once a second at most, then backing off.
+_FLOOR_SECONDS = 1.0
+_FLOOR_MAX_SECONDS = 60.0
+# What clients are told where upstream names no time: some wait for as long as it takes, and hang.
+TOLD_SECONDS = 5.0
+
+Question = Literal["pull", "head", "other"]
 
 
 class Quota(NamedTuple):
@@ -29,50 +37,67 @@ class Quota(NamedTuple):
     observed_at: float  # Unix seconds
 
 
-def parse_quota(headers: Mapping[str, str]) -> Quota | None:
+def parse_quota(headers: Headers, redactor: Redactor) -> Quota | None:
     """The quota in ``ratelimit-limit: 100;w=21600`` and its companions; None where they are absent or make no sense."""
-    limit, _, window = headers.get("ratelimit-limit", "").partition(";w=")
-    remaining = headers.get("ratelimit-remaining", "").partition(";")[0]
-    if not (limit.isdecimal() and remaining.isdecimal()):
+    said, _, window = headers.first("ratelimit-limit").partition(";w=")
+    limit, remaining = number(said.strip()), number(headers.first("ratelimit-remaining").partition(";")[0].strip())
+    if limit is None or remaining is None:
         return None
-    seconds = int(window) if window.isdecimal() else 0
-    return Quota(int(limit), int(remaining), seconds, headers.get("docker-ratelimit-source", "")[:100], time.time())
+    source = redactor.clean(headers.first("docker-ratelimit-source"))[:100]
+    return Quota(limit, remaining, number(window.strip()) or 0, source, time.time())
 
 
-def parse_retry_after(value: str | None) -> float | None:
-    """Seconds from a ``Retry-After`` header, which is a number or a date."""
-    if not value:
+def parse_retry_after(headers: Headers) -> float | None:
+    """Seconds that ``Retry-After`` names as a number or a date; None where it is neither.
+
+    A date is compared with the answer's own ``Date``: the clocks need not agree.
+    """
+    value = headers.first("retry-after")
+    if not value.isascii():
         return None
-    if value.strip().isdecimal():
-        return float(min(int(value.strip()[:9]), _MAX_SECONDS))
+    if value.isdecimal():
+        return float(min(int(value[:9]), _MAX_SECONDS))
     try:
-        at = email.utils.parsedate_to_datetime(value).timestamp()
-    except (ValueError, OverflowError):
+        return min(max(0.0, float(value[:20])), _MAX_SECONDS)
+    except ValueError:
+        pass
+    at = _unix_seconds(value)
+    if at is None:
         return None
-    return min(max(0.0, at - time.time()), _MAX_SECONDS)
+    now = _unix_seconds(headers.first("date"))
+    return min(max(0.0, at - (time.time() if now is None else now)), _MAX_SECONDS)
+
+
+def _unix_seconds(date: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(date[:64]).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
 
 
 def refusal_message(body: bytes) -> str:
-    """What a 429 says, in any of its forms: registry errors, ``{"message"}``, plain text."""
-    try:
-        parsed = msgspec.json.decode(body)
-        if isinstance(parsed, dict):
-            errors = parsed.get("errors")
-            first = errors[0] if isinstance(errors, list) and errors else parsed
-            if isinstance(first, dict) and isinstance(first.get("message"), str):
-                return str(first["message"])[:500]
-    except msgspec.MsgspecError:
-        pass
-    return body[:500].decode(errors="replace").strip() or "too many requests"
+    """What an error says, in any of its forms: registry errors, ``{"message"}``, plain text."""
+    parsed = parsed_json(body)
+    if isinstance(parsed, dict):
+        errors = parsed.get("errors")
+        first = errors[0] if isinstance(errors, list) and errors else parsed
+        for name in ("message", "details", "detail"):
+            if isinstance(first, dict) and isinstance(first.get(name), str) and first[name].strip():
+                return str(first[name])
+    text = " ".join(body.decode(errors="replace").split())
+    return "" if text.startswith("<") or body.startswith(b"\x1f\x8b") else text  # a page, a compressed one
 
 
 class Gate:
-    """Closed for a while after a 429."""
+    """Closed for a while after a 429; then one request a second finds out whether the limit is over."""
 
     def __init__(self) -> None:
         self._closed_until = 0.0  # monotonic seconds
+        self._next_try_at = 0.0
         self._times = 0
+        self._question: Question = "other"
         self._message = ""
+        self._said = False  # upstream named the time
 
     @property
     def closed_for_seconds(self) -> float:
@@ -80,59 +105,76 @@ class Gate:
         return max(0.0, self._closed_until - time.monotonic())
 
     def check(self) -> None:
-        """Raise RateLimited while the gate is closed."""
-        wait = self.closed_for_seconds
+        """Let a request pass; raise RateLimited while the gate is closed."""
+        now = time.monotonic()
+        wait = max(self._closed_until, self._next_try_at if self._times else 0.0) - now
         if wait > 0:
-            raise RateLimited(self._message, retry_in_seconds=wait)
+            raise self._refusal(wait)
+        if self._times:  # the limit may be over: this one finds out, and the others wait for it
+            self._next_try_at = now + _FLOOR_SECONDS
 
-    def close(self, message: str, retry_after_seconds: float | None) -> float:
+    def refusal(self) -> RateLimited:
+        """The error to raise right after it was closed."""
+        return self._refusal(self.closed_for_seconds)
+
+    def _refusal(self, wait: float) -> RateLimited:
+        told = wait if self._said else min(wait, TOLD_SECONDS)
+        return RateLimited(self._message, retry_in_seconds=wait, told_seconds=told)
+
+    def close(self, message: str, said_seconds: float | None, question: Question = "other") -> float:
         """Close it for the time upstream named, else for a minute, doubling; returns the seconds."""
-        self._times += 1
-        if retry_after_seconds is None:
-            retry_after_seconds = min(_DEFAULT_SECONDS * 2 ** min(self._times - 1, 4), 900.0)
-        self._message = message
-        self._closed_until = max(self._closed_until, time.monotonic() + retry_after_seconds)
-        return self.closed_for_seconds
+        now = time.monotonic()
+        if now >= self._closed_until:  # those that were under way when it closed tell nothing new
+            self._times += 1
+        doubled = 2.0 ** min(max(self._times - 1, 0), 10)
+        if said_seconds is None:
+            seconds = min(_DEFAULT_SECONDS * doubled, _DEFAULT_MAX_SECONDS)
+        else:
+            seconds = max(said_seconds, min(_FLOOR_SECONDS * doubled, _FLOOR_MAX_SECONDS))
+        self._message, self._said, self._question = message, said_seconds is not None, question
+        self._closed_until = max(self._closed_until, now + seconds)
+        return self._closed_until - now
 
-    def passed(self) -> None:
-        """Upstream answered: the limit is over."""
-        self._times = 0
+    def passed(self, question: Question = "other") -> None:
+        """Upstream answered: the limit is over. A HEAD proves that for HEADs only, since it costs no quota."""
+        if time.monotonic() >= self._closed_until and question in ("pull", self._question):
+            self._times = 0
 
 
 class RateLimit:
     """The limits of one origin."""
 
-    def __init__(self, origin: str, events: events.Events) -> None:
+    def __init__(self, origin: str, redactor: Redactor, events: events.Events) -> None:
         self._origin = origin
+        self._redactor = redactor
         self._events = events
         self.pulls = Gate()
         self.requests = Gate()
         self.quota: Quota | None = None
 
-    def check(self, *, is_pull: bool) -> None:
+    def check(self, question: Question) -> None:
         """Raise RateLimited while upstream wants to be left alone."""
         self.requests.check()
-        if is_pull:
+        if question != "other":
             self.pulls.check()
 
-    def observe(self, headers: Mapping[str, str], *, is_pull: bool) -> None:
+    def observe(self, headers: Headers, question: Question) -> None:
         """Take note of an answer that is no 429."""
         self.requests.passed()
-        if is_pull:
-            self.pulls.passed()
-        if quota := parse_quota(headers):
+        if question != "other":
+            self.pulls.passed(question)
+        if quota := parse_quota(headers, self._redactor):
             self.quota = quota
             limit, remaining, window, source, _ = quota
             self._events.emit(
                 events.QuotaObserved(limit=limit, remaining=remaining, window_seconds=window, source=source)
             )
 
-    def refused(self, headers: Mapping[str, str], body: bytes, *, is_pull: bool) -> RateLimited:
+    def refused(self, headers: Headers, message: str, question: Question) -> RateLimited:
         """Take note of a 429; the error to raise."""
-        if quota := parse_quota(headers):
+        if quota := parse_quota(headers, self._redactor):
             self.quota = quota
-        message = refusal_message(body)
-        gate = self.pulls if is_pull else self.requests
-        seconds = gate.close(message, parse_retry_after(headers.get("retry-after")))
+        gate = self.pulls if question != "other" else self.requests
+        seconds = gate.close(message, parse_retry_after(headers), question)
         self._events.emit(events.UpstreamLimited(origin=self._origin, retry_after_seconds=seconds, message=message))
-        return RateLimited(message, retry_in_seconds=seconds)
+        return gate.refusal()

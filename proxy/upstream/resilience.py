@@ -1,8 +1,10 @@
 """When to ask an origin again that did not answer: backoff with jitter, and a circuit breaker."""
 
+import contextlib
 import math
 import random
 import time
+from collections.abc import Iterator
 
 from proxy import events
 from proxy.errors import OriginDown
@@ -36,6 +38,7 @@ class Breaker:
         self._open_until = 0.0  # monotonic seconds
         self._probe_since: float | None = None
         self._reason = ""
+        self.asked_at = time.monotonic()
 
     def __repr__(self) -> str:
         return f"<Breaker {self.origin} {'open' if self.is_open else 'closed'}>"
@@ -49,6 +52,21 @@ class Breaker:
     def retry_in_seconds(self) -> float:
         """Until the next request may pass; 0 when it may now."""
         return max(0.0, self._open_until - time.monotonic())
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator["Breaker"]:
+        """Let a request pass that reports how it went; one that is cancelled leaves its place to the next.
+
+        Raises:
+            OriginDown: it may not pass.
+        """
+        self.check()
+        mine = self._probe_since
+        try:
+            yield self
+        finally:
+            if mine is not None and self._probe_since == mine:  # nobody will hear how it went
+                self._probe_since = None
 
     def check(self) -> None:
         """Let a request pass, or not.

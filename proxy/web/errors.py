@@ -29,6 +29,7 @@ from proxy.errors import (
     Unsupported,
     UpstreamBusy,
     UpstreamError,
+    UpstreamRefused,
 )
 from proxy.events import Kind
 from proxy.units import well_formed
@@ -66,12 +67,14 @@ def rendered(error: RegistryCacheError, kind: Kind, hint: str = "") -> tuple[int
     """
     status, code = next(_TABLE[cls] for cls in type(error).__mro__ if cls in _TABLE)
     headers = {}
+    if isinstance(error, UpstreamRefused):
+        status, code = error.status, error.code
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if isinstance(error, Unsupported):
         headers["Allow"] = "GET, HEAD"
-    if isinstance(error, UpstreamError) and error.retry_in_seconds > 0:
-        headers["Retry-After"] = str(math.ceil(error.retry_in_seconds))
+    if isinstance(error, UpstreamError) and error.told_seconds > 0:
+        headers["Retry-After"] = str(math.ceil(error.told_seconds))
     return status, error_body(code or _CODE_OF_KIND.get(kind, "NAME_UNKNOWN"), f"{error}{hint}"), headers
 
 

@@ -1,6 +1,7 @@
 """The client for upstream by itself, in front of the look-alike: no cache decides what is asked."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from proxy.assembly import build_upstream
 from proxy.oci import Digest, Reference, Repository
 from proxy.settings import load_settings
 from proxy.upstream.client import Upstream
+from tests.hub.http import Request
+from tests.hub.stand_in import StandIn
 
 
 @dataclass
@@ -28,6 +31,9 @@ class Asked:
 
     async def manifest(self, name: str, target: str = "1") -> Any:
         return await self.upstream.manifest(reference(name, target))
+
+    def reference(self, name: str, target: str = "1") -> Reference:
+        return reference(name, target)
 
     async def blob(self, name: str, digest: str, *, start: int = 0, stop: int | None = None) -> bytes:
         """The body of one GET, to its end."""
@@ -59,5 +65,20 @@ async def ask(tmp_path, hub):
             bus.subscribe(asked.emitted.append)
             stack.push_async_callback(asked.upstream.aclose)
             return asked
+
+        yield start
+
+
+@pytest.fixture
+async def registry(ask):
+    """Start a client of a plain registry that says what a test wants; several in one test are several registries."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(says: Callable[[Request], bytes], **flags: Any) -> tuple[Asked, StandIn]:
+            server = StandIn(says)
+            stack.push_async_callback(server.close)
+            await server.start()
+            anonymous = {"username": None, "password_file": None}
+            return ask(upstream=server.url, **{**anonymous, **flags}), server
 
         yield start

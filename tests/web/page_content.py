@@ -56,7 +56,7 @@ async def fill(cache: Cache, hub: Hub, repositories: int) -> None:
         name = f"organisation-{number:05}/{'deeply/nested/' * 14}repository-{number:05}"
         tell(cache, name, cache="miss" if number % 5 else "hit", bytes=number * 1000, detail="new tag")
     if repositories:
-        assert (await cache.manifest("library/not-there", "1.0")).status == 401
+        assert (await cache.manifest("library/not-there", "1.0")).status == 404
         await remember(cache)
         pins = [Pin(Repository(DOCKER_HUB, f"library/page-{number}"), "1.0") for number in range(1, 10)]
         await cache.proxy.index.change_pins(add=pins)

@@ -1,6 +1,7 @@
 """A cancelled reader, flight or shutdown leaves everything as it was: rooms, threads, locks and files."""
 
 import asyncio
+import contextlib
 import ssl
 import threading
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from proxy.oci import Digest, Repository
+from proxy.upstream.addresses import AddressRules
+from proxy.upstream.ask import Ask
 from proxy.upstream.bulk import BulkClient
+from proxy.upstream.redact import Redactor
 from tests.hub import Fault
 
 SIZE = 3_000_000
@@ -80,6 +84,9 @@ async def test_a_cancelled_transfer_takes_no_more_than_the_piece_under_way():
 
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE + bytes(SIZE))
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
 
     bulk = BulkClient(
         tls=ssl.create_default_context(),
@@ -87,6 +94,8 @@ async def test_a_cancelled_transfer_takes_no_more_than_the_piece_under_way():
         read_timeout_seconds=5,
         connections=1,
         user_agent="test",
+        addresses=AddressRules("http://127.0.0.1"),
+        redactor=Redactor(),
     )
     taken, interrupted = threading.Event(), threading.Event()
     pieces = []
@@ -97,9 +106,10 @@ async def test_a_cancelled_transfer_takes_no_more_than_the_piece_under_way():
         assert interrupted.wait(20)
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        reply = await bulk.get("http://{}:{}/".format(*server.sockets[0].getsockname()), {})
-        interrupt = reply._interrupt
-        reply._interrupt = lambda: (interrupt(), interrupted.set())
+        url = "http://{}:{}/".format(*server.sockets[0].getsockname())
+        reply = await bulk.send(Ask("GET", url, ""))
+        interrupt = reply.interrupt
+        reply.interrupt = lambda: (interrupt(), interrupted.set())
         draining = asyncio.create_task(reply.drain(take))
         await asyncio.to_thread(taken.wait, 20)
         draining.cancel()

@@ -40,7 +40,7 @@ async def exposition(cache, hub) -> str:
     for _ in range(2):
         await cache.manifest("library/metrics", "1")
         await cache.blob("library/metrics", image.layers[0].digest)
-    assert (await cache.manifest("library/not-there", "1")).status == 401
+    assert (await cache.manifest("library/not-there", "1")).status == 404
     await cache.settled()
     return (await cache.get("/metrics")).body.decode()
 

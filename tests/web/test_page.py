@@ -159,7 +159,7 @@ async def test_errors_tell_as_much_of_a_digest_as_tells_it_from_others(cache):
 
 async def test_an_upstream_that_only_said_no_is_reachable(cache):
     assert "not asked yet" in await the_page(cache)
-    assert (await cache.manifest("library/nosuch", "1")).status == 401
+    assert (await cache.manifest("library/nosuch", "1")).status == 404
     await cache.settled()
     page = await the_page(cache)
     assert "not asked yet" not in page

@@ -1,0 +1,108 @@
+"""Which addresses upstream's answers may lead to: a public registry has no business in the host's own network.
+
+Redirects, token services and links are upstream's words. Each address is checked when it is connected to, after the
+name has been resolved, so that a name cannot change its mind in between (DNS rebinding).
+"""
+
+import ipaddress
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# A network's own: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
+_PRIVATE = [
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+]
+
+
+class AddressRefused(OSError):
+    """Nothing was sent: the address is one that upstream may not lead to."""
+
+
+def _meant(address: Address) -> Address:
+    """The IPv4 address inside an IPv6 one: the kernel or a gateway goes there."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    embedded = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+    if embedded is None and address in _NAT64:
+        embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return embedded or address
+
+
+def parse_address(text: str) -> Address | None:
+    """An address literal, with or without a zone; None for a name."""
+    try:
+        return ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _is_public(address: Address) -> bool:
+    address = _meant(address)
+    return address.is_global and not address.is_multicast
+
+
+def _is_private(address: Address) -> bool:
+    """A network's own: not this host, not its link, nothing without a meaning."""
+    return any(_meant(address) in network for network in _PRIVATE)
+
+
+class AddressRules:
+    """See the module. Upstream's own host, and those that the operator names, may have any address.
+
+    Where upstream itself was found at a private address, other private ones are allowed, too; where it was found on
+    this host, anything on this host as well. The link's own addresses (a cloud's metadata service) never are.
+
+    Args:
+        upstream: its URL.
+        named_hosts: hosts, or addresses, that may be anywhere.
+    """
+
+    def __init__(self, upstream: str, named_hosts: Collection[str] = ()) -> None:
+        self._own = (urlsplit(upstream).hostname or "").lower()
+        self._named = {host.lower().strip("[]") for host in named_hosts} | {self._own}
+        self._upstream_at: set[Address] = set()
+        literal = parse_address(self._own)
+        if literal is not None:
+            self._upstream_at.add(_meant(literal))
+
+    def check(self, host: str, address: str) -> None:
+        """Let a connection to *address*, where *host* was found, be made.
+
+        Raises:
+            AddressRefused: it may not.
+        """
+        name, found = host.lower().strip("[]").rstrip("."), parse_address(address)
+        if found is None:
+            raise AddressRefused(f"{host} has an address that is none")
+        if name == self._own:
+            self._upstream_at = {_meant(found)}
+        if _is_public(found) or name in self._named or str(found) in self._named or self._is_near_upstream(found):
+            return
+        raise AddressRefused(
+            f"{host} is at {found}, where upstream may not lead to: if that is meant, name the host in PRIVATE_HOSTS"
+        )
+
+    def check_url(self, url: str) -> None:
+        """As :meth:`check`, for a URL that names an address itself: a forward proxy would go there for us.
+
+        Raises:
+            AddressRefused: it may not be asked.
+        """
+        try:
+            host = urlsplit(url).hostname or ""
+        except ValueError as error:
+            raise AddressRefused("not a URL that can be asked") from error
+        if parse_address(host) is not None:
+            self.check(host, host)
+        elif host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost"):
+            self.check(host, "127.0.0.1")
+
+    def _is_near_upstream(self, found: Address) -> bool:
+        """Upstream at several addresses would have to be private at all of them, but it has one at a time."""
+        on_host = any(address.is_loopback for address in self._upstream_at)
+        private = on_host or any(_is_private(address) for address in self._upstream_at)
+        return (private and _is_private(found)) or (on_host and _meant(found).is_loopback)

@@ -1,0 +1,125 @@
+"""Blob transfers: what precedes and labels a body, connections that died, and threads that have to let go."""
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+
+import pytest
+
+from proxy.errors import UpstreamError
+from proxy.oci import Digest, Repository
+from proxy.upstream import wire
+from tests.hub.stand_in import reply
+
+BLOB = bytes(range(256)) * 2000
+DIGEST = "sha256:" + hashlib.sha256(BLOB).hexdigest()
+NAME = "org/app"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "aws-chunked", "none", "", "identity", "br, gzip", "\u00ff"])
+async def test_the_digest_decides_whatever_the_label_says(registry, encoding):
+    client, _ = await registry(lambda _: reply(200, BLOB, [("Content-Encoding", encoding)]))
+    assert await client.blob(NAME, DIGEST) == BLOB
+
+
+@pytest.mark.parametrize(
+    "early",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 102 Processing\r\n\r\n" * 3,
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n",
+    ],
+)
+async def test_what_comes_before_an_answer_is_none(registry, early):
+    client, _ = await registry(lambda _: early + reply(200, BLOB))
+    assert await client.blob(NAME, DIGEST) == BLOB
+    assert await client.blob(NAME, DIGEST) == BLOB
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [[(f"X-Line-{number}", "x") for number in range(500)], [("X-Long", "y" * 30_000)], [("X", "M\u00fcller")] * 3],
+)
+async def test_header_lines_that_nobody_counts(registry, fields):
+    client, _ = await registry(lambda _: reply(200, BLOB, fields))
+    assert await client.blob(NAME, DIGEST) == BLOB
+
+
+async def test_a_kept_connection_that_died_is_replaced_at_once(registry):
+    client, server = await registry(lambda _: reply(200, BLOB))
+    assert await client.blob(NAME, DIGEST) == BLOB
+    kept = [
+        pool for manager in client.upstream._bulk._pools.values() for pool in [manager.connection_from_url(server.url)]
+    ]
+    (connection,) = [one for one in kept[0].pool.queue if one is not None]
+    said = []
+
+    def dies_once(request):
+        said.append(request)
+        return reply(200, BLOB) if len(said) > 1 else b""  # closes without a word
+
+    server.says = dies_once
+    assert connection.sock is not None
+    assert await client.blob(NAME, DIGEST) == BLOB
+    assert len(said) == 2
+    assert client.upstream.breakers.down == []
+
+
+async def test_a_fresh_connection_that_dies_is_upstreams_failure(registry):
+    client, server = await registry(lambda _: b"")
+    with pytest.raises(UpstreamError):
+        await client.blob(NAME, DIGEST)
+    assert len(server.seen) == 1
+
+
+async def test_an_idle_connection_is_not_used_again_and_others_are_watched_by_the_kernel(registry, monkeypatch):
+    client, server = await registry(lambda _: reply(200, BLOB))
+    await client.blob(NAME, DIGEST)
+    (manager,) = client.upstream._bulk._pools.values()
+    pool = manager.connection_from_url(server.url)
+    assert pool.num_connections == 1
+    await client.blob(NAME, DIGEST)
+    assert pool.num_connections == 1
+    monkeypatch.setattr(wire, "IDLE_MAX_SECONDS", -1.0)
+    (connection,) = [one for one in pool.pool.queue if one is not None]
+    assert connection.sock.getsockopt(wire.socket.SOL_SOCKET, wire.socket.SO_KEEPALIVE)
+    first = connection.sock
+    await client.blob(NAME, DIGEST)
+    (connection,) = [one for one in pool.pool.queue if one is not None]
+    assert connection.sock is not first
+
+
+@pytest.mark.parametrize("how", ["body", "upstream"])
+@pytest.mark.parametrize(
+    "said",
+    [reply(200, BLOB[:100_000], length=len(BLOB)), reply(200, b"", [("Transfer-Encoding", "chunked")], length=None)],
+)
+async def test_a_thread_that_waits_for_a_silent_upstream_lets_go_at_once(registry, how, said):
+    """The read timeout is an hour: only the interruption can end it, quietly or with an error."""
+    client, _ = await registry(lambda _: said, read_timeout="1h")
+    taken = threading.Event()
+    async with asyncio.timeout(30), client.upstream.blob(Repository.parse(NAME), Digest(DIGEST)) as body:
+        draining = asyncio.create_task(body.drain(lambda _: taken.set()))
+        if b"chunked" not in said:
+            await asyncio.to_thread(taken.wait, 20)
+        (body.interrupt if how == "body" else client.upstream.interrupt)()
+        with contextlib.suppress(UpstreamError):
+            await draining
+
+
+async def test_a_thread_that_waits_for_a_head_lets_go_at_once(registry):
+    arrived = threading.Event()
+
+    def says(_):
+        arrived.set()
+        return b"HTTP/1.1 200 OK\r\nContent-Length"  # and never the rest
+
+    client, server = await registry(says, read_timeout="1h")
+    server.holds = True
+    asking = asyncio.create_task(client.blob(NAME, DIGEST))
+    async with asyncio.timeout(30):
+        await asyncio.to_thread(arrived.wait, 20)
+        client.upstream.interrupt()
+        with pytest.raises(UpstreamError):
+            await asking

@@ -1,0 +1,133 @@
+"""A breaker's probe belongs to nobody."""
+
+import asyncio
+
+import pytest
+
+from proxy import events
+from proxy.errors import OriginDown, UpstreamError
+from proxy.upstream import resilience
+from proxy.upstream.ask import Ask
+from proxy.upstream.headers import Headers
+from proxy.upstream.watched import Breakers, Prober
+
+URL = "https://registry.example"
+
+
+class Answer:
+    """See :class:`proxy.upstream.reply.Reply`."""
+
+    def __init__(self, status: int) -> None:
+        self.status, self.headers = status, Headers()
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Origin:
+    """Answers as a test wants, and holds requests if it is told to."""
+
+    def __init__(self) -> None:
+        self.status, self.asked, self.holds = 0, [], asyncio.Event()
+        self.holds.set()
+        self.arrived = asyncio.Event()
+
+    async def __call__(self, ask: Ask) -> Answer:
+        self.asked.append(ask.url)
+        self.arrived.set()
+        await self.holds.wait()
+        if not self.status:
+            raise UpstreamError("no answer")
+        return Answer(self.status)
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """No time passes for breakers but what a test adds."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(resilience, "time", clock)
+    monkeypatch.setattr(resilience.random, "uniform", lambda _low, high: high)
+    return clock
+
+
+async def opened(origin) -> tuple[Breakers, object]:
+    breakers = Breakers(URL, events.Events())
+    send = breakers.around(origin)
+    for _ in range(3):
+        with pytest.raises(UpstreamError):
+            await send(Ask("GET", URL + "/v2/", ""))
+    assert breakers.down == [URL]
+    return breakers, send
+
+
+async def test_a_client_that_hangs_up_gives_the_probe_back(now):
+    origin = Origin()
+    breakers, send = await opened(origin)
+    now.now += 60
+    origin.status = 200
+    origin.holds.clear()
+    origin.arrived.clear()
+    carrier = asyncio.create_task(send(Ask("GET", URL + "/v2/", "")))
+    await origin.arrived.wait()
+    with pytest.raises(OriginDown):  # one at a time
+        await send(Ask("GET", URL + "/v2/", ""))
+    carrier.cancel()
+    await asyncio.gather(carrier, return_exceptions=True)
+    origin.holds.set()
+    assert (await send(Ask("GET", URL + "/v2/", ""))).status == 200
+    assert breakers.down == []
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 429, 501])
+async def test_any_answer_closes_it(now, status):
+    origin = Origin()
+    breakers, send = await opened(origin)
+    now.now += 60
+    origin.status = status
+    await send(Ask("GET", URL + "/v2/", ""))
+    assert breakers.down == []
+
+
+async def test_while_it_is_open_the_background_asks(now):
+    origin = Origin()
+    breakers, _ = await opened(origin)
+    bounds = []
+
+    class Bounded:
+        async def __aenter__(self):
+            bounds.append(1)
+
+        async def __aexit__(self, *_):
+            pass
+
+    prober = Prober(breakers, origin, events.Events(), bounded=Bounded)
+    prober.start()
+    origin.status = 401
+    origin.arrived.clear()
+    now.now += 60
+    async with asyncio.timeout(20):
+        await origin.arrived.wait()
+        while breakers.down:
+            await asyncio.sleep(0)
+    assert origin.asked[-1] == URL + "/v2/"
+    assert bounds
+    await prober.aclose()
+
+
+async def test_a_host_nobody_asks_for_any_more_is_forgotten(now, monkeypatch):
+    origin = Origin()
+    breakers = Breakers(URL, events.Events())
+    send = breakers.around(origin)
+    for _ in range(3):
+        with pytest.raises(UpstreamError):
+            await send(Ask("GET", "https://cdn.example/x", ""))
+    breakers.of("https://cdn.example/").asked_at -= 1000
+    assert breakers.open_ones() == []
+    assert breakers.down == []

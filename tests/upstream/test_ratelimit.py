@@ -1,0 +1,172 @@
+"""How long an origin that limits us is left alone."""
+
+import email.utils
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import events
+from proxy.errors import RateLimited
+from proxy.upstream import ratelimit
+from proxy.upstream.headers import Headers
+from proxy.upstream.ratelimit import Gate, RateLimit, parse_quota, parse_retry_after, refusal_message
+from proxy.upstream.redact import Redactor
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only when a test says so."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+        def time(self):
+            return 1_700_000_000.0 + self.now
+
+    clock = Clock()
+    monkeypatch.setattr(ratelimit, "time", clock)
+    return clock
+
+
+def asked_in(clock, gate, seconds, said) -> int:
+    """How often an impatient client gets through to an upstream that always says 429."""
+    asked, until = 0, clock.now + seconds
+    while clock.now < until:
+        try:
+            gate.check()
+        except RateLimited as error:
+            clock.now += max(error.retry_in_seconds, 0.001)
+        else:
+            asked += 1
+            gate.close("no", said)
+    return asked
+
+
+@pytest.mark.parametrize("said", [0.0, 0.0004, 0.5, 1.0])
+def test_one_request_a_second_at_most_then_backing_off(clock, said):
+    assert 1 < asked_in(clock, Gate(), 10, said) <= 5
+    assert asked_in(clock, Gate(), 600, said) <= 20
+
+
+def test_after_the_time_one_finds_out_and_the_others_wait(clock):
+    gate = Gate()
+    gate.close("no", 2.0)
+    clock.now += 2.0
+    gate.check()
+    for _ in range(5):
+        with pytest.raises(RateLimited):
+            gate.check()
+    gate.passed()
+    gate.check()
+    gate.check()
+
+
+def test_those_under_way_do_not_lengthen_it(clock):
+    gate = Gate()
+    for _ in range(50):
+        gate.close("no", None)
+    assert gate.closed_for_seconds == 60
+
+
+def test_a_head_that_passes_is_no_proof_for_a_get(clock):
+    gate = Gate()
+    gate.close("no", 1.0, "pull")
+    clock.now += 1
+    gate.check()
+    gate.passed("head")
+    gate.close("no", 1.0, "pull")
+    assert gate.closed_for_seconds == 2  # it goes on backing off
+    clock.now += 2
+    gate.passed("pull")
+    gate.close("no", 1.0, "pull")
+    assert gate.closed_for_seconds == 1
+
+
+@pytest.mark.parametrize(("said", "told"), [(None, 5.0), (30.0, 30.0), (200.0, 200.0)])
+def test_clients_are_told_what_upstream_said_else_a_few_seconds(clock, said, told):
+    gate = Gate()
+    gate.close("no", said)
+    with pytest.raises(RateLimited) as raised:
+        gate.check()
+    assert raised.value.told_seconds == told
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("30", 30),
+        ("9" * 5000, 21600),
+        ("0.0004", 0.0004),
+        ("-1", 0),
+        ("soon", None),
+        ("", None),
+        ("1e999", 21600),
+        ("nan", 0),
+        ("٣", None),
+        ("Mon, 99 Foo 2026", None),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+    ],
+)
+def test_retry_after(value, seconds):
+    assert parse_retry_after(Headers([("Retry-After", value)])) == seconds
+
+
+def test_a_date_is_seen_from_upstreams_own_clock():
+    at = time.time() + 5 * 3600  # upstream's clock is ahead
+    date, later = (email.utils.formatdate(seconds, usegmt=True) for seconds in (at, at + 30))
+    assert parse_retry_after(Headers([("Retry-After", later), ("Date", date)])) == 30
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "quota"),
+    [
+        ("100;w=21600", "20;w=21600", (100, 20, 21600)),
+        ("100", "20", (100, 20, 0)),
+        ("9" * 5000, "1", None),
+        ("1", "9" * 5000, None),
+        ("100;w=" + "9" * 5000, "20", (100, 20, 0)),
+        ("-5", "1", None),
+        ("²", "1", None),
+        ("", "", None),
+    ],
+)
+def test_quota(limit, remaining, quota):
+    found = parse_quota(Headers([("ratelimit-limit", limit), ("RateLimit-Remaining", remaining)]), Redactor())
+    assert (found[:3] if found else None) == quota
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}', "slow down"),
+        (b'{"message":"slow down"}', "slow down"),
+        (b"slow down\n", "slow down"),
+        (b'{"details":"slow down"}', "slow down"),
+        (b"<html>slow down</html>", ""),
+        ("zu schnell, für heute".encode("latin-1"), "zu schnell, f\ufffdr heute"),
+        (b'{"message":"f\xfcr heute"}', "f\ufffdr heute"),
+        (b"\x1f\x8b\x08nonsense", ""),
+        (b"{" * 5000, "{" * 5000),
+        (b'{"message":7}', '{"message":7}'),
+        (b"", ""),
+    ],
+)
+def test_messages(body, message):
+    assert refusal_message(body) == message
+
+
+@given(st.binary(), st.binary(), st.binary())
+def test_any_answer_is_heeded(body, retry_after, limit):
+    limits = RateLimit("https://registry.example", Redactor(), events.Events())
+    headers = Headers([("Retry-After", retry_after), ("ratelimit-limit", limit), ("ratelimit-remaining", limit)])
+    error = limits.refused(headers, refusal_message(body), "pull")
+    assert error.retry_in_seconds >= 0.9
+    with pytest.raises(RateLimited):
+        limits.check("head")
+    limits.check("other")
