@@ -30,6 +30,7 @@ from proxy.upstream.resilience import backoff_seconds
 from proxy.web.admin import Admin, listening
 from proxy.web.app import Server
 from proxy.web.blob_response import BlobResponder
+from proxy.web.fast_connection import missing_attributes
 from proxy.web.fast_path import FastPath
 from proxy.web.gate import Gate
 from proxy.web.ops import Ops
@@ -148,6 +149,8 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             registries=frozenset({DOCKER_HUB}),
             events=bus,
         )
+        if missing := missing_attributes():
+            bus.emit(events.Warned(message=f"this aiohttp has no {', '.join(missing)}: hits take the slower way"))
         prometheus = PrometheusCollector(metrics, reports.stats).registry()
         server = Server(
             v2,

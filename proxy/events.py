@@ -31,7 +31,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=_t
 class Request(Event, frozen=True, kw_only=True):
     """One /v2/ request was answered.
 
-    ``bytes`` are body bytes handed to the kernel; ``detail`` says why a tag was a miss, or served stale.
+    ``bytes`` are body bytes handed to the kernel; ``repeated_bytes`` those of them that the same client had been sent
+    before, by open-ended ranges of one pull. ``detail`` says why a tag was a miss, or served stale.
     """
 
     cache: CacheResult
@@ -49,6 +50,7 @@ class Request(Event, frozen=True, kw_only=True):
     user_agent: str
     error: str = ""
     detail: str = ""
+    repeated_bytes: int = 0
 
 
 class Ready(Event, frozen=True, kw_only=True):

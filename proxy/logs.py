@@ -76,11 +76,11 @@ class Log:
             if self._closing:
                 return
 
-    def close(self) -> None:
-        """Write what is left, for no longer than a few seconds."""
+    def close(self, seconds: float = 3.0) -> None:
+        """Write what is left, for no longer than this."""
         self._closing = True
         self._wake.set()
-        self._thread.join(timeout=3.0)
+        self._thread.join(timeout=seconds)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -58,6 +58,7 @@ class Metrics:
         self.started = time.monotonic()
         self.requests: Counter[str] = Counter()
         self.served_bytes: Counter[str] = Counter()  # by cache result
+        self.repeated_bytes = 0  # of what came from here: sent to who did not want it again
         self.received_bytes = 0
         self.upstream: Counter[str] = Counter()
         self.upstream_failures = 0
@@ -108,6 +109,7 @@ class Metrics:
         self.requests[result] += 1
         self.served_bytes[result] += event.bytes
         if result in _HITS:
+            self.repeated_bytes += event.repeated_bytes
             self.latency["hit"].observe(event.duration_ms / 1000)
         elif result in ("miss", "collapsed"):
             self.latency["miss"].observe(event.duration_ms / 1000)
@@ -124,7 +126,7 @@ class Metrics:
             counts[1] += event.bytes
             if result in _HITS:
                 counts[2] += 1
-                counts[3] += event.bytes
+                counts[3] += event.bytes - event.repeated_bytes
         if event.status in _MISTAKEN:
             if event.error and event.detail != "refused":  # which makes one line for many
                 self.recent_mistakes.append(event)
@@ -143,8 +145,8 @@ class Metrics:
 
     @property
     def from_cache_bytes(self) -> int:
-        """Body bytes that cost upstream nothing."""
-        return sum(self.served_bytes[result] for result in _HITS)
+        """Body bytes that cost upstream nothing, and that somebody wanted."""
+        return sum(self.served_bytes[result] for result in _HITS) - self.repeated_bytes
 
     def counts(self) -> Counts:
         """Everything so far, as the history keeps it."""
@@ -173,12 +175,13 @@ class Metrics:
     def snapshot(self) -> dict[str, Any]:
         """The fields of :class:`proxy.figures.Stats` that are counted here."""
         served = self.served_bytes.total()
+        wanted = served - self.repeated_bytes
         top = heapq.nlargest(_TOP_REPOSITORIES, self.repositories.items(), key=lambda item: item[1][1])
         return {
             "uptime_seconds": round(time.monotonic() - self.started, 3),
             "requests": {result: self.requests[result] for result in RESULTS},
             "hit_ratio": self.hit_ratio,
-            "byte_hit_ratio": round(self.from_cache_bytes / served, 4) if served else None,
+            "byte_hit_ratio": round(self.from_cache_bytes / wanted, 4) if wanted else None,
             "bytes": ByteFigures(served=served, from_cache=self.from_cache_bytes, from_upstream=self.received_bytes),
             "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},
             "repositories": [RepositoryFigures(name=name, **RepositoryUse(*counts)._asdict()) for name, counts in top],

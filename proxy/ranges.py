@@ -1,15 +1,18 @@
-"""Byte ranges: :class:`Range` as a client asked for it, :class:`ContentRange` resolved against a size.
+"""Byte ranges: :class:`Ranges` as a client asked for them, :class:`ContentRange` resolved against a size.
 
 Source: RFC 9110, section 14.
 """
 
+import contextlib
 import re
 from typing import NamedTuple, Self
 
 from proxy.errors import RangeNotSatisfiable
 
 # 18 digits is an exabyte; int() of an unbounded string of digits is a denial of service.
-_RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.IGNORECASE)
+_RANGE = re.compile(r"[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.ASCII)
+# podman's partial pulls of zstd:chunked ask for up to 1 024 chunks at once.
+RANGES_MAX = 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE)
 
 
@@ -43,9 +46,9 @@ class Range(NamedTuple):
     last: int | None
 
     @classmethod
-    def parse(cls, header: str | None) -> Self | None:
-        """One range, or None for what a server may ignore: no header, another unit, several ranges, nonsense."""
-        match = _RANGE.fullmatch(header) if header else None
+    def parse(cls, text: str) -> Self | None:
+        """One range without its unit, or None for nonsense."""
+        match = _RANGE.fullmatch(text)
         if match is None:
             return None
         first, last = (int(text) if text else None for text in match.groups())
@@ -68,3 +71,56 @@ class Range(NamedTuple):
         if start >= stop:
             raise RangeNotSatisfiable(size_bytes)
         return ContentRange(start, stop, size_bytes)
+
+    @property
+    def is_open(self) -> bool:
+        """From somewhere to the end, wherever that is."""
+        return self.last is None
+
+
+class Ranges(NamedTuple):
+    """One ``Range`` header; at least one range."""
+
+    asked: tuple[Range, ...]
+
+    @classmethod
+    def parse(cls, header: str | None) -> Self | None:
+        """The ranges, or None for what a server may ignore: no header, another unit, nonsense, too many."""
+        unit, _, listed = (header or "").partition("=")
+        if unit.strip().lower() != "bytes":
+            return None
+        # An empty element is no element (RFC 9110, section 5.6.1).
+        texts = [text for text in listed.split(",", RANGES_MAX) if text.strip()]
+        ranges = [Range.parse(text) for text in texts]
+        if not ranges or len(ranges) > RANGES_MAX or None in ranges:
+            return None
+        return cls(tuple(one for one in ranges if one is not None))
+
+    def resolve(self, size_bytes: int) -> tuple[ContentRange, ...]:
+        """The parts of a blob of *size_bytes* to send, in the order they were asked for; no byte is in two of them.
+
+        What overlaps is one part, at the place of the first: nobody gets more than the blob for asking. What only
+        touches is not joined, podman counts the parts.
+
+        Raises:
+            RangeNotSatisfiable: none of them names a byte.
+        """
+        parts: list[ContentRange] = []
+        for asked in self.asked:
+            with contextlib.suppress(RangeNotSatisfiable):
+                parts.append(asked.resolve(size_bytes))
+        if not parts:
+            raise RangeNotSatisfiable(size_bytes)
+        return _without_overlap(parts)
+
+
+def _without_overlap(parts: list[ContentRange]) -> tuple[ContentRange, ...]:
+    """*parts*, those that overlap joined where the first of them stands."""
+    joined: list[tuple[int, ContentRange]] = []  # by offset, with the place
+    for place, part in sorted(enumerate(parts), key=lambda item: item[1].start):
+        if joined and part.start < joined[-1][1].stop:
+            before, whole = joined[-1]
+            joined[-1] = (min(before, place), whole._replace(stop=max(whole.stop, part.stop)))
+        else:
+            joined.append((place, part))
+    return tuple(part for _, part in sorted(joined))

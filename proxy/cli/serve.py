@@ -3,7 +3,7 @@
 import asyncio
 import os
 import resource
-import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,15 @@ from aiohttp import web
 from proxy import __version__, events, logs
 from proxy.assembly import Proxy, open_proxy
 from proxy.cli.common import config_option, settings_flags
+from proxy.cli.stopping import Stopping
 from proxy.errors import StoreError
 from proxy.settings import Settings, load_settings, not_honoured, unknown_environment
 from proxy.systemd import Notifier
 from proxy.units import format_size
+
+_BACKLOG = 1024
+# For the rest of the log when the grace is over.
+_LAST_WORDS_SECONDS = 0.2
 
 
 @click.command(
@@ -37,7 +42,8 @@ Examples:
 def command(config: Path | None, **flags: Any) -> None:
     """Run the cache until SIGTERM.
 
-    Exit codes: 0 after SIGTERM, 1 when the cache cannot run (its directory, its address), 2 for wrong settings.
+    Exit codes: 0 after SIGTERM or SIGINT, 143 and 130 after a second one, 1 when the cache cannot run (its directory,
+    its address), 2 for wrong settings.
     """
     settings = load_settings(config, flags)
     warnings = [*unknown_environment(os.environ)[1], *not_honoured(config, os.environ)]
@@ -49,7 +55,9 @@ def command(config: Path | None, **flags: Any) -> None:
         bus.emit(events.Warned(message=warning))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, bus, config.absolute() if config else None))
+            stopping = Stopping(settings.shutdown_grace, lambda: log.close(_LAST_WORDS_SECONDS))
+            runner.run(_serve(settings, bus, config.absolute() if config else None, stopping))
+        stopping.over()
     except (StoreError, OSError) as error:
         log.close()
         click.echo(f"registry-cache: {error}", err=True)
@@ -57,21 +65,17 @@ def command(config: Path | None, **flags: Any) -> None:
     log.close()
 
 
-async def _serve(settings: Settings, bus: events.Events, config: Path | None) -> None:
+async def _serve(settings: Settings, bus: events.Events, config: Path | None, stopping: Stopping) -> None:
     _allow_many_files()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop_or_die, stop)
+    stopping.listen()
     notifier = Notifier(os.environ, warn=lambda message: bus.emit(events.Warned(message=message)))
     async with notifier, open_proxy(settings, bus) as proxy:
         # aiohttp waits this long twice, before and after it stops reading request bodies, and takes zero for ever.
-        runner = web.ServerRunner(proxy.server, shutdown_timeout=max(settings.shutdown_grace / 2, 0.001))
+        runner = web.ServerRunner(proxy.server, shutdown_timeout=max(stopping.transfers_seconds / 2, 0.001))
         await runner.setup()
         try:
-            site = web.TCPSite(runner, settings.listen_host or None, settings.listen_port, backlog=1024)
             try:
-                await site.start()
+                await _site(runner, settings).start()
             except OSError as error:
                 raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno or 0)}") from error
             address = proxy.identity.address = _address(runner)
@@ -89,7 +93,7 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None) ->
             notifier.ready(lambda: _status(proxy, settings))
             if (settings.log_format or logs.default_format()) == "console":
                 _print_how_to_use(address)
-            await stop.wait()
+            await stopping.wait()
             bus.emit(events.Stopping(grace_seconds=settings.shutdown_grace))
             notifier.stopping(settings.shutdown_grace)
         finally:
@@ -104,11 +108,14 @@ def _status(proxy: Proxy, settings: Settings) -> str:
     return f"{count} requests{hits}, {used} of {format_size(settings.max_size)} used"
 
 
-def _stop_or_die(stop: asyncio.Event) -> None:
-    """The first signal asks politely, the second one means it."""
-    if stop.is_set():
-        os._exit(130)
-    stop.set()
+def _site(runner: web.ServerRunner, settings: Settings) -> web.BaseSite:
+    """Where clients connect. ``[::]`` is every address, IPv4 ones too: the event loop would make it IPv6 alone."""
+    if settings.listen_host != "::":
+        return web.TCPSite(runner, settings.listen_host or None, settings.listen_port, backlog=_BACKLOG)
+    listener = socket.create_server(
+        ("::", settings.listen_port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+    )
+    return web.SockSite(runner, listener, backlog=_BACKLOG)
 
 
 def _allow_many_files() -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from proxy.web.connection import Connection
 from proxy.web.errors import error_body
+from proxy.web.fast_connection import FastConnection, missing_attributes
 from proxy.web.fast_path import FastPath
 from proxy.web.ops import Ops
 from proxy.web.refusals import Refusals
@@ -55,14 +56,15 @@ class Server(web.Server):
         super().__init__(
             self._dispatch, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
         )
-        self._connection = functools.partial(
-            Connection, self, fast, refusals, client_timeout_seconds=client_timeout_seconds
-        )
+        kind = functools.partial(Connection) if missing_attributes() else functools.partial(FastConnection, fast=fast)
+        self._connection = functools.partial(kind, self, refusals, client_timeout_seconds=client_timeout_seconds)
         self._v2 = v2
         self._ops = ops
         self._max_connections = max_connections
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        if isinstance(request.protocol, FastConnection):
+            request.protocol.begins(request)
         if is_api(request.rel_url.raw_path):
             try:
                 return await self._v2.handle(request)

@@ -10,11 +10,16 @@ from proxy.flight import FlightReader
 from proxy.flights import Flights
 from proxy.oci import Digest, Repository
 from proxy.pullthrough import PullThrough
-from proxy.ranges import ContentRange, Range
+from proxy.ranges import RANGES_MAX, ContentRange
 from proxy.storage import OpenBlob, Sink
 from proxy.threads import Threads
-from proxy.web.exchange import Exchange, blob_headers, matches_etag, only_if_cached
+from proxy.web.exchange import Exchange, blob_headers, client_address, matches_etag, only_if_cached
+from proxy.web.parts import Plan, plan
+from proxy.web.repeats import Repeats
 from proxy.web.sending import SocketSink
+
+# Of a blob that is not stored: each part is a request upstream.
+_DIRECT_PARTS_MAX = 16
 
 
 class BlobResponder:
@@ -32,6 +37,7 @@ class BlobResponder:
         self._flights = flights
         self._client_timeout_seconds = client_timeout_seconds
         self._threads = threads
+        self._repeats = Repeats()
 
     async def respond(self, exchange: Exchange, repository: Repository, digest: Digest) -> web.StreamResponse:
         """The response to a blob request, sent to its end.
@@ -62,25 +68,38 @@ class BlobResponder:
         if matches_etag(request, digest):
             del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
+        parts_max = _DIRECT_PARTS_MAX if isinstance(content, Direct) else RANGES_MAX
         try:
-            span = _asked_span(request, digest, answer.size_bytes)
+            chosen = plan(request, digest, answer.size_bytes, parts_max=parts_max)
         except RangeNotSatisfiable:
             if isinstance(content, FlightReader):
                 await content.landed()  # the size is upstream's word until the digest has been verified
             raise
-        status, start, stop = 200, 0, answer.size_bytes
-        if span is not None:
-            status, start, stop = 206, span.start, span.stop
-            headers["Content-Range"] = str(span)
-        headers["Content-Length"] = str(stop - start)
+        exchange.open_ended = chosen.open_ended
+        headers |= {**chosen.headers, "Content-Length": str(chosen.length)}
         if request.method == "HEAD" or content is None:
-            return web.Response(status=status, headers=headers)
+            return web.Response(status=chosen.status, headers=headers)
         if not isinstance(content, FlightReader | Direct) and content.body is not None:
-            exchange.body_bytes = stop - start
-            return web.Response(status=status, body=content.body[start:stop], headers=headers)
-        response = web.StreamResponse(status=status, headers=headers)
-        await self._stream(exchange, response, repository, digest, content, start, stop)
+            whole = content.body
+            body = b"".join(
+                piece if isinstance(piece, bytes) else whole[piece.start : piece.stop] for piece in chosen.body
+            )
+            exchange.body_bytes = len(body)
+            self._count_repeats(exchange, chosen)
+            return web.Response(status=chosen.status, body=body, headers=headers)
+        response = web.StreamResponse(status=chosen.status, headers=headers)
+        try:
+            await self._stream(exchange, response, repository, digest, content, chosen)
+        finally:
+            self._count_repeats(exchange, chosen)
         return response
+
+    def _count_repeats(self, exchange: Exchange, chosen: Plan) -> None:
+        """An open-ended range goes on until the client hangs up: it may get more than it wanted, and that again."""
+        first = chosen.body[0]
+        if chosen.open_ended and isinstance(first, ContentRange):
+            client, stop = client_address(exchange.request), first.start + exchange.body_bytes
+            exchange.repeated_bytes = self._repeats.sent(client, exchange.digest, first.start, stop)
 
     async def _stream(
         self,
@@ -89,14 +108,18 @@ class BlobResponder:
         repository: Repository,
         digest: Digest,
         content: OpenBlob | FlightReader | Direct,
-        start: int,
-        stop: int,
+        chosen: Plan,
     ) -> None:
         await response.prepare(exchange.request)
         exchange.body_begun = True
         sink = self.sink(exchange.request.protocol)
         try:
-            exchange.error = await self.send(sink, repository, digest, content, start, stop)
+            for piece in chosen.body:
+                if isinstance(piece, bytes):
+                    await sink.write(piece)
+                else:
+                    trouble = await self.send(sink, repository, digest, content, piece.start, piece.stop)
+                    exchange.error = exchange.error or trouble
             await response.write_eof()
         except RegistryCacheError as error:
             exchange.error = str(error)
@@ -135,12 +158,3 @@ class BlobResponder:
             await self._flights.send_direct(repository, digest, sink, error.offset, stop)
             return str(error)
         return ""
-
-
-def _asked_span(request: web.BaseRequest, digest: Digest, size_bytes: int) -> ContentRange | None:
-    """The range to answer with 206, or None for the whole blob."""
-    asked = Range.parse(request.headers.get("Range")) if request.method == "GET" else None
-    condition = request.headers.get("If-Range")
-    if asked is None or (condition is not None and condition.strip('"') != digest):
-        return None
-    return asked.resolve(size_bytes)

@@ -32,7 +32,8 @@ class Exchange:
     """What becomes known of one request while it is answered; its log line in the end."""
 
     __slots__ = (
-        "began", "body_begun", "body_bytes", "digest", "error", "kind", "reference", "repository", "request", "served",
+        "began", "body_begun", "body_bytes", "digest", "error", "kind", "open_ended", "reference", "repeated_bytes",
+        "repository", "request", "served",
     )  # fmt: skip
 
     def __init__(self, request: web.BaseRequest) -> None:
@@ -45,12 +46,22 @@ class Exchange:
         self.served = Served("error")
         self.body_begun = False  # the head is out: no other answer can be given any more
         self.body_bytes = 0
+        self.open_ended = False  # the client may leave when it has what it wanted
+        self.repeated_bytes = 0  # of body_bytes: what it had been sent before, and did not want again
         self.error = ""
 
     def refused(self, error: Exception) -> None:
         """No answer was looked for: neither a hit nor a miss, and nothing of the cache's has failed."""
         self.served = Served("bypass", detail=REFUSED)
         self.error = well_formed(str(error))
+
+    @property
+    def left_status(self) -> int:
+        """The status of an answer whose client left before its end.
+
+        Who asked for everything from somewhere on, and took some of it, has had what it wanted (containerd does so).
+        """
+        return 206 if self.open_ended and self.body_bytes else 499
 
     def event(self, status: int) -> events.Request:
         """The log line."""
@@ -71,6 +82,7 @@ class Exchange:
             user_agent=user_agent(request),
             error=self.error,
             detail=self.served.detail,
+            repeated_bytes=self.repeated_bytes,
         )
 
 

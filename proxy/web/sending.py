@@ -25,7 +25,11 @@ _TOOK_NOTHING = "the client took nothing for {:g} s"
 
 
 class ClientGone(ConnectionError):
-    """The client has closed the connection, or takes nothing any more."""
+    """The client has closed the connection."""
+
+
+class ClientStalled(ClientGone):
+    """It is still there, but has taken nothing for too long."""
 
 
 class SocketSink:
@@ -108,26 +112,17 @@ class SocketSink:
         """Share the transport's socket once it has sent what it had, and send what goes before the body."""
         if self._socket < 0:
             transport = self._protocol.transport
-            if transport is not None and transport.get_write_buffer_size():
-                await self._drained(transport)
             if transport is None or transport.is_closing():
                 raise ClientGone("the client is gone")
             self._socket = os.dup(transport.get_extra_info("socket").fileno())
+            while transport.get_write_buffer_size():
+                await self._writable()  # for the transport, which is told so before us
+                await asyncio.sleep(0)
+            if transport.is_closing():
+                raise ClientGone("the client is gone")
         if self._head:
             head, self._head = self._head, b""
             await self._write(head, _send_ahead)
-
-    async def _drained(self, transport: asyncio.WriteTransport) -> None:
-        transport.set_write_buffer_limits(0)  # the protocol is then paused until the buffer is empty
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                await asyncio.sleep(0)
-                while transport.get_write_buffer_size():
-                    await self._protocol._drain_helper()  # noqa: SLF001 -- as aiohttp's own writer does
-                    await asyncio.sleep(0)
-        except TimeoutError as error:
-            raise ClientGone(_TOOK_NOTHING.format(self._timeout_seconds)) from error
-        transport.set_write_buffer_limits()
 
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -167,7 +162,7 @@ def _resolve(future: "asyncio.Future[None]") -> None:
 
 def _lose_patience(future: "asyncio.Future[None]", seconds: float) -> None:
     if not future.done():
-        future.set_exception(ClientGone(_TOOK_NOTHING.format(seconds)))
+        future.set_exception(ClientStalled(_TOOK_NOTHING.format(seconds)))
 
 
 def _meaning(error: OSError, offset: int) -> Exception:

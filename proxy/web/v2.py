@@ -27,7 +27,6 @@ from proxy.pullthrough import PullThrough
 from proxy.storage import Index
 from proxy.units import well_formed
 from proxy.web.blob_response import BlobResponder
-from proxy.web.connection import Connection
 from proxy.web.errors import rendered
 from proxy.web.exchange import (
     JSON,
@@ -38,9 +37,11 @@ from proxy.web.exchange import (
     matches_etag,
     only_if_cached,
 )
+from proxy.web.fast_connection import FastConnection
 from proxy.web.gate import Gate
 from proxy.web.refusals import Refusals, refusal_kind
 from proxy.web.routes import Query, Route, hint, parse_path
+from proxy.web.sending import ClientStalled
 
 _CATALOG_MAX = 1000
 # What a name that was written wrongly leads to.
@@ -76,15 +77,17 @@ class V2:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer *request* and log it, whatever happens."""
         exchange = Exchange(request)
-        status = 499  # the client left before there was an answer
+        status = 0  # the client left before the end of the answer
         try:
             try:
                 response = await self._answer(exchange)
             except RegistryCacheError as error:
                 response = self._error_response(exchange, error)
             except ConnectionError as error:
-                exchange.error = str(error)
+                stalled = isinstance(error, ClientStalled)
+                exchange.error = "" if exchange.left_status == 206 and not stalled else str(error)  # noqa: PLR2004
                 if exchange.served.result == "error":
+                    exchange.error = str(error)
                     status = 502  # broken off from here: what came was not what it had to be
                 raise
             except Exception as error:  # a bug is a 500 in the spec's form and a line in the log
@@ -97,7 +100,7 @@ class V2:
             status = response.status
             return response
         finally:
-            self._events.emit(exchange.event(status))
+            self._events.emit(exchange.event(status or exchange.left_status))
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
@@ -108,7 +111,7 @@ class V2:
             raise Unsupported("this is a read-only cache: push to the registry itself")
         route = parse_path(request.rel_url.raw_path, registry)
         exchange.kind, exchange.repository = route.kind, route.repository
-        if isinstance(request.protocol, Connection):
+        if isinstance(request.protocol, FastConnection):
             request.protocol.learn(request, route)
         if route.reference is not None:
             return await self._manifest(exchange, route.reference)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -234,14 +235,49 @@ def test_sigterm_waits_no_longer_than_the_grace_period(hub, settings, repository
             b"".join(pieces)
 
 
-def test_second_signal_stops_at_once(hub, settings, repository):
+@pytest.mark.parametrize("silent", ["blob", "manifest"])
+def test_sigterm_ends_within_the_grace_while_upstream_is_silent(hub, settings, repository, silent):
+    """READ_TIMEOUT is an hour: whatever waits for upstream must not be waited for."""
+    blob = one_blob(hub, repository)
+    patient = settings | {"shutdown_grace": "3s", "read_timeout": "1h", "request_timeout": "1h"}
+    with running(patient) as command:
+        if silent == "blob":
+            with half_sent(command, hub, f"/v2/{repository}/blobs/{blob}"):
+                command.signal(signal.SIGTERM)
+                assert command.wait() == 0
+        else:
+            hub.fault(service="registry", kind="manifest", stall_after_bytes=0)
+            with ThreadPoolExecutor() as threads:
+                asking = threads.submit(command.manifest, repository, "1")
+                until(lambda: command.stats()["upstream"]["requests"]["token"], "upstream is asked")
+                command.signal(signal.SIGTERM)
+                assert command.wait() == 0
+                with pytest.raises(httpx.HTTPError):
+                    asking.result()
+    with running(settings) as again:
+        hub.clear_faults()
+        assert again.blob(repository, blob).status == 200
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_second_signal_stops_at_once(hub, settings, repository, number, code):
     blob = one_blob(hub, repository)
     path = f"/v2/{repository}/blobs/{blob}"
-    with running(settings | {"shutdown_grace": "1h"}) as command, half_sent(command, hub, path):
-        command.signal(signal.SIGTERM)
+    patient = settings | {"shutdown_grace": "1h", "read_timeout": "1h"}
+    with running(patient) as command, half_sent(command, hub, path):
+        command.signal(number)
         until(lambda: command.lines(event="stopping"), "it says that it stops")
-        command.signal(signal.SIGTERM)
-        assert command.wait() not in (0, None)
+        command.signal(number)
+        assert command.wait() == code
+
+
+def test_all_addresses_are_ipv4_ones_too(settings):
+    with running(settings | {"listen": "[::]:0"}) as command:
+        port = command.url.rpartition(":")[2]
+        for host in ("127.0.0.1", "[::1]"):
+            assert httpx.get(f"http://{host}:{port}/v2/", trust_env=False).status_code == 200
+        clients = {line["client"] for line in command.settled() if line["kind"] == "ping"}
+        assert clients == {"127.0.0.1", "::1"}
 
 
 def test_restart_finds_everything_again_and_in_order(hub, settings, repository):

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from proxy import events
+from proxy.web.fast_connection import missing_attributes
 
 NAME = "library/fast"
 FILE_BYTES = 20_000_000  # more than a socket takes at once
@@ -237,7 +238,7 @@ async def test_a_used_connection_is_not_idle(cache, image, client):
 
 
 async def test_made_up_heads_do_not_fill_the_memory(cache, image, client):
-    fast = cache.proxy.server._connection.args[1]
+    fast = cache.proxy.server._connection.keywords["fast"]
     for number in range(10):
         await client.ask(head_of(f"/v2/{NAME}/manifests/1", extra=f"Accept: {'a' * 200 * number}\r\n"))
     assert 0 < len(fast._asked) < 10
@@ -273,3 +274,30 @@ async def test_a_client_that_takes_no_answers_is_dropped(start_cache, hub):
         while connections():
             await asyncio.sleep(0.05)
     sock.close()
+
+
+async def test_without_what_it_stands_on_hits_take_the_plain_way(start_cache, hub, monkeypatch):
+    monkeypatch.setattr("proxy.web.fast_connection._STANDS_ON", ("_waiter", "_renamed_by_aiohttp"))
+    cache = await start_cache()
+    [warning] = cache.seen(events.Warned)
+    assert "_renamed_by_aiohttp" in warning.message
+    image = await hub.images.image(NAME, "1", [1000, FILE_BYTES])
+    reader, writer = await asyncio.open_connection(*cache.address)
+    client = Client(reader, writer)
+    for target in (f"manifests/{image.digest}", *(f"blobs/{layer.digest}" for layer in image.layers)) * 3:
+        status, _, body = await client.ask(head_of(f"/v2/{NAME}/{target}"))
+        assert status == b"HTTP/1.1 200 OK"
+        assert body == hub.images.read(target.rpartition("/")[2])
+        await cache.settled()
+    writer.close()
+    assert slow_requests(cache) == 9
+    assert cache.requests().count("hit") == 6
+    broken = await asyncio.open_connection(*cache.address)
+    broken[1].write(b"nonsense\r\n\r\n")
+    assert (await broken[0].read()).startswith(b"HTTP/1.0 400 ")
+    broken[1].close()
+    assert cache.seen(events.Crashed) == []
+
+
+def test_this_aiohttp_has_it_all():
+    assert missing_attributes() == []

@@ -3,10 +3,19 @@
 import asyncio
 import hashlib
 
+import pytest
+
 from proxy import events
 from tests.hub import Fault
 
 REPOSITORY = "library/pulled"
+
+
+@pytest.fixture(params=["fast path", "aiohttp's way"], autouse=True)
+def way(request, monkeypatch):
+    """Every pull both ways: as it is, and as it would be with an aiohttp that lacks what the fast path stands on."""
+    if request.param != "fast path":
+        monkeypatch.setattr("proxy.web.fast_connection._STANDS_ON", ("_renamed_by_aiohttp",))
 
 
 async def pull(cache, image):
@@ -154,7 +163,8 @@ async def test_warm_range_head_and_conditional(cache, hub):
         beyond = await cache.blob("library/warm", blob.digest, Range=f"bytes={len(true)}-")
         assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{len(true)}")
         several = await cache.blob("library/warm", blob.digest, Range="bytes=0-1,5-6")
-        assert (several.status, several.body) == (200, true)
+        assert several.status == 206
+        assert several.headers["Content-Type"].startswith("multipart/byteranges; boundary=")
         known = await cache.blob("library/warm", blob.digest, **{"If-None-Match": f'"{blob.digest}"'})
         assert (known.status, known.body) == (304, b"")
         outdated = await cache.blob("library/warm", blob.digest, **{"Range": "bytes=1-", "If-Range": '"x"'})
