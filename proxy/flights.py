@@ -174,8 +174,9 @@ class Flights:
                 if ahead_bytes is not None:
                     await partial.expect(ahead_bytes)
             except NoSpace as error:
-                if ahead_bytes is not None:
+                if ahead_bytes is not None and len(flight.readers) <= 1:  # no client has joined: upstream is not asked
                     self._refused(ahead_bytes)
+                    flight.leaving = True
                     raise
                 self._pass_by(flight, error)
             try:

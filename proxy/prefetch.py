@@ -139,6 +139,8 @@ class Prefetcher:
             size_bytes = max(0, layer.size_bytes)
             if layer.digest in self._ahead or self._flights.get(layer.digest) is not None:
                 continue
+            if not self._flights.may_store(size_bytes):
+                return  # it would go past the store, once for nobody and once more for the client
             if len(self._ahead) >= _AHEAD or self._ahead_bytes + size_bytes > self._max_bytes:
                 return  # in order: what comes first is asked for first; the next request goes on from there
             self._ahead[layer.digest] = ahead = _Ahead(size_bytes)

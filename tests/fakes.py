@@ -41,6 +41,7 @@ class MemoryPartial:
         self._differs: Callable[[int], None] | None = None
 
     async def expect(self, size_bytes: int | None) -> None:
+        await self._store.expecting.wait()
         if (size_bytes or 0) > self._store.room:
             raise NoSpace("no room")
 
@@ -105,6 +106,8 @@ class MemoryStore:
         self.partials: dict[Digest, bytearray] = {}
         self.ingesting: set[Digest] = set()
         self.room = self.refuses_at = 1 << 60
+        self.expecting = asyncio.Event()
+        self.expecting.set()
 
         async def at_once(_: Digest) -> None:
             return

@@ -236,6 +236,20 @@ async def test_nothing_is_fetched_ahead_that_the_store_has_no_room_for(airport):
     assert not airport.flights.may_store(len(DATA))
 
 
+async def test_who_joins_what_is_fetched_ahead_gets_it_when_there_is_no_room(airport):
+    airport.store.room = 100
+    airport.store.expecting.clear()
+    digest = airport.source.add(DATA)
+    ahead = airport.flights.fetch_ahead(REPOSITORY, digest, len(DATA))
+    asking = asyncio.create_task(airport.get(digest))
+    await until(lambda: len(ahead.flight.readers) == 2)
+    airport.store.expecting.set()
+    await ahead.landed()
+    ahead.close()
+    assert await asking == DATA
+    assert airport.source.gets(digest) == [0]
+
+
 # --- transfers that break ---------------------------------------------------------------------------------------
 
 
