@@ -25,6 +25,7 @@ from proxy.errors import (
     Unauthorized,
     UpstreamBusy,
     UpstreamError,
+    UpstreamRefused,
 )
 from proxy.flight import BlobBody, BlobSource, Flight
 from proxy.oci import Digest
@@ -73,6 +74,8 @@ class Retries(NamedTuple):
             begun: a client has got bytes: no other host can help it.
         """
         seconds = max(self.backoff(attempt), error.retry_in_seconds)
+        if isinstance(error, UpstreamRefused) and attempt > 1:
+            raise error  # upstream has answered, twice
         if attempt > self.limit or seconds > _PAUSE_MAX_SECONDS:
             raise error
         if isinstance(error, OriginDown) and not begun and (attempt == 1 or seconds > _PATIENCE_SECONDS):

@@ -256,6 +256,7 @@ class BulkClient:
             headers={**headers, **(proxy.headers if proxy and forwards else {})},
             timeout=self._timeout,
             redirect=False,
+            assert_same_host=False,  # a proxy's pool is for any host
             retries=False,
             preload_content=False,
             decode_content=False,

@@ -74,11 +74,11 @@ async def registry(ask):
     """Start a client of a plain registry that says what a test wants; several in one test are several registries."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(says: Callable[[Request], bytes], **flags: Any) -> tuple[Asked, StandIn]:
+        async def start(says: Callable[[Request], bytes], path: str = "", **flags: Any) -> tuple[Asked, StandIn]:
             server = StandIn(says)
             stack.push_async_callback(server.close)
             await server.start()
             anonymous = {"username": None, "password_file": None}
-            return ask(upstream=server.url, **{**anonymous, **flags}), server
+            return ask(upstream=server.url + path, **{**anonymous, **flags}), server
 
         yield start

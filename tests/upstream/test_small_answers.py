@@ -74,6 +74,23 @@ async def test_by_digest_any_bytes_that_have_it_are_served(registry):
         assert (await client.manifest(NAME, digest)).body == body
 
 
+@pytest.mark.parametrize(
+    "early", [b"HTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 2]
+)
+async def test_what_comes_before_an_answer_is_none(registry, early):
+    client, _ = await registry(lambda _: early + reply(200, MANIFEST, [JSON]))
+    assert (await client.manifest(NAME)).body == MANIFEST
+
+
+async def test_an_upstream_with_a_path(registry):
+    list_body, link = b'{"tags":[]}', ("Link", '</prefix/v2/library/small/tags/list?last=b>; rel="next"')
+    client, server = await registry(lambda _: reply(200, list_body, [link]), path="/prefix")
+    path = f"/v2/{NAME}/tags/list?n=1"
+    found = await client.upstream.listing(Repository.parse(NAME), path)
+    assert server.targets() == ["/prefix" + path]
+    assert found.link == f'</v2/{NAME}/tags/list?last=b>; rel="next"'
+
+
 LISTS = [
     ("/tags/list", b'{"name":"library/small","tags":["1"]}', True),
     ("/tags/list", b'\xef\xbb\xbf{"name":"library/small","tags":null}', True),

@@ -1,9 +1,13 @@
 """The standard proxy variables: small requests and blob bodies go through the same proxy."""
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 
 import pytest
+
+from tests.hub import stand_in
 
 PASSWORD = "password-of-the-forward-proxy"
 
@@ -26,9 +30,14 @@ async def forward_proxy(monkeypatch, hub, scheme):
         writer.close()
 
     async def serve(reader, writer):
-        line = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0].decode()
+        line, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         method, target, _ = line.split()
         assert method == "CONNECT"
+        wanted = "basic " + base64.b64encode(f"ci:{PASSWORD}".encode()).decode()
+        if not any(field.lower() == f"proxy-authorization: {wanted.lower()}" for field in fields):
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+            return
         if "refuses" in asked:
             writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
             writer.close()
@@ -74,6 +83,40 @@ async def test_no_proxy_is_honoured(forward_proxy, start_cache, hub, monkeypatch
     assert (await cache.manifest("library/direct", "1")).status == 200
     assert (await cache.blob("library/direct", image.layers[0].digest)).status == 200
     assert forward_proxy == []
+
+
+@pytest.mark.parametrize("no_proxy", ["127.0.0.0/8", "127.0.0.2,10.0.0.0/8,127.0.0.1/32", "localhost,*"])
+async def test_both_clients_know_the_same_networks(forward_proxy, start_cache, hub, monkeypatch, no_proxy):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, no_proxy)
+    cache = await start_cache()
+    image = await hub.images.image("library/networks", "1", [200_000])
+    assert (await cache.manifest("library/networks", "1")).status == 200
+    assert (await cache.blob("library/networks", image.layers[0].digest)).status == 200
+    assert forward_proxy == []
+
+
+async def test_a_proxy_that_reads_requests_itself_gets_its_password(monkeypatch, start_cache):
+    """Plain http is not tunnelled: the whole URL stands in the request line."""
+    manifest = b'{"schemaVersion":2,"config":{},"layers":[]}'
+
+    def says(request):
+        return stand_in.reply(200, manifest if "manifests" in request.target else bytes(200_000))
+
+    async with contextlib.AsyncExitStack() as stack:
+        proxy = stand_in.StandIn(says)
+        stack.push_async_callback(proxy.close)
+        await proxy.start()
+        monkeypatch.setenv("http_proxy", proxy.url.replace("//", f"//ci:{PASSWORD}@"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        cache = await start_cache(upstream="http://registry.example", retries=0)
+        assert (await cache.manifest("library/plain", "1")).status == 200
+        digest = f"sha256:{hashlib.sha256(bytes(200_000)).hexdigest()}"
+        assert (await cache.blob("library/plain", digest)).status == 200
+        login = "Basic " + base64.b64encode(f"ci:{PASSWORD}".encode()).decode()
+        assert {request.headers["proxy-authorization"] for request in proxy.seen} == {login}
+        assert all(request.target.startswith("http://registry.example/v2/") for request in proxy.seen)
 
 
 @pytest.mark.parametrize("what", ["manifest", "blob"])
