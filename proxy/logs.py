@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from proxy import events
+from proxy.terminal import ascii_json, shown, shown_lines
 from proxy.threads import start_daemon
 from proxy.units import format_size, well_formed
 
@@ -96,13 +97,16 @@ def _json(event: events.Event) -> bytes:
     try:
         fields = _ENCODER.encode(event)
     except UnicodeEncodeError:  # foreign bytes that are no UTF-8: the line has them escaped
-        fields = _ENCODER.encode(_well_formed(event))
-    return b'{"level":"%s",%s\n' % (event.level.encode(), fields[1:])
+        fields = _ENCODER.encode(_well_formed(msgspec.to_builtins(event, enc_hook=str)))
+    return ascii_json(b'{"level":"%s",%s\n' % (event.level.encode(), fields[1:]))
 
 
-def _well_formed(event: events.Event) -> dict[str, object]:
-    told = {"event": str(event.__struct_config__.tag), **msgspec.structs.asdict(event)}
-    return {name: well_formed(value) if isinstance(value, str) else value for name, value in told.items()}
+def _well_formed(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _well_formed(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_well_formed(each) for each in value]
+    return well_formed(value) if isinstance(value, str) else value
 
 
 class _Console:
@@ -123,20 +127,20 @@ class _Console:
         name = event.repository
         if event.reference:
             name += ("@" if ":" in event.reference else ":") + event.reference[:24]
-        result = self._style(f"{event.cache:<11}", _COLOURS.get(event.cache, "red" if event.cache == "error" else None))
+        colour = _COLOURS.get(event.cache, "red" if event.cache == "error" else None)
+        result = self._style(f"{shown(event.cache):<11}", colour)
         error = f"  {event.error}" if event.error else ""
-        return (
-            f"{result} {event.method:<4} {event.status} {event.kind:<9} {_printable(name)}  "
-            f"{format_size(event.bytes)}  {event.duration_ms:.1f} ms{_printable(error)}"
-        )
+        rest = f" {event.method:<4} {event.status} {event.kind:<9} {name}  {format_size(event.bytes)}"
+        return result + shown(f"{rest}  {event.duration_ms:.1f} ms{error}")
 
     def _other(self, event: events.Event) -> str:
         fields = msgspec.structs.asdict(event)
         del fields["time"]
-        message = fields.pop("message", "")
+        message, traceback_text = fields.pop("message", ""), fields.pop("traceback", "")
         rest = " ".join(f"{name}={_shown(name, value)}" for name, value in fields.items() if value != "")
         tag = self._style(f"{event.__struct_config__.tag:<11}", _LEVEL_COLOURS.get(event.level))
-        return _printable(f"{tag} {message} {rest}".rstrip())
+        line = tag + shown(f" {message} {rest}".rstrip())
+        return f"{line}\n{shown_lines(traceback_text)}" if traceback_text else line
 
 
 def _shown(name: str, value: object) -> str:
@@ -151,11 +155,6 @@ def _shown(name: str, value: object) -> str:
         return ",".join(map(str, value))
     text = str(value)
     return f'"{text}"' if " " in text else text
-
-
-def _printable(text: str) -> str:
-    """Names come from the network: no control characters reach a terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 class _Bridge(logging.Handler):

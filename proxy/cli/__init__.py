@@ -6,7 +6,7 @@ import sys
 import click
 
 from proxy import __version__
-from proxy.cli.common import Program
+from proxy.cli.common import Program, say
 from proxy.errors import SettingsError
 
 
@@ -31,8 +31,8 @@ def main() -> None:
     try:
         code = cli.main(prog_name="registry-cache", standalone_mode=False)
     except SettingsError as error:
-        for line in str(error).splitlines():
-            click.echo(f"registry-cache: {line}", err=True)
+        for line in str(error).split("\n"):
+            say(f"registry-cache: {line}", err=True)
         sys.exit(2)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -58,5 +58,5 @@ def _sentence(error: click.UsageError) -> str:
 
 
 def _fail(who: str, text: str, code: int) -> None:
-    click.echo(f"{who}: {text}", err=True)
+    say(f"{who}: {text}", err=True)
     sys.exit(code)

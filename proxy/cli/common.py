@@ -14,7 +14,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize
 from pydantic.fields import FieldInfo
 
 from proxy.settings import PruneSettings
+from proxy.terminal import shown
 from proxy.units import Threshold, format_duration, format_size
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """One line on the terminal. What is in it may come from strangers: nothing in it steers the terminal."""
+    click.echo(shown(text), err=err)
+
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.
 COMMANDS = (

@@ -11,10 +11,10 @@ from pathlib import Path
 import aiohttp
 import click
 from rich.console import Console
-from rich.text import Text
 
 from proxy.cli.admin import cache_dir_option, json_option, running
-from proxy.cli.common import INSTALLED_CONFIG, service_config_option
+from proxy.cli.common import INSTALLED_CONFIG, say, service_config_option
+from proxy.cli.output import console, styled
 from proxy.doctor import host, network
 from proxy.doctor.check import Check
 from proxy.errors import RegistryCacheError, SettingsError
@@ -60,21 +60,21 @@ def command(config: Path | None, cache_dir: Path | None, image: str, *, pull: bo
         click.echo(json.dumps({"broken": broken, "checks": [check._asdict() for check in checks]}, indent=2))
     else:
         warnings = sum(check.state == "warning" for check in checks)
-        click.echo(f"{broken or 'Nothing'} broken, {warnings or 'no'} warning{'' if warnings == 1 else 's'}.")
+        say(f"{broken or 'Nothing'} broken, {warnings or 'no'} warning{'' if warnings == 1 else 's'}.")
     sys.exit(1 if broken else 0)
 
 
 async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool, show: bool) -> list[Check]:
     """All checks; each is shown as soon as it is known."""
     checks = []
-    console = Console(highlight=False, soft_wrap=True)
-    with console.status("looking…") if show and console.is_terminal else contextlib.nullcontext():
+    terminal = console()
+    with terminal.status("looking…") if show and terminal.is_terminal else contextlib.nullcontext():
         async for check in _checks(config, cache_dir, image, pull=pull):
             checks.append(check)
             if show:
                 # Rich ends the program when the pipe is closed (doctor | head): the rest is looked at unseen.
                 with contextlib.suppress(SystemExit):
-                    _show(console, check)
+                    _show(terminal, check)
     return checks
 
 
@@ -105,6 +105,8 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     instance = found.instance or (stats.instance if stats else None)
     async for check in network.docker(settings, os.environ, found.url, instance):
         yield check
+    if check := host.name_server():
+        yield check
     yield host.prune_habits()
     if pull:
         yield await network.real_pull(found.url, image)
@@ -131,8 +133,8 @@ def _settings(settings: Settings, config: Path | None) -> Check:
     return Check("settings", "ok", "valid")
 
 
-def _show(console: Console, check: Check) -> None:
+def _show(terminal: Console, check: Check) -> None:
     sign, style = _SIGNS[check.state]
-    console.print(Text.assemble((sign, style), f" {check.name:<{_NAME_WIDTH}}  {check.text}"))
+    terminal.print(styled((sign, style), f" {check.name:<{_NAME_WIDTH}}  {check.text}"))
     if check.remedy and check.state != "ok":
-        console.print(Text.assemble(" " * (_NAME_WIDTH + 4), ("→ ", style), check.remedy))
+        terminal.print(styled(" " * (_NAME_WIDTH + 4), ("→ ", style), check.remedy))

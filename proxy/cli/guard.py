@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from proxy.cli.common import config_option, settings_flags
+from proxy.cli.common import config_option, say, settings_flags
 from proxy.errors import RunLockError
 from proxy.hostprune.guard import RunLock, run_guarded
 from proxy.settings import PruneSettings, load_settings
@@ -42,5 +42,5 @@ def command(config: Path | None, command_line: tuple[str, ...], **flags: Any) ->
     try:
         run_guarded(RunLock(settings.lock_file, settings.lock_group), command_line, settings.lock_wait)
     except RunLockError as error:
-        click.echo(f"registry-cache guard: {error}", err=True)
+        say(f"registry-cache guard: {error}", err=True)
         raise SystemExit(OWN_FAILURE) from error

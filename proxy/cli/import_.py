@@ -15,7 +15,7 @@ import uvloop
 
 from proxy import events
 from proxy.assembly import open_store
-from proxy.cli.common import config_option
+from proxy.cli.common import config_option, say
 from proxy.cli.import_output import Report, result_of, show_result
 from proxy.errors import StoreError, StoreLocked
 from proxy.importing import plan as planning
@@ -73,12 +73,12 @@ def command(
     except NoFolder as error:
         raise click.UsageError(str(error)) from error
     except StoreLocked as error:
-        click.echo(f"registry-cache: {error}: stop it first (systemctl stop registry-cache)", err=True)
+        say(f"registry-cache: {error}: stop it first (systemctl stop registry-cache)", err=True)
         sys.exit(_BUSY)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
-        click.echo("Interrupted. What has come in stays; run it again for the rest.", err=True)
+        say("Interrupted. What has come in stays; run it again for the rest.", err=True)
         sys.exit(_INTERRUPTED)
     result = {"folder": str(folder.root), "cache_dir": str(settings.cache_dir), "dry_run": dry_run, **result}
     if as_json:

@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-import click
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from proxy import events
+from proxy.cli.common import say
+from proxy.cli.output import console, styled
 from proxy.importing.carry import Outcome
 from proxy.importing.plan import Contents, Plan
 from proxy.oci import Digest
@@ -21,12 +21,12 @@ class Report:
     """Tells people how it goes, on stderr, where that is a terminal."""
 
     def __init__(self, *, show: bool) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = console(stderr=True)
         self._show = show and self._console.is_terminal
 
     def reading(self, folder: str) -> contextlib.AbstractContextManager[object]:
         """While nothing comes yet."""
-        return self._console.status(f"reading {folder}…") if self._show else contextlib.nullcontext()
+        return self._console.status(styled(f"reading {folder}…")) if self._show else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def bar(self, size_bytes: int) -> Iterator[Callable[[int], None]]:
@@ -39,7 +39,7 @@ class Report:
     def trouble(self, event: events.Event) -> None:
         """Subscribe it: what the store complains of."""
         if isinstance(event, events.StorageFailed):
-            click.echo(f"registry-cache: {event.operation}: {event.reason}", err=True)
+            say(f"registry-cache: {event.operation}: {event.reason}", err=True)
 
 
 def result_of(contents: Contents, plan: Plan, here: Collection[Digest], outcome: Outcome) -> dict[str, Any]:
@@ -69,31 +69,31 @@ def _count(sizes: dict[Digest, int]) -> dict[str, int]:
 def show_result(result: dict[str, Any]) -> None:
     """The same for people: trouble first, the sum last."""
     for rot in result["rotten"]:
-        click.echo(f"rotten, skipped: {rot['digest']}: {rot['reason']}")
+        say(f"rotten, skipped: {rot['digest']}: {rot['reason']}")
     _show_some([f"not brought in: {each['digest']}: {each['reason']}" for each in result["failed"]])
     _show_some([f"skipped: {each['name']}: {each['reason']}" for each in result["incomplete"]])
     left_out = result["left_out"]
     _show_some([f"no room: {each['name']}  {format_size(each['size_bytes'])}" for each in left_out])
     if left_out:
         size = format_size(sum(each["size_bytes"] for each in left_out))
-        click.echo(f"{len(left_out)} did not fit ({size}): raise MAX_SIZE (or free some of the disk) and run it again.")
+        say(f"{len(left_out)} did not fit ({size}): raise MAX_SIZE (or free some of the disk) and run it again.")
     here = f"; {_blobs(result['here'])} of the folder were here already" if result["here"]["blobs"] else ""
     if result["dry_run"]:
-        click.echo(f"{_tags(result['images']['taken'])} and {_blobs(result['to_bring'])} would come in{here}.")
+        say(f"{_tags(result['images']['taken'])} and {_blobs(result['to_bring'])} would come in{here}.")
         return
-    click.echo(
+    say(
         f"{_tags(result['tags']['imported'])} imported, {_blobs(result['linked'])} linked, "
         f"{_blobs(result['copied'])} copied{here}."
     )
     if result["linked"]["blobs"]:
-        click.echo(f"Remove {result['folder']} once pulls work: as long as it is there, evicting frees no disk space.")
+        say(f"Remove {result['folder']} once pulls work: as long as it is there, evicting frees no disk space.")
 
 
 def _show_some(lines: list[str]) -> None:
     for line in lines[:_SHOWN]:
-        click.echo(line)
+        say(line)
     if len(lines) > _SHOWN:
-        click.echo(f"… and {len(lines) - _SHOWN} more (--json has them all)")
+        say(f"… and {len(lines) - _SHOWN} more (--json has them all)")
 
 
 def _tags(count: int) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from proxy.cli.admin import cache_dir_option, json_option, service
-from proxy.cli.common import service_config_option
+from proxy.cli.common import say, service_config_option
+from proxy.cli.output import console
 from proxy.units import format_ago, format_size
 
 # As the service sends them they are in the order of their names, which a sort keeps among equals.
@@ -56,13 +56,19 @@ def command(pattern: str | None, config: Path | None, cache_dir: Path | None, or
         click.echo(json.dumps(answer, indent=2))
         return
     if not answer["items"]:
-        click.echo("Nothing is cached" + (f" that {pattern} names." if pattern else " yet."))
+        say("Nothing is cached" + (f" that {pattern} names." if pattern else " yet."))
         return
-    table = Table("image", "size here", "last use", "digest", "", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    # A name that does not fit goes on in the next line: half of it cannot be copied.
+    table.add_column("image", overflow="fold")
+    for figure in ("size here", "last use"):
+        table.add_column(figure, justify="right", no_wrap=True)
+    table.add_column("digest", no_wrap=True)
+    table.add_column("", no_wrap=True)
     now = time.time()
     for item in answer["items"]:
         ago = format_ago(now - item["last_use"]) if item["last_use"] else "never"
         table.add_row(
             item["name"], format_size(item["size_bytes"]), ago, item["digest"][:19], "pinned" * item["pinned"]
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    console(soft_wrap=False).print(table)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from proxy.cli.admin import cache_dir_option, json_option, pattern_argument, service
-from proxy.cli.common import service_config_option
+from proxy.cli.common import say, service_config_option
 from proxy.units import format_size
 
 
@@ -30,16 +30,21 @@ def command(pattern: str, config: Path | None, cache_dir: Path | None, *, as_jso
 
     Exit codes: 0, 1 when PATTERN names nothing, 2 for a wrong pattern or setting, 3 when the service cannot be asked.
     """
-    answer = service(config, cache_dir).ask("pin", "POST", pattern=pattern)
+    asked = service(config, cache_dir)
+    answer = asked.ask("pin", "POST", pattern=pattern)
+    # A digest is pinned only where it is cached; a tag may be pinned before.
+    here = {item["name"] for item in asked.ask("list", pattern=pattern)["items"]} if ":" in pattern else None
+    answer["not_cached"] = [name for name in answer["names"] if here is not None and not here and "sha256:" not in name]
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     for name in () if as_json else answer["names"]:
-        click.echo(f"pinned: {name}")
+        late = "  (not cached yet: it is kept from its first pull on)" if name in answer["not_cached"] else ""
+        say(f"pinned: {name}{late}")
     pinned, cap = answer["pinned_bytes"], answer["max_size_bytes"]
     if answer["names"] and not as_json:
-        click.echo(f"Pins hold {format_size(pinned)} of {format_size(cap)} (MAX_SIZE).")
+        say(f"Pins hold {format_size(pinned)} of {format_size(cap)} (MAX_SIZE).")
     if pinned > cap / 2:
-        click.echo(
+        say(
             f"registry-cache pin: pins take {pinned / cap:.0%} of MAX_SIZE; the cap holds all the same, and what finds "
             "no room is passed through unstored: raise MAX_SIZE, or unpin something",
             err=True,
@@ -47,5 +52,5 @@ def command(pattern: str, config: Path | None, cache_dir: Path | None, *, as_jso
     if not answer["names"]:
         if not as_json:
             hint = "" if ":" in pattern else f"; to pin what is not here yet, name its tag: {pattern}:latest"
-            click.echo(f"nothing cached is named {pattern}{hint}", err=True)
+            say(f"nothing cached is named {pattern}{hint}", err=True)
         raise SystemExit(1)

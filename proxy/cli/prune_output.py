@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from proxy.cli.common import say
+from proxy.cli.output import console
 from proxy.hostprune import report
 from proxy.hostprune.guard import Holder
 from proxy.hostprune.policy import Plan
@@ -28,7 +29,7 @@ class Output:
 
     def __init__(self, *, as_json: bool, log_format: str | None) -> None:
         self._as_json = as_json
-        self._terminal = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._terminal = console(stderr=True)
         self._json_log = (log_format or ("console" if self._terminal.is_terminal else "json")) == "json"
         # Without being asked for JSON, a problem is a plain line: somebody reads it in cron's mail.
         self._json_problems = log_format == "json"
@@ -62,7 +63,7 @@ class Output:
         if self._json_log:
             self._log(report.event_fields(event))
         else:
-            self._terminal.print(report.event_line(event), markup=False)
+            self._terminal.print(report.event_line(event))
         self._advance()
 
     def finish(self, *, stopped: str | None = None, disk: Disk | None = None) -> None:
@@ -98,13 +99,13 @@ class Output:
 
     def _say(self, text: str) -> None:
         if not self._as_json:
-            click.echo(text)
+            say(text)
 
     def _problem(self, level: str, text: str) -> None:
         if self._json_problems:
             self._log({"level": level, "event": "prune_" + level, "message": text})
         else:
-            click.echo(f"registry-cache prune: {text}", err=True)
+            say(f"registry-cache prune: {text}", err=True)
 
     def _log(self, fields: dict[str, Any]) -> None:
         # The fields and their order are those of the cache's own log.

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from proxy.cli.admin import cache_dir_option, json_option, pattern_argument, service
-from proxy.cli.common import service_config_option
+from proxy.cli.common import say, service_config_option
 from proxy.units import format_size
 
 
@@ -46,12 +46,12 @@ def command(pattern: str, config: Path | None, cache_dir: Path | None, *, yes: b
 
 def _show(plan: dict[str, Any], pattern: str) -> None:
     for reason in plan["kept"]:
-        click.echo(f"stays: {reason}")
+        say(f"stays: {reason}")
     for tag in plan["tags"]:
-        click.echo(f"{'removed' if plan['applied'] else 'would go'}: {tag}")
+        say(f"{'removed' if plan['applied'] else 'would go'}: {tag}")
     count = len(plan["digests"])
     if not (plan["tags"] or count):
-        click.echo(f"Nothing to remove: {'it is pinned' if plan['kept'] else f'nothing cached is named {pattern}'}.")
+        say(f"Nothing to remove: {'it is pinned' if plan['kept'] else f'nothing cached is named {pattern}'}.")
         return
     objects = f"{count} object{'' if count == 1 else 's'} ({format_size(plan['size_bytes'])})"
-    click.echo(f"{objects} removed." if plan["applied"] else f"{objects} would go. Nothing was removed: --yes does it.")
+    say(f"{objects} removed." if plan["applied"] else f"{objects} would go. Nothing was removed: --yes does it.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +14,7 @@ from rich.text import Text
 from proxy.attention import notices
 from proxy.cli.admin import Service, ServiceUnreachable, cache_dir_option, json_option, service
 from proxy.cli.common import service_config_option
+from proxy.cli.output import console, styled
 from proxy.figures import FullStats, OtherSchema, QuotaFigures, RepositoryFigures, UpstreamFigures, read
 from proxy.history import Counts
 from proxy.units import format_ago, format_size
@@ -53,22 +54,21 @@ def command(config: Path | None, cache_dir: Path | None, *, as_json: bool, watch
         elif watch:
             _watch(asked, stats)
         else:
-            Console(highlight=False).print(_shown(stats))
+            console(soft_wrap=False).print(_shown(stats))
     except KeyboardInterrupt:
         return
 
 
 def _watch(asked: Service, stats: object) -> None:
     """Goes on when the service is restarted: that is when people watch."""
-    with Live(_shown(stats), screen=True, auto_refresh=False) as live:
+    with Live(_shown(stats), console=console(soft_wrap=False), screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(_WATCH_SECONDS)
             try:
                 shown: RenderableType = _shown(asked.ask("stats"))
             except ServiceUnreachable as error:
-                shown = Text(
-                    f"{error.format_message()}\n\nasking again every {_WATCH_SECONDS} s; Ctrl-C ends this", style="red"
-                )
+                again = f"asking again every {_WATCH_SECONDS} s; Ctrl-C ends this"
+                shown = Group(styled((error.format_message(), "red")), Text(), styled((again, "red")))
             live.update(shown, refresh=True)
 
 
@@ -92,7 +92,7 @@ def figures(stats: FullStats, now: float) -> Group:
     spaced: list[RenderableType] = []
     for notice in notices(stats, now):
         style = "bold red" if notice.level == "error" else "yellow"
-        spaced.append(Text.assemble((f"{notice.what} ", style), notice.remedy))
+        spaced.append(styled((f"{notice.what} ", style), notice.remedy))
     for part in parts:
         spaced += [Text(), part] if spaced else [part]
     return Group(*spaced)
@@ -125,7 +125,7 @@ def _upstream(upstream: UpstreamFigures, now: float) -> Text:
     if upstream.credential_rejected:
         return Text("rejects the credential", style="bold red")
     if not upstream.reachable:
-        return Text(f"not reachable: {', '.join(upstream.down)}", style="bold red")
+        return styled((f"not reachable: {', '.join(upstream.down)}", "bold red"))
     if upstream.limited_for_seconds:
         return Text(f"wants to be left alone for {upstream.limited_for_seconds:.0f} s (429)", style="yellow")
     if not upstream.answered_at:

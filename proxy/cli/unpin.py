@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from proxy.cli.admin import cache_dir_option, json_option, pattern_argument, service
-from proxy.cli.common import service_config_option
+from proxy.cli.common import say, service_config_option
 
 
 @click.command(
@@ -30,8 +30,8 @@ def command(pattern: str, config: Path | None, cache_dir: Path | None, *, as_jso
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     for name in () if as_json else answer["names"]:
-        click.echo(f"unpinned: {name}")
+        say(f"unpinned: {name}")
     if not answer["names"]:
         if not as_json:
-            click.echo(f"nothing pinned is named {pattern}", err=True)
+            say(f"nothing pinned is named {pattern}", err=True)
         raise SystemExit(1)

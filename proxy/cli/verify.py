@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import sqlite3
 import sys
@@ -12,15 +13,14 @@ from typing import NamedTuple
 
 import aiohttp
 import click
-import msgspec
 from aiohttp import web
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from proxy import events
 from proxy.assembly import open_proxy
 from proxy.cli.admin import Running, cache_dir_option, json_option, running
-from proxy.cli.common import service_config_option
+from proxy.cli.common import say, service_config_option
+from proxy.cli.output import console
 from proxy.errors import StoreLocked
 from proxy.oci import Digest
 from proxy.settings import load_settings
@@ -64,14 +64,14 @@ def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_jso
         found = [
             {"digest": rot.digest, "reason": rot.reason, "repaired": repaired.get(rot.digest, False)} for rot in rotten
         ]
-        click.echo(msgspec.json.encode({"blobs": count, "bytes": size_bytes, "rotten": found}, enc_hook=str))
+        click.echo(json.dumps({"blobs": count, "bytes": size_bytes, "rotten": found}, default=str))
     else:
         for rot in rotten:
             state = "repaired" if repaired.get(rot.digest) else "not repaired" if repair else "found"
-            click.echo(f"rot {state}: {rot.digest}: {rot.reason}")
+            say(f"rot {state}: {rot.digest}: {rot.reason}")
         good = f"{count - len(rotten)} of {count} blobs ({format_size(size_bytes)}) are as they were stored"
         done = f"; {sum(repaired.values())} of the others repaired" if repair else "; --repair fetches the others anew"
-        click.echo(good + (done if rotten else ""))
+        say(good + (done if rotten else ""))
     sys.exit(1 if rotten else 0)
 
 
@@ -81,7 +81,7 @@ def _rehash_all(root: Path, *, show: bool) -> tuple[int, int, list[Rot]]:
     total = sum(size for _, _, size in files)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns, console=Console(stderr=True), disable=not show) as progress,
+        Progress(*columns, console=console(stderr=True), disable=not show) as progress,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
         task = progress.add_task("verify", total=total)

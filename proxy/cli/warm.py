@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from proxy.cli.admin import Service, cache_dir_option, json_option, running
-from proxy.cli.common import service_config_option
+from proxy.cli.common import say, service_config_option
 from proxy.cli.warm_output import Report, summary
 from proxy.cli.warm_sources import wishes_from
 from proxy.settings import load_settings
@@ -119,7 +119,7 @@ def command(
     wanted = tuple(map(full_platform, platforms)) or (host_platform(),)
     wishes, notes = wishes_from(images, wanted, settings, **sources)
     for note in notes:
-        click.echo(f"left out: {note}", err=True)
+        say(f"left out: {note}", err=True)
     if not wishes:
         raise click.UsageError("nothing to warm: name images, or --compose, --file or --from-docker")
     if pin and found.instance is None:
@@ -132,7 +132,7 @@ def command(
         remedy = "start it (systemctl start registry-cache), or name another with --url"
         raise click.ClickException(f"{error}: {remedy}") from error
     except KeyboardInterrupt:
-        click.echo("Interrupted. What has come stays; run it again for the rest.", err=True)
+        say("Interrupted. What has come stays; run it again for the rest.", err=True)
         sys.exit(_INTERRUPTED)
     if pin and not dry_run:
         result["pins"] = _pin(Service(found.settings.cache_dir), result["images"])
@@ -185,7 +185,7 @@ def _pin(service: Service, images: list[dict[str, Any]]) -> dict[str, Any]:
         answer = service.ask("pin", "POST", pattern=name)
     if answer and answer["pinned_bytes"] > answer["max_size_bytes"] / 2:
         share = answer["pinned_bytes"] / answer["max_size_bytes"]
-        click.echo(f"Pins take {share:.0%} of MAX_SIZE: raise it, or unpin something.", err=True)
+        say(f"Pins take {share:.0%} of MAX_SIZE: raise it, or unpin something.", err=True)
     return {"names": names, "pinned_bytes": answer.get("pinned_bytes"), "max_size_bytes": answer.get("max_size_bytes")}
 
 

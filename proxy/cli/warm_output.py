@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import click
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from proxy.cli.common import say
+from proxy.cli.output import console
+from proxy.terminal import shown
 from proxy.units import format_duration, format_size
 from proxy.warming.warm import Outcome, Planned, would_be
 
@@ -19,8 +20,8 @@ class Report:
 
     def __init__(self, *, show: bool) -> None:
         self._show = show
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._console = console(stderr=True)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, disable=not (show and self._console.is_terminal))
         self._tasks: dict[str, TaskID] = {}
         self._total: TaskID | None = None
@@ -43,15 +44,15 @@ class Report:
     def plan(self, plan: dict[str, Any], platforms: str, url: str, shown: Sequence[Planned]) -> None:
         """What it will cost, before it begins."""
         for line in _plan_lines(plan, platforms, url) if self._show else ():
-            click.echo(line)
+            say(line)
         for each in shown if self._show else ():
-            click.echo(_planned_line(each))
+            say(_planned_line(each))
 
     def expect(self, name: str, count: int) -> None:
         """See :class:`proxy.warming.warm.Listener`."""
         self._expected += count
         if count:
-            self._tasks[name] = self._progress.add_task(name[-40:].ljust(24), total=count)
+            self._tasks[name] = self._progress.add_task(shown(name)[-40:].ljust(24), total=count)
             self._update_total(0)
 
     def came(self, name: str, count: int) -> None:
@@ -67,7 +68,7 @@ class Report:
             self._progress.remove_task(self._tasks.pop(outcome.name))
         self._update_total(0)
         if self._show:
-            self._console.print(_outcome_line(outcome), markup=False)
+            self._console.print(_outcome_line(outcome))
 
     def _update_total(self, count: int) -> None:
         if self._total is not None:
@@ -121,9 +122,9 @@ def summary(result: dict[str, Any]) -> None:
     parts = [f"{counts['warmed']} warmed", f"{counts['here']} here already"]
     parts += [f"{counts[status]} {status}" for status in ("failed", "skipped") if counts[status]]
     pulls = sum(image["pulls"] for image in images)
-    click.echo(f"{', '.join(parts)}; {format_size(fetched)} from upstream, {_pulls(pulls)} of quota.")
+    say(f"{', '.join(parts)}; {format_size(fetched)} from upstream, {_pulls(pulls)} of quota.")
     if result["stopped"]:
-        click.echo(f"Stopped: {result['stopped']}. Run it again later for the rest.", err=True)
+        say(f"Stopped: {result['stopped']}. Run it again later for the rest.", err=True)
 
 
 def _images(count: int) -> str:

@@ -1,5 +1,6 @@
 """Looks at this machine: settings file, secret, cache directory, space, habits that undo the cache."""
 
+import ipaddress
 import os
 import re
 import stat
@@ -40,6 +41,30 @@ _SCRIPT = re.compile(r"(?<![\w.$/-])/[\w.+/@-]+")
 _FEW_INODES = 0.05
 # Where packaging/systemd/registry-cache.service has systemd take the token from.
 INSTALLED_TOKEN = Path("/etc/credstore/registry-cache.password")
+
+
+def name_server(resolv_conf: Path = Path("/etc/resolv.conf")) -> Check | None:
+    """The units deny link-local addresses, and some clouds have their name server there."""
+    try:
+        with resolv_conf.open(errors="replace") as file:
+            lines = file.read(_READ_BYTES).splitlines()
+    except OSError:
+        return None
+    servers = [words[1] for line in lines if len(words := line.split()) > 1 and words[0] == "nameserver"]
+    if not servers or not all(map(_is_link_local, servers)):
+        return None
+    remedy = (
+        f"where systemd runs the cache: systemctl edit registry-cache, [Service] IPAddressAllow={' '.join(servers)}"
+    )
+    text = f"{', '.join(servers)}: a link-local address, which the installed unit denies"
+    return Check("name server", "warning", text, remedy)
+
+
+def _is_link_local(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_link_local
+    except ValueError:
+        return False
 
 
 def settings_file(path: Path | None) -> Check | None:

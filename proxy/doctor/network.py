@@ -198,7 +198,9 @@ async def docker(
         yield Check("dockerd", "warning", str(error), "look at dockerd's own log: journalctl -u docker")
         return
     text = f"{format_size(disk.free_bytes)} of {format_size(disk.total_bytes)} free in {disk.path}"
-    if disk.free_bytes < disk.total_bytes * _SMALL_DISK:
+    if disk.free_inodes < disk.total_inodes * _SMALL_DISK:
+        text += f", {disk.free_inodes} of {disk.total_inodes} inodes"
+    if disk.free_bytes < disk.total_bytes * _SMALL_DISK or disk.free_inodes < disk.total_inodes * _SMALL_DISK:
         yield Check("docker disk", "warning", text, "registry-cache prune shows what could go, and why")
     else:
         yield Check("docker disk", "ok", text)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from proxy.errors import RunLockError
+from proxy.terminal import shown
 from proxy.units import format_duration
 
 NOT_FOUND = 127  # as shells say it
@@ -240,9 +241,7 @@ def _command(pid: int) -> str:
             words = file.read(_MAX_COMMAND_BYTES).rstrip(b"\0").split(b"\0")
     except OSError:
         return ""
-    text = "".join(
-        character if character.isprintable() else "?" for character in b" ".join(words).decode(errors="replace")
-    )
+    text = shown(b" ".join(words).decode(errors="replace"))
     return text if len(text) <= _SHOWN_COMMAND_LENGTH else text[: _SHOWN_COMMAND_LENGTH - 1] + "…"
 
 
@@ -266,5 +265,5 @@ def run_guarded(lock: RunLock, command: Sequence[str], wait_seconds: float) -> N
         code, reason = NOT_FOUND, "command not found"
     except (OSError, ValueError) as error:
         code, reason = NOT_EXECUTABLE, getattr(error, "strerror", None) or str(error)
-    sys.stderr.write(f"registry-cache guard: {command[0]}: {reason}\n")
+    sys.stderr.write(f"registry-cache guard: {shown(command[0])}: {reason}\n")
     raise SystemExit(code)

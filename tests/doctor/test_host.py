@@ -165,3 +165,26 @@ def test_a_service_that_does_not_run_is_judged_by_the_token_it_would_be_given(tm
 def test_without_an_account_it_says_where_an_installed_service_takes_the_token_from():
     check = host.secret(load_settings(None, {}))
     assert (check.state, str(host.INSTALLED_TOKEN) in check.remedy) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("servers", "said"),
+    [
+        (["127.0.0.53"], False),  # systemd-resolved
+        (["169.254.169.254"], True),
+        (["fe80::1%eth0"], True),
+        (["169.254.169.254", "10.0.0.2"], False),
+        (["what"], False),
+        ([], False),
+    ],
+)
+def test_a_name_server_that_the_unit_does_not_reach(tmp_path, servers, said):
+    (tmp_path / "resolv.conf").write_text("search x\n" + "".join(f"nameserver {each}\n" for each in servers))
+    check = host.name_server(tmp_path / "resolv.conf")
+    assert (check is not None) is said
+    if check:
+        assert f"IPAddressAllow={servers[0]}" in check.remedy
+
+
+def test_no_file_of_name_servers_is_nothing_to_say(tmp_path):
+    assert host.name_server(tmp_path / "missing") is None
