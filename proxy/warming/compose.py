@@ -2,21 +2,24 @@
 
 Several files are one project: later ones change earlier ones. ``extends``, ``include``, ``profiles`` and ``platform``
 are followed; nothing else in the files is looked at. Source: Compose specification.
+
+A file may come from anybody: :mod:`proxy.warming.yaml_file` bounds each, and here their number is.
 """
 
+import stat
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from proxy.warming.interpolation import ComposeInvalid, dotenv, resolve
+from proxy.warming.yaml_file import MAX_BYTES, parsed
 
 STDIN = Path("-")
-_MAX_BYTES = 8 * 1024 * 1024
 _MAX_DEPTH = 20
+_MAX_FILES = 200
+_SHOWN_VALUE = 80
 
 
 class ComposeImage(NamedTuple):
@@ -52,28 +55,34 @@ class _Service:
         )
 
 
+class _Files:
+    """The files of a project, each read once. Two that include two others each would be a million on the 20th floor."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, dict[str, Any]] = {}
+        self._asked = 0
+
+    def load(self, path: Path, *, named_by_file: bool) -> dict[str, Any]:
+        """Its content.
+
+        Args:
+            named_by_file: and not by the user, who may name a pipe.
+        """
+        self._asked += 1
+        if self._asked > _MAX_FILES * _MAX_DEPTH or len(self._known) >= _MAX_FILES:
+            raise ComposeInvalid(f"{path}: more files than {_MAX_FILES}, or the same ones again and again")
+        if path not in self._known:
+            self._known[path] = _load(path, named_by_file=named_by_file)
+        return self._known[path]
+
+
 @dataclass
 class _Reader:
     variables: Mapping[str, str]
     notes: list[str] = field(default_factory=list)
     services: dict[str, _Service] = field(default_factory=dict)
     included: list[tuple[str, _Service]] = field(default_factory=list)
-
-
-class _Loader(yaml.SafeLoader):
-    """Knows the tags that Compose has for merging files."""
-
-
-def _override(loader: _Loader, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.ScalarNode):
-        return loader.construct_scalar(node)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None
-
-
-_Loader.add_constructor("!override", _override)
-_Loader.add_constructor("!reset", lambda _loader, _node: "")
+    files: _Files = field(default_factory=_Files)
 
 
 def read_project(
@@ -113,7 +122,7 @@ def read_project(
 
 
 def _merge(reader: _Reader, path: Path, depth: int) -> None:
-    document = _load(path)
+    document = reader.files.load(path, named_by_file=depth > 0)
     services = document.get("services") or {}
     if not isinstance(services, dict) or not (services or document.get("include")):
         raise ComposeInvalid(f"{path}: there are no services in it")
@@ -141,13 +150,13 @@ def _include(reader: _Reader, path: Path, entry: Any, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise ComposeInvalid(f"{path}: include goes in a circle")
     paths = [_beside(path, resolve(name, reader.variables)) for name in names]
-    folder = path.parent / entry["project_directory"] if entry.get("project_directory") else paths[0].parent
-    env_files = entry.get("env_file") or []
+    directory, env_files = entry.get("project_directory"), entry.get("env_file") or []
+    folder = path.parent / directory if isinstance(directory, str) and directory else paths[0].parent
     variables: dict[str, str] = {}
-    for name in [env_files] if isinstance(env_files, str) else env_files:
+    for name in _texts(path, "env_file", env_files):
         variables |= dotenv(_beside(path, name), reader.variables, required=True)
     variables = variables or dotenv(folder / ".env", reader.variables)
-    inner = _Reader({**variables, **reader.variables}, reader.notes)
+    inner = _Reader({**variables, **reader.variables}, reader.notes, files=reader.files)
     for each in paths:
         _merge(inner, each, depth)
     reader.included += [*inner.services.items(), *inner.included]
@@ -165,18 +174,20 @@ def _service(
         _text(reader, path, name, raw, "image"),
         bool(raw.get("build")),
         _text(reader, path, name, raw, "platform"),
-        frozenset(map(str, profiles if isinstance(profiles, list) else [profiles])),
+        frozenset(_texts(path, f"service {name}: profiles", profiles)),
     )
     extends = raw.get("extends")
     if not extends:
         return own
     extends = {"service": extends} if isinstance(extends, str) else extends
-    base, file = str(extends.get("service")), extends.get("file")
-    there = _beside(path, resolve(file, reader.variables)) if file else path
+    if not isinstance(extends, dict) or not isinstance(extends.get("service"), str):
+        raise ComposeInvalid(f"{path}: service {name}: extends names no service")
+    base, file = extends["service"], extends.get("file")
+    there = _beside(path, resolve(str(file), reader.variables)) if file else path
     if (there, base) in above or len(above) > _MAX_DEPTH:
         raise ComposeInvalid(f"{path}: service {name}: extends goes in a circle")
-    others = _load(there).get("services") or {} if file else services
-    if base not in others:
+    others = reader.files.load(there, named_by_file=True).get("services") if file else services
+    if not isinstance(others, dict) or base not in others:
         raise ComposeInvalid(f"{path}: service {name} extends {base}, which is not in {there}")
     beneath = _service(reader, there, others, base, (*above, (path, name)))
     return own.over(replace(beneath, profiles=frozenset()))
@@ -187,7 +198,7 @@ def _text(reader: _Reader, path: Path, name: str, raw: Mapping[str, Any], key: s
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ComposeInvalid(f"{path}: service {name}: {key} must be text, not {value!r}")
+        raise ComposeInvalid(f"{path}: service {name}: {key} must be text, not {_brief(value)}")
     unset: set[str] = set()
     try:
         resolved = resolve(value, reader.variables, unset).strip()
@@ -196,8 +207,8 @@ def _text(reader: _Reader, path: Path, name: str, raw: Mapping[str, Any], key: s
     if unset:
         names = ", ".join(sorted(unset))
         raise ComposeInvalid(
-            f"{path}: service {name}: {key} {value!r} needs {names}, which is not set: put it into the environment or "
-            "into .env beside the file"
+            f"{path}: service {name}: {key} {value[:_SHOWN_VALUE]!r} needs {names}, which is not set: put it into the "
+            "environment or into .env beside the file"
         )
     return resolved
 
@@ -208,21 +219,36 @@ def _beside(path: Path, name: str) -> Path:
     return path.parent / name
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _texts(path: Path, what: str, value: Any) -> list[str]:
+    """A text, or several."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str) for each in values):
+        raise ComposeInvalid(f"{path}: {what}: allowed is text, or a list of texts")
+    return values
+
+
+def _brief(value: object) -> str:
+    """Never its content: a small file may stand for a value of gigabytes."""
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return repr(value)[:_SHOWN_VALUE]
+
+
+def _load(path: Path, *, named_by_file: bool) -> dict[str, Any]:
     try:
         if path == STDIN:
-            content = sys.stdin.buffer.read(_MAX_BYTES + 1)
+            content = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
+            if named_by_file and not stat.S_ISREG(path.stat().st_mode):
+                raise ComposeInvalid(f"{path}: this is no file")
             with path.open("rb") as file:
-                content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ComposeInvalid(f"{path}: longer than {_MAX_BYTES} bytes: no Compose file")
-        document = yaml.load(content, _Loader)  # noqa: S506 -- a SafeLoader that knows two more tags
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ComposeInvalid(f"{path}: {line}{error.problem}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ComposeInvalid(f"{path}: {getattr(error, 'strerror', None) or ' '.join(str(error).split())}") from error
+                content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ComposeInvalid(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        document = parsed(content)
+    except ValueError as error:
+        raise ComposeInvalid(f"{path}: {error}") from error
     if not isinstance(document, dict):
         raise ComposeInvalid(f"{path}: this is no Compose file")
     return document
