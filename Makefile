@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test fast check fmt lint docs soak bench bench-quick verify verify-short proof-daemons daemons lock install uninstall clean
+.PHONY: help run test fast check fmt lint docs sbom soak bench bench-quick verify verify-short proof-daemons daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 
 docs: $(VENV)/dev.stamp  ## write docs/commands.md and docs/configuration.md from the program itself
 	$(BIN)/python docs/generate.py
+
+sbom: $(VENV)/dev.stamp  ## the bill of materials of what is installed (CycloneDX), into dist/sbom.cdx.json
+	$(BIN)/python packaging/sbom.py dist/sbom.cdx.json
 
 soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5), then check every invariant
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
@@ -68,6 +71,8 @@ lock:  ## pin the dependencies anew (needs pip-tools)
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-bench.lock pyproject.toml
 	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-build.lock packaging/build.in
 
 install:  ## as root: the program, systemd units and example settings (PREFIX=/usr/local, SYSCONFDIR=/etc, DESTDIR=)
 	@PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' DESTDIR='$(DESTDIR)' PYTHON='$(PYTHON)' sh packaging/install.sh install
@@ -87,18 +92,22 @@ $(VENV)/venv.stamp:
 	@touch $@
 
 # --no-deps: the locks name everything, and pip 23 takes longer to find that out than to install it.
-$(VENV)/run.stamp: $(VENV)/venv.stamp requirements.lock pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+# --no-build-isolation: what builds the program has hashes too, and nothing else is fetched for it.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+$(VENV)/run.stamp: $(VENV)/venv.stamp requirements.lock requirements-build.lock pyproject.toml
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --require-hashes -r requirements-build.lock
+	$(PIP) --no-index --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/venv.stamp requirements-dev.lock pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+$(VENV)/dev.stamp: $(VENV)/venv.stamp requirements-dev.lock requirements-build.lock pyproject.toml
+	$(PIP) --require-hashes -r requirements-dev.lock
+	$(PIP) --require-hashes -r requirements-build.lock
+	$(PIP) --no-index --no-build-isolation -e .
 	@touch $@ $(VENV)/run.stamp
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp requirements-bench.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock
+	$(PIP) --require-hashes -r requirements-bench.lock
 	@command -v nginx >/dev/null 2>&1 || apt-get install -y -qq --no-install-recommends nginx >/dev/null || \
 	  echo "nginx is missing: it is left out"
 	@touch $@

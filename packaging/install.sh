@@ -56,7 +56,14 @@ make_venv() {
   "$PYTHON" -m venv "$new"
   echo "Installing the program and its libraries in $DESTDIR$venv"
   "$new/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements.lock
-  "$new/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps .
+  # What builds the program goes again; it has hashes as well, and nothing else is fetched for the build.
+  "$PYTHON" -m venv "$new/build"
+  "$new/build/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes \
+    -r requirements-build.lock
+  "$new/build/bin/pip" wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation \
+    --wheel-dir "$new/build/dist" .
+  "$new/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-index --no-deps "$new"/build/dist/*.whl
+  rm -rf "$new/build"
   "$new/bin/pip" uninstall --quiet --disable-pip-version-check --yes setuptools pip
   rm -f "$new"/bin/activate* "$new"/bin/Activate*
   find "$new" -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,16 +28,15 @@ def debian() -> Path:
 
 def wheels() -> Path:
     """Every wheel that make install asks for, so that it can be run again and again without a network."""
-    lock = ROOT / "requirements.lock"
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    locks = [ROOT / "requirements.lock", ROOT / "requirements-build.lock"]
 
     def make(directory: Path) -> None:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest"]
         pip += [str(directory), "--only-binary=:all:", f"--python-version={PYTHON_VERSION}"]
-        _run(*pip, "--require-hashes", "--requirement", str(lock))
-        _run(*pip, *build)
+        for lock in locks:
+            _run(*pip, "--no-deps", "--require-hashes", "--requirement", str(lock))
 
-    return _kept(f"wheels-{_key([lock.read_text(), *build])}", make)
+    return _kept(f"wheels-{_key([lock.read_text() for lock in locks])}", make)
 
 
 def source(directory: Path) -> Path:
