@@ -60,7 +60,7 @@ class DiskStore:
         folders: Sequence[tuple[str, str]] = FOLDERS,
     ) -> None:
         self.root = root
-        self.room = Room(cap_bytes)
+        self.room = Room(cap_bytes, lambda: index.answers_bytes)
         self.files = files if files is not None else DiskFiles(root, min_free_bytes)
         self._layout = Layout(root)
         self._index = index
@@ -164,7 +164,9 @@ class DiskStore:
     @property
     def read_only(self) -> str:
         """Why nothing is stored now, though what is here is served; empty when all is well."""
-        return self._folders_refused or ("" if self._index.writable else "the index cannot be written")
+        return self._folders_refused or (
+            "" if self._index.writable else f"the index cannot be written ({self._index.refusal})"
+        )
 
     def _tell_state(self) -> None:
         """Say once that it begins, and once that it is over."""

@@ -7,7 +7,7 @@ from proxy import events
 from proxy.errors import DigestInvalid, IndexRefused
 from proxy.oci import Digest
 from proxy.storage import BlobEntry, Index, Tally
-from proxy.store.files import Files
+from proxy.store.files import Files, Seen
 from proxy.store.layout import ALGORITHMS, Layout
 from proxy.store.locks import Locks
 from proxy.store.room import Room
@@ -104,7 +104,7 @@ class Reconciler:
         if seen is None:
             self._rows.forget(row)
         elif digest not in row:
-            entry = BlobEntry(digest, seen.size_bytes, seen.media_type, seen.changed_at)
+            entry = BlobEntry(digest, seen.size_bytes, self._media_type(digest, seen), seen.changed_at)
             await self._rows.add(entry)
             self._rows.placed(digest)
 
@@ -118,9 +118,13 @@ class Reconciler:
             seen = await self._files.look(self._layout.blob(digest))
             if seen is None:
                 return None
-            entry = BlobEntry(digest, seen.size_bytes, seen.media_type, self._index.clock.now())
+            entry = BlobEntry(digest, seen.size_bytes, self._media_type(digest, seen), self._index.clock.now())
             came: Tally = await self._rows.add(entry)
             self._rows.placed(digest)
             if not self.is_counted:
                 self._room.store(came)
         return entry
+
+    def _media_type(self, digest: Digest, seen: Seen) -> str | None:
+        """What was served as a manifest stays one, whatever it looks like."""
+        return self._index.media_type_kept(digest) or seen.media_type

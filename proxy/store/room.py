@@ -4,7 +4,7 @@
 what one has been promised nobody else gets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from proxy.oci import Digest
 from proxy.storage import Tally
@@ -31,10 +31,16 @@ class Share:
 
 
 class Room:
-    """See the module. Wrong calls raise KeyError: an account is kept by its owner only."""
+    """See the module. Wrong calls raise KeyError: an account is kept by its owner only.
 
-    def __init__(self, cap_bytes: int) -> None:
+    Args:
+        beside: how many bytes others keep that count as well (answers, in the index). They may push the sum above the
+            cap until the next round of maintenance.
+    """
+
+    def __init__(self, cap_bytes: int, beside: Callable[[], int] = int) -> None:
         self.cap_bytes = cap_bytes
+        self._beside = beside
         self.stored = Tally()  # files in blobs/
         self._active: dict[Digest, Share] = {}
         self._idle: dict[Digest, int] = {}  # interrupted transfers: what has arrived of them
@@ -49,7 +55,8 @@ class Room:
     @property
     def total_bytes(self) -> int:
         """Everything that counts against the cap."""
-        return self.stored.size_bytes + self.partial_bytes + self.quarantined_bytes + self._adopting_bytes
+        files = self.stored.size_bytes + self.partial_bytes + self.quarantined_bytes + self._adopting_bytes
+        return files + self._beside()
 
     @property
     def spare_bytes(self) -> int:
