@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import sqlite3
 
 import pytest
 
@@ -103,6 +104,16 @@ async def test_an_index_from_before_there_were_journals_gets_one(path):
     async with opened(path) as index:
         await index.flush()
     assert await tags_after_a_loss(path) == {"1", "2"}
+
+
+async def test_an_older_version_that_ran_meanwhile_knows_better(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DELETE FROM meta WHERE key = 'filled'")
+        db.execute("DELETE FROM tags WHERE tag = '1'")
+        db.commit()
+    async with opened(path) as index:
+        assert await index.tag(REPOSITORY, "1") is None
+    assert await tags_after_a_loss(path) == {"2"}
 
 
 async def test_a_journal_that_was_lost_is_written_anew_as_a_whole(path):

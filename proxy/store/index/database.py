@@ -41,7 +41,8 @@ class Database:
     Args:
         path: of the file.
         busy_seconds: how long a write waits for a lock that another process holds.
-        fill: what is done to an index that was just made, before anything reads it; runs in the thread that writes.
+        fill: what is done to an index that nobody has filled, before anything reads it: one that was just made, or
+            (False) one of a version that did not know of this; runs in the thread that writes.
         lost: called when another index has taken the place of one that broke: what was read before is void.
     """
 
@@ -51,7 +52,7 @@ class Database:
         *,
         events: events.Events,
         busy_seconds: float = BUSY_SECONDS,
-        fill: Callable[[sqlite3.Connection], None] = lambda _: None,
+        fill: Callable[[sqlite3.Connection, bool], None] = lambda _, __: None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
@@ -145,8 +146,9 @@ class Database:
             db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {schema.SCHEMA_VERSION}; COMMIT;")
         if not schema.get_meta(db, "filled"):
             with schema.transaction(db):
-                self._fill(db)
-                schema.set_meta(db, "filled", "rows" if version else "names")
+                is_empty = not db.execute("SELECT 1 FROM blobs UNION ALL SELECT 1 FROM tags LIMIT 1").fetchone()
+                self._fill(db, is_empty)
+                schema.set_meta(db, "filled", "names" if is_empty else "rows")
         return version == 0
 
     def _start_over(self, reason: str) -> None:

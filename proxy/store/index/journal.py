@@ -118,6 +118,10 @@ class Journal:
             self._is_whole = facts.whole
             self.size_bytes = self._rewritten_bytes = self._path.stat().st_size
 
+    def distrust(self) -> None:
+        """The index knows better: a version that writes no journal has had it meanwhile."""
+        self._is_whole = False
+
     def read(self) -> Facts:
         """Everything that it says, what is yet to be appended too."""
         facts = Facts()

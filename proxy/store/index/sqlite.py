@@ -65,8 +65,11 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         await self._db.aclose(properly=not self.doubt or self._doubt_is_written)
         self._files.close()
 
-    def _fill(self, db: sqlite3.Connection) -> None:
+    def _fill(self, db: sqlite3.Connection, is_empty: bool) -> None:
         """Runs in the thread that writes: what is known beside the content goes into a new index."""
+        if not is_empty:
+            self._journal.distrust()
+            return
         facts = self._journal.read()
         write_facts(db, facts)
         self._media_types = facts.media_types
