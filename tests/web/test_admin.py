@@ -14,7 +14,7 @@ from pathlib import Path
 
 from proxy import contents, events
 from proxy.oci import Digest
-from proxy.store import disk
+from proxy.store import files
 from proxy.store.index import SqliteIndex, schema, sqlite
 from tests.cache import run_cache
 from tests.e2e.command import PROGRAM, environment
@@ -267,13 +267,13 @@ async def test_pins_do_not_look_at_everything(cache, hub, monkeypatch):
     await run(cache.root, "pin", "many:1")
     index = cache.proxy.index
     monkeypatch.setattr(index, "inventory", None)
-    rename = disk.rename
+    rename = files.rename
 
     def late(source: Path, target: Path) -> None:
         time.sleep(0.1)  # the pins are looked at between a manifest's row and its file
         rename(source, target)
 
-    monkeypatch.setattr(disk, "rename", late)
+    monkeypatch.setattr(files, "rename", late)
     for child in image.images.values():
         await cache.manifest("library/many", child.digest)
         for blob in child.blobs:
