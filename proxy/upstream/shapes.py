@@ -60,7 +60,8 @@ def _deep_document(body: bytes) -> _Document | None:
     """Of an object too deep to be parsed: it is read as far as it names one of the keys, and believed."""
     if not (body.removeprefix(_BOM).lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
         return None
-    found = {name: msgspec.Raw(b"{") for name in ("config", "layers", "manifests") if f'"{name}"'.encode() in body}
+    shapes = {"config": b"{", "layers": b"[", "manifests": b"["}
+    found = {name: msgspec.Raw(shape) for name, shape in shapes.items() if f'"{name}"'.encode() in body}
     return _Document(**found)
 
 
