@@ -146,3 +146,28 @@ async def test_an_index_that_cannot_be_written_at_all_is_read(tmp_path, monkeypa
     await index.flush()
     assert index.writable
     await index.aclose()
+
+
+async def test_where_no_index_can_be_made_names_are_known_all_the_same(tmp_path):
+    path = tmp_path / "index.sqlite3"
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    await index.put_tag(REPOSITORY, "1", TAG)
+    await index.add_blob(BlobEntry(DIGEST, 10, TAG.media_type, 1.0))
+    await index.aclose()
+    for file in tmp_path.glob("index.sqlite3*"):
+        file.unlink()
+    path.mkdir()
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    assert not index.writable
+    assert await index.tag(REPOSITORY, "1") == TAG
+    assert index.media_type_kept(DIGEST) == TAG.media_type
+    await index.flush()
+    path.rmdir()
+    await index.flush()
+    assert index.writable
+    assert index.doubt
+    assert await index.tag(REPOSITORY, "1") == TAG
+    await index.aclose()
+    assert (tmp_path / "names.journal").read_bytes().count(b"tag") == 1

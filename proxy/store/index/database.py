@@ -174,8 +174,9 @@ class Database:
         self._in_memory = True
         self._db = self._connect(":memory:", 0.0)
         self._db.executescript(" ".join(schema.SCHEMAS))
+        self._fill(self._db, True)
         self.ending = endings.Ending(f"the index cannot be opened: {reason}", machine_crashed=False)
-        self.figures = Figures()
+        self.figures = _count(self._db)
 
     def _opens_to_read(self, options: str) -> bool:
         self._in_memory, self._read_as = False, options
