@@ -40,6 +40,7 @@ sbom: $(VENV)/dev.stamp  ## the bill of materials of what is installed (CycloneD
 
 soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5), then check every invariant
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
+	FUZZ_SECONDS=$$(($(or $(MINUTES),5) * 60)) $(BIN)/pytest -q tests/web/test_fuzz.py tests/web/test_fuzz_manifests.py
 
 BENCHMARKS := throughput latency cold crowd scale eviction
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from proxy.figures import Stats
-from proxy.units import format_size
+from proxy.units import format_ago, format_size
 
 _QUOTA_LOW = 0.1
 # How long after the last one.
@@ -37,7 +37,12 @@ def notices(stats: Stats, now: float) -> Iterator[Notice]:
     Args:
         now: Unix seconds.
     """
-    upstream, store, disk = stats.upstream, stats.store, stats.disk
+    found = [*_of_upstream(stats, now), *_of_the_store(stats, now), *_of_clients(stats, now)]
+    yield from sorted(found, key=lambda notice: notice.level != "error")
+
+
+def _of_upstream(stats: Stats, now: float) -> Iterator[Notice]:
+    upstream = stats.upstream
     if upstream.credential_rejected:
         yield Notice(
             "error",
@@ -65,6 +70,10 @@ def notices(stats: Stats, now: float) -> Iterator[Notice]:
             f"{quota.remaining} of {quota.limit} pulls are left.",
             "Put off what is not cached, or raise TAG_TTL and MAX_SIZE; the recent misses show who pulls what.",
         )
+
+
+def _of_the_store(stats: Stats, now: float) -> Iterator[Notice]:
+    store, disk = stats.store, stats.disk
     if disk and disk.free_bytes < disk.min_free_bytes:
         yield Notice(
             "warning",
@@ -72,14 +81,15 @@ def notices(stats: Stats, now: float) -> Iterator[Notice]:
             f"({format_size(disk.min_free_bytes)}): cached content is evicted.",
             "Make room: registry-cache prune shows which of the host's own images can go.",
         )
-    for kind, refused in sorted(stats.refused.items()):
-        if now - refused.last_at < _REFUSED_SECONDS:
-            yield Notice(
-                "warning",
-                f"{refused.requests} requests {_REFUSED_BECAUSE.get(kind, kind)} were refused, the last one from "
-                f"{refused.client or 'an unknown client'}: {refused.reason}.",
-                _REFUSED_REMEDY.get(kind, "The log has their lines."),
-            )
+    unstored = stats.unstored
+    if unstored and not store.read_only and now - unstored.last_at < _REFUSED_SECONDS:
+        yield Notice(
+            "error",
+            f"{unstored.objects} contents were not stored, the last one {format_ago(now - unstored.last_at)} ago: "
+            f"{unstored.reason}. They reached their clients; each pull of them asks upstream again.",
+            "Make room: on the disk (df, df -i; registry-cache prune for the host's own images), or with a larger "
+            "MAX_SIZE.",
+        )
     if store.read_only:
         yield Notice(
             "error",
@@ -93,3 +103,14 @@ def notices(stats: Stats, now: float) -> Iterator[Notice]:
             f"{store.quarantined} rotten {'file was' if store.quarantined == 1 else 'files were'} put aside.",
             "They are fetched anew when asked for. Look at the disk (dmesg, smartctl), then run registry-cache verify.",
         )
+
+
+def _of_clients(stats: Stats, now: float) -> Iterator[Notice]:
+    for kind, refused in sorted(stats.refused.items()):
+        if now - refused.last_at < _REFUSED_SECONDS:
+            yield Notice(
+                "warning",
+                f"{refused.requests} requests {_REFUSED_BECAUSE.get(kind, kind)} were refused, the last one from "
+                f"{refused.client or 'an unknown client'}: {refused.reason}.",
+                _REFUSED_REMEDY.get(kind, "The log has their lines."),
+            )

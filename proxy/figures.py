@@ -61,6 +61,14 @@ class RefusedFigures(Figures, frozen=True, kw_only=True):
     reason: str
 
 
+class UnstoredFigures(Figures, frozen=True, kw_only=True):
+    """Content that reached its clients and could not be kept, since the start; ``reason`` is the last one's."""
+
+    objects: int
+    last_at: float
+    reason: str
+
+
 class StoreFigures(Figures, frozen=True, kw_only=True):
     """What is in the store now; evictions since the start.
 
@@ -136,6 +144,7 @@ class Stats(Figures, frozen=True, kw_only=True):
         requests: by what came of them, since the start.
         latency_seconds: of hits and misses, the quantiles; None before the first.
         events: other things that happened, by the event of the log.
+        unstored: None while everything could be kept.
         refused: by kind: malformed, cross_site, host, path.
     """
 
@@ -153,6 +162,7 @@ class Stats(Figures, frozen=True, kw_only=True):
     prefetch: PrefetchFigures
     events: dict[str, int]
     refused: dict[str, RefusedFigures] = {}
+    unstored: UnstoredFigures | None = None
     store: StoreFigures
     disk: DiskFigures | None
     upstream: UpstreamFigures

@@ -8,7 +8,14 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from proxy import events
-from proxy.figures import AllRepositories, ByteFigures, PrefetchFigures, RefusedFigures, RepositoryFigures
+from proxy.figures import (
+    AllRepositories,
+    ByteFigures,
+    PrefetchFigures,
+    RefusedFigures,
+    RepositoryFigures,
+    UnstoredFigures,
+)
 from proxy.history import Counts
 
 _HITS = ("hit", "revalidated", "stale")
@@ -74,6 +81,7 @@ class Metrics:
         self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
         self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
         self.refused: dict[str, RefusedFigures] = {}  # by kind
+        self.unstored: UnstoredFigures | None = None
 
     def __call__(self, event: events.Event) -> None:
         """Subscribe this to the events."""
@@ -100,6 +108,8 @@ class Metrics:
                 reason=event.reason,
             )
         else:
+            if isinstance(event, events.NotStored):
+                self._not_stored(event)
             self.happened[str(type(event).__struct_config__.tag)] += 1
             if event.level in ("warning", "error"):
                 self.recent_trouble.append(event)
@@ -132,6 +142,10 @@ class Metrics:
                 self.recent_mistakes.append(event)
         elif event.error or result == "stale":
             self.recent_trouble.append(event)
+
+    def _not_stored(self, event: events.NotStored) -> None:
+        objects = 1 if self.unstored is None else self.unstored.objects + 1
+        self.unstored = UnstoredFigures(objects=objects, last_at=event.time, reason=event.reason)
 
     def _new_repository(self, name: str) -> list[int]:
         if len(self.repositories) >= _REPOSITORIES:
@@ -188,5 +202,6 @@ class Metrics:
             "all_repositories": AllRepositories(count=len(self.repositories), **self.all_repositories()._asdict()),
             "prefetch": PrefetchFigures(fetched_bytes=self.prefetched_bytes, wasted_bytes=self.prefetch_wasted_bytes),
             "refused": dict(self.refused),
+            "unstored": self.unstored,
             "events": dict(sorted(self.happened.items())),
         }

@@ -78,6 +78,7 @@ class FastConnection(Connection):
         Whether the transport stays open. One that has closed the whole connection looks the same until it is sent
         something.
         """
+        super().eof_received()
         if self._sending is None and self._waits_for_a_request():
             return False
         self._ended = True

@@ -56,6 +56,8 @@ class Gate:
         names = request.headers.getall("Host", ())
         if len(names) > 1 or (not names and request.version >= HttpVersion11):
             raise BadRequest("a request has one Host")
+        if request.version.major != 1:
+            raise BadRequest("this is not HTTP/1")
         # aiohttp's goes by an absolute target before the header (RFC 9112, section 3.2.2); without either it asks DNS.
         named = request.host if names else ""
         if names and not self._is_own(named):

@@ -44,6 +44,7 @@ from proxy.web.routes import Query, Route, hint, parse_path
 from proxy.web.sending import ClientStalled
 
 _CATALOG_MAX = 1000
+_CONTINUATIONS = 1000
 # What a name that was written wrongly leads to.
 _NOT_THERE = (Unauthorized, Denied, NameUnknown, ManifestUnknown, BlobUnknown)
 
@@ -73,6 +74,7 @@ class V2:
         self._refusals = refusals
         self._registries = registries
         self._events = events
+        self._continuations: dict[str, None] = {}  # the oldest first
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer *request* and log it, whatever happens."""
@@ -144,17 +146,26 @@ class V2:
         digest = route.digest
         path = f"/v2/{repository.name}/" + ("tags/list" if digest is None else f"referrers/{digest}")
         exchange.reference = exchange.digest = digest or ""
-        answer: ListAnswer = await self._pull_through.listing(repository, path + query.question(route.kind))
+        told = f"{path}?{exchange.request.rel_url.raw_query_string}"
+        asked = told if told in self._continuations else path + query.question(route.kind)
+        answer: ListAnswer = await self._pull_through.listing(repository, asked)
         exchange.served = answer.served
         headers = answer_headers(answer.served)
         found = answer.answer
         headers["Content-Type"] = _fit(found.content_type) or "application/json"
         if link := _own_link(_fit(found.link)):
             headers["Link"] = link
+            self._remember(link[1:].partition(">")[0])
         if filters := _fit(found.filters_applied):
             headers["OCI-Filters-Applied"] = filters
         exchange.body_bytes = len(found.body)
         return web.Response(body=found.body, headers=headers)
+
+    def _remember(self, continuation: str) -> None:
+        """A next page has whatever parameters upstream gave it: what it told us to ask for may be asked for."""
+        self._continuations[continuation] = None
+        if len(self._continuations) > _CONTINUATIONS:
+            del self._continuations[next(iter(self._continuations))]
 
     async def _catalog(self, exchange: Exchange) -> web.StreamResponse:
         """What is cached, not what upstream has: Hub has no catalog either."""

@@ -6,6 +6,7 @@ import pytest
 
 from proxy import events
 from proxy.web.routes import Query
+from tests.hub import Fault
 
 NAME = "library/gate"
 INERT = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
@@ -232,3 +233,16 @@ async def test_only_what_the_specification_knows_is_part_of_a_question(cache, hu
 def test_questions(raw, tags, referrers):
     query = Query(raw)
     assert (query.question("tags"), query.question("referrers")) == (tags, referrers)
+
+
+async def test_a_next_page_is_asked_for_as_upstream_told_it(cache, hub):
+    """Quay's pages have a next_page of their own."""
+    await hub.images.image(NAME, "1", [1000])
+    path = f"/v2/{NAME}/tags/list"
+    link = f'<{path}?n=1&next_page=abc>; rel="next"'
+    hub.faults.add(Fault(service="registry", kind="tags", headers={"Link": link}))
+    assert "next_page=abc" in (await cache.get(f"{path}?n=1")).headers["Link"]
+    await cache.get(f"{path}?n=1&next_page=abc")
+    await cache.get(f"{path}?n=1&next_page=made-up")
+    asked = [event.url.partition("?")[2] for event in cache.seen(events.UpstreamRequest) if "tags/list" in event.url]
+    assert asked == ["n=1", "n=1&next_page=abc", "n=1"]
