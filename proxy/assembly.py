@@ -76,6 +76,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         stack.push_async_callback(scrubber.aclose)
         upstream = build_upstream(settings, bus)
         stack.push_async_callback(upstream.aclose)
+        stack.callback(upstream.interrupt)  # who was not waited for does not keep the process until READ_TIMEOUT
 
         def link(flight: Flight) -> None:
             index.link(flight.repository, flight.digest)

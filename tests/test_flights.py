@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from proxy import events
-from proxy.errors import BlobUnknown, Denied, OriginDown, RangeRefused, UpstreamBusy, UpstreamError
+from proxy.errors import BlobUnknown, Denied, OriginDown, RangeRefused, UpstreamBusy, UpstreamError, UpstreamRefused
 from tests.fakes import BROKEN, REPOSITORY, Airport, Client, content, until
 
 DATA = content(10_000)
@@ -342,6 +342,14 @@ async def test_an_origin_that_is_down_is_not_waited_for_before_the_first_byte(ai
     with pytest.raises(OriginDown):
         await airport.get(digest)
     assert source.gets(digest) == [0]
+
+
+async def test_a_refusal_that_is_no_registrys_is_tried_once_more(airport):
+    digest = airport.source.add(DATA)
+    airport.source.script(digest, lambda _: UpstreamRefused("418", status=418, code="UNSUPPORTED"))
+    with pytest.raises(UpstreamRefused):
+        await airport.get(digest)
+    assert airport.source.gets(digest) == [0, 0]
 
 
 async def test_an_origin_that_goes_down_in_the_middle_is_waited_for(airport, monkeypatch):

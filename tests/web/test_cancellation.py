@@ -13,6 +13,7 @@ from proxy.upstream.addresses import AddressRules
 from proxy.upstream.ask import Ask
 from proxy.upstream.bulk import BulkClient
 from proxy.upstream.redact import Redactor
+from tests.cache import run_cache
 from tests.hub import Fault
 
 SIZE = 3_000_000
@@ -67,12 +68,12 @@ async def test_cancelled_readers_leave_the_flight_and_nothing_else(cache, hub, f
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
-    async with asyncio.timeout(10):
-        while len(flight.flight.readers) > 1:
-            await asyncio.sleep(0.02)
     assert not flight.flight.over
     hub.faults.release()
     await flight.landed()
+    async with asyncio.timeout(10):  # who has only shut its sending half is known by what it does not take
+        while len(flight.flight.readers) > 1:
+            await asyncio.sleep(0.02)
     flight.close()
     await cache.settled()
     assert hub.counters.blob_gets(flight.flight.digest) == 1
@@ -118,3 +119,22 @@ async def test_a_cancelled_transfer_takes_no_more_than_the_piece_under_way():
         reply.close()
     bulk.close()
     assert len(pieces) == 1
+
+
+async def test_an_upstream_that_says_nothing_keeps_no_thread_after_the_end(tmp_path, hub):
+    """A process waits for its threads: it ended after READ_TIMEOUT, whatever the grace."""
+    image = await hub.images.image("library/silent", "1", [SIZE, SIZE])
+    digests = [layer.digest for layer in image.layers]
+    async with run_cache(tmp_path / "silent", hub, read_timeout="1h", request_timeout="1h") as cache:
+        hub.faults.add(Fault(service="cdn", path=digests[0].partition(":")[2], delay_seconds=3600))
+        hub.faults.add(Fault(service="cdn", path=digests[1].partition(":")[2], stall_after_bytes=1000))
+        asked = [asyncio.create_task(cache.blob("library/silent", digest)) for digest in digests]
+        await hub.counters.wait_for(lambda: hub.faults.waiting == 2)
+        upstream = cache.proxy.upstream
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    threads = upstream._bulk._threads._pool._threads
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 20)
+    assert not any(thread.is_alive() for thread in threads)
