@@ -24,9 +24,10 @@ from proxy.store.index import ANSWERS_MAX_BYTES, SqliteIndex
 from proxy.store.lock import DirectoryLock
 from proxy.store.scrub import Scrubber
 from proxy.threads import Threads
-from proxy.upstream.client import Upstream, tls_context
+from proxy.upstream.client import Upstream
 from proxy.upstream.credential import Credential
 from proxy.upstream.resilience import backoff_seconds
+from proxy.upstream.tls import tls_context
 from proxy.web.admin import Admin, listening
 from proxy.web.app import Server
 from proxy.web.blob_response import BlobResponder

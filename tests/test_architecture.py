@@ -24,7 +24,7 @@ FLOORS = {
     "manifests": 0.45, "foreign": 0.2, "errors": 0, "terminal": 0,
 }  # fmt: skip
 FOREIGN = {
-    "httpx": (),  # it is the tests' only
+    "httpx": ("upstream",),
     "urllib3": ("upstream",),
     "sqlite3": ("store.index", "cli.verify"),
     "aiodocker": ("hostprune",),

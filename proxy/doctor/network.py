@@ -27,8 +27,9 @@ from proxy.hostprune.engine import connect
 from proxy.oci import Reference
 from proxy.settings import Settings
 from proxy.units import format_duration, format_size
-from proxy.upstream.client import Upstream, tls_context
+from proxy.upstream.client import Upstream
 from proxy.upstream.ratelimit import Quota
+from proxy.upstream.tls import tls_context
 from proxy.warming.puller import Name, Puller, PullFailed, host_platform, reason_of
 
 # Tokens and certificates are judged by the clock; Hub's tokens live for five minutes.

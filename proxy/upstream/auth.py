@@ -22,7 +22,7 @@ from proxy.upstream.credential import RealmTrust
 from proxy.upstream.redact import Redactor
 from proxy.upstream.redirected import REDIRECTS, check_downgrade
 from proxy.upstream.tokens import parse_token
-from proxy.upstream.urls import joined, origin_of
+from proxy.upstream.urls import joined, origin_of, shown
 
 _MAX_REDIRECTS = 3
 # A token that is younger and yet refused is not refused for its age.
@@ -250,7 +250,7 @@ class Authenticator:
     async def _may_see(self, url: str) -> bool:
         if await asyncio.to_thread(self._trust.allows, url):
             return True
-        self._events.emit(events.CredentialWithheld(realm=url.partition("?")[0][:300]))
+        self._events.emit(events.CredentialWithheld(realm=self._redactor.clean(shown(url))))
         return False
 
     def _parsed(self, reply: TokenReply) -> _Token:

@@ -7,14 +7,11 @@ package.
 
 import asyncio
 import contextlib
-import os
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import NamedTuple
-
-import certifi
 
 from proxy import events
 from proxy.errors import HeadRefused, RateLimited, UpstreamError, UpstreamRefused
@@ -31,6 +28,7 @@ from proxy.upstream.credential import Credential, RealmTrust
 from proxy.upstream.decoding import decoded
 from proxy.upstream.exchange import Exchange
 from proxy.upstream.headers import Link, content_digest, content_length, media_type
+from proxy.upstream.judged import message_of
 from proxy.upstream.ratelimit import RateLimit, parse_retry_after
 from proxy.upstream.redact import Redactor
 from proxy.upstream.reply import Reply
@@ -40,6 +38,8 @@ from proxy.upstream.transport import SmallClient
 from proxy.upstream.urls import origin_of
 from proxy.upstream.watched import Breakers, Prober
 
+_MEDIA_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,150}", re.ASCII)
+_OTHER_TYPES = ("text/", "image/", "application/xhtml", "application/octet")
 _UNKNOWN_TYPE = "application/octet-stream"
 _TOKEN_MAX_BYTES = 64 * 1024
 LIST_MAX_BYTES = 16 * 1024 * 1024
@@ -331,6 +331,8 @@ class Upstream:
                     body = await reply.read_small(_TOKEN_MAX_BYTES)
                     with contextlib.suppress(UpstreamError):
                         body = decoded(body, reply.headers.get("content-encoding", ""), _TOKEN_MAX_BYTES)
+                    if status == 429 and origin_of(url) == self.origin:  # noqa: PLR2004 -- HTTP
+                        raise self.limits.refused(reply.headers, message_of(body, self.redactor), "other")
                     wait = parse_retry_after(reply.headers) or 0.0
                     return TokenReply(status, body, reply.headers.first("location"), wait)
                 finally:
@@ -363,18 +365,6 @@ class Upstream:
             self._events.emit(events.UpstreamReceived(bytes=count))
 
 
-def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Trust of the system, or certifi's where the system has none, and of *ca_file* beside it."""
-    context = ssl.create_default_context()
-    paths = ssl.get_default_verify_paths()
-    has_folder = os.path.isdir(paths.openssl_capath) and bool(os.listdir(paths.openssl_capath))  # noqa: PTH112, PTH208
-    if not (os.path.isfile(paths.openssl_cafile) or has_folder or os.environ.get("SSL_CERT_FILE")):  # noqa: PTH113
-        context.load_verify_locations(certifi.where())
-    if ca_file is not None:
-        context.load_verify_locations(ca_file)
-    return context
-
-
 def _manifest_path(reference: Reference) -> str:
     return f"/v2/{reference.repository.name}/manifests/{reference.target}"
 
@@ -390,7 +380,9 @@ async def _hashed(body: bytes, algorithm: str = "sha256") -> Digest:
 def _type(reply: Reply) -> str:
     """The media type of a manifest or list; empty where it is none, but a web page's or a file's."""
     said = media_type(reply.headers)
-    return "" if said.lower().startswith(("text/", "image/", "application/xhtml", "application/octet")) else said
+    if not _MEDIA_TYPE.fullmatch(said) or said.lower().startswith(_OTHER_TYPES):
+        return ""
+    return said
 
 
 def _link(reply: Reply, path: str) -> str | None:

@@ -92,6 +92,10 @@ class Exchange:
             except BaseException:
                 await reply.aclose()
                 raise
+        except RegistryCacheError as error:
+            # Whatever of upstream's words came into it on whichever way.
+            error.args = (self._redactor.clean(str(error)),)
+            raise
         finally:
             duration_ms = (time.monotonic() - began) * 1000
             self._events.emit(
@@ -102,8 +106,9 @@ class Exchange:
     async def _judge(self, kind: events.UpstreamKind, ask: Ask, reply: Reply, question: Question) -> None:
         """Raise what an answer that is no success means."""
         key = (ask.repository, ask.url)
-        if reply.status in _SUCCESSES:
+        if reply.status < 500 and reply.status != 429:  # noqa: PLR2004 -- HTTP
             self._limits.observe(reply.headers, question)
+        if reply.status in _SUCCESSES:
             self._answered()
             self.odd.answered(key)
             return

@@ -18,6 +18,7 @@ from proxy.upstream.shapes import parsed_json
 _DEFAULT_SECONDS = 60.0
 _DEFAULT_MAX_SECONDS = 900.0
 _MAX_SECONDS = 6 * 3600.0
+_QUOTA_MAX = 10**9
 # Whatever upstream says, GHCR names microseconds: it is asked once a second at most, then backing off.
 _FLOOR_SECONDS = 1.0
 _FLOOR_MAX_SECONDS = 60.0
@@ -40,11 +41,17 @@ class Quota(NamedTuple):
 def parse_quota(headers: Headers, redactor: Redactor) -> Quota | None:
     """The quota in ``ratelimit-limit: 100;w=21600`` and its companions; None where they are absent or make no sense."""
     said, _, window = headers.first("ratelimit-limit").partition(";w=")
-    limit, remaining = number(said.strip()), number(headers.first("ratelimit-remaining").partition(";")[0].strip())
+    limit, remaining = _small(said), _small(headers.first("ratelimit-remaining").partition(";")[0])
     if limit is None or remaining is None:
         return None
     source = redactor.clean(headers.first("docker-ratelimit-source"))[:100]
-    return Quota(limit, remaining, number(window.strip()) or 0, source, time.time())
+    return Quota(limit, remaining, _small(window) or 0, source, time.time())
+
+
+def _small(text: str) -> int | None:
+    """A number that can be shown, and added to a time."""
+    found = number(text.strip())
+    return found if found is not None and found < _QUOTA_MAX else None
 
 
 def parse_retry_after(headers: Headers) -> float | None:

@@ -18,6 +18,8 @@ ListKind = Literal["tags", "referrers"]
 # Parsing more than this takes the event loop long enough to be noticed.
 _ON_LOOP_MAX_BYTES = 256 * 1024
 _BOM = b"\xef\xbb\xbf"
+# What a value of these keys begins with in a manifest.
+_BEGINNINGS = {"schemaVersion": b"2", "config": b"{", "layers": b"[", "manifests": b"[", "fsLayers": b"["}
 _ABSENT = msgspec.Raw(b"")
 _SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
@@ -60,8 +62,7 @@ def _deep_document(body: bytes) -> _Document | None:
     """Of an object too deep to be parsed: it is read as far as it names one of the keys, and believed."""
     if not (body.removeprefix(_BOM).lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
         return None
-    shapes = {"config": b"{", "layers": b"[", "manifests": b"["}
-    found = {name: msgspec.Raw(shape) for name, shape in shapes.items() if f'"{name}"'.encode() in body}
+    found = {name: msgspec.Raw(begins) for name, begins in _BEGINNINGS.items() if f'"{name}"'.encode() in body}
     return _Document(**found)
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from proxy import events
-from proxy.errors import CredentialRefused, Denied, HeadRefused, NameUnknown, UpstreamError
+from proxy.errors import CredentialRefused, Denied, HeadRefused, NameUnknown, RateLimited, UpstreamError
 from tests.hub.stand_in import reply
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []})
@@ -153,7 +153,7 @@ async def test_a_token_service_on_another_host_does_not_see_it(tokens, registry)
     client, _, said = await tokens()
     location = other.url.replace("127.0.0.1", "localhost") + "/token?scope=a"
     said.give = lambda _: reply(302, "", [("Location", location)])
-    with pytest.raises((NameUnknown, UpstreamError)):
+    with pytest.raises((NameUnknown, RateLimited, UpstreamError)):
         await client.manifest(NAME)
     assert [request.authorization[0] for request in other.seen] in ([""], ["", ""])
     assert client.seen(events.CredentialWithheld)
@@ -189,6 +189,17 @@ async def test_a_firewalls_403_in_front_of_the_token_service_is_neither(tokens):
     with pytest.raises(UpstreamError):
         await client.manifest(NAME)
     assert not client.upstream.auth.credential_rejected
+
+
+@pytest.mark.parametrize("fields", [[("Retry-After", "0")], []])
+async def test_a_token_service_that_limits_is_left_alone(tokens, fields):
+    """It may be the registry itself, as at GHCR."""
+    client, server, said = await tokens()
+    said.give = lambda _: reply(429, "slow down", fields)
+    for _ in range(20):
+        with pytest.raises(RateLimited):
+            await client.manifest(NAME)
+    assert len(scopes(server)) == 1
 
 
 class BasicRegistry:

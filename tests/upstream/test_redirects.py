@@ -196,3 +196,12 @@ async def test_out_of_tls_nothing_is_followed(ask, hub):
     hub.faults.add(Fault(kind="blob", service="registry", redirect_to=hub.cdn.url.replace("https", "http") + "/x"))
     with pytest.raises(UpstreamError, match="not encrypted"):
         await ask().blob("library/downgraded", image.layers[0].digest)
+
+
+async def test_a_secret_in_the_path_of_a_redirect_is_cut_out_of_the_error(registry):
+    client, _ = await registry(lambda _: reply(302, b"", [("Location", "ftp://x/the-live-secret")]))
+    client.upstream.redactor.learn("the-live-secret")
+    for question in (lambda: client.manifest(NAME), lambda: client.blob(NAME, DIGEST)):
+        with pytest.raises(UpstreamError) as raised:
+            await question()
+        assert "the-live-secret" not in str(raised.value)

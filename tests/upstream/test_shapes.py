@@ -70,6 +70,13 @@ def test_what_is_none(body):
     assert kind(body) is None
 
 
+@pytest.mark.parametrize("keys", ['"layers":[]', '"manifests":[]', '"config":{}', '"schemaVersion":2', '"fsLayers":[]'])
+@pytest.mark.parametrize("depth", [1100, 2000, 50_000])
+def test_a_manifest_too_deep_to_be_read_is_one(keys, depth):
+    assert kind(f'{{{keys},"x":{"[" * depth}{"]" * depth}}}'.encode())
+    assert kind(f'{{"x":{"[" * depth}{"]" * depth}}}'.encode()) is None
+
+
 def test_depth_and_size_are_no_matter():
     assert kind(f'{{"x":{DEEP},"schemaVersion":2,"config":{{}},"layers":[]}}'.encode()) == OCI
     large = {"schemaVersion": 2, "config": {}, "layers": [{"digest": "x" * 70}] * 10_000}

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from proxy.errors import RateLimited, UpstreamError, UpstreamRefused
+from proxy.errors import ManifestUnknown, RateLimited, UpstreamError, UpstreamRefused
 from proxy.oci import Repository
 from tests.hub.stand_in import reply
 
@@ -89,6 +89,18 @@ async def test_an_upstream_with_a_path(registry):
     found = await client.upstream.listing(Repository.parse(NAME), path)
     assert server.targets() == ["/prefix" + path]
     assert found.link == f'</v2/{NAME}/tags/list?last=b>; rel="next"'
+
+
+async def test_any_answer_shows_that_a_limit_is_over(registry):
+    said = [reply(429, b"", [("Retry-After", "1")])]
+    client, _ = await registry(lambda _: said[-1])
+    with pytest.raises(RateLimited):
+        await client.manifest(NAME)
+    said.append(reply(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'))
+    client.upstream.limits.pulls._closed_until = 0.0
+    for _ in range(3):
+        with pytest.raises(ManifestUnknown):
+            await client.manifest(NAME)
 
 
 LISTS = [
