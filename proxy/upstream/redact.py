@@ -9,8 +9,10 @@ _REPLACEMENT = "[secret]"
 _KEPT = 512
 _SIGNATURE_MIN_CHARACTERS = 16
 _MIN_CHARACTERS = 4  # a shorter one would cut holes into any text
-# What looks like a credential is one, also when it is another's, or cut short.
-_CREDENTIAL = re.compile(r"\b(Bearer|Basic)(\s+|%20)([A-Za-z0-9._~+/%-]{8,}=*)", re.IGNORECASE)
+# What looks like a credential is one, also when it is another's, or cut short; "Basic authentication" does not.
+_CREDENTIAL = re.compile(
+    r"\b(Bearer|Basic)(?:\s+|%20)(?=[A-Za-z._~+/%-]*[0-9=_~+/])[A-Za-z0-9._~+/%-]{8,}=*", re.IGNORECASE
+)
 _USERINFO = re.compile(r"(\w+://)[^/\s@\"']*@")
 _LONGEST_TEXT = 128 * 1024
 

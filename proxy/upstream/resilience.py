@@ -95,8 +95,12 @@ class Breaker:
         self._open_until = 0.0
         self._probe_since = None
 
-    def failed(self, reason: str) -> None:
-        """The origin gave no usable answer."""
+    def failed(self, reason: str, *, quiet: bool = False) -> None:
+        """The origin gave no usable answer.
+
+        Args:
+            quiet: nobody is told that it is still down; they know.
+        """
         self._failures += 1
         self._reason = reason
         probed, self._probe_since = self._probe_since is not None, None
@@ -104,4 +108,6 @@ class Breaker:
             self._opened_times += 1
             seconds = backoff_seconds(self._opened_times, base_seconds=_OPEN_SECONDS, cap_seconds=_OPEN_MAX_SECONDS)
             self._open_until = time.monotonic() + seconds
+            if quiet:
+                return
             self._events.emit(events.UpstreamDown(origin=self.origin, reason=reason, retry_in_seconds=seconds))

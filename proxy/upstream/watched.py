@@ -71,10 +71,10 @@ class Breakers:
         """Ask the origin of *breaker* whether it answers; it is closed, or opened for longer."""
         path = "/v2/" if breaker.origin == self._own else "/"
         with contextlib.suppress(RegistryCacheError):
-            reply = await self._sent(send, Ask("GET", breaker.origin + path, ""), breaker)
+            reply = await self._sent(send, Ask("GET", breaker.origin + path, ""), breaker, quiet=True)
             await reply.aclose()
 
-    async def _sent(self, send: Send, ask: Ask, breaker: Breaker) -> Reply:
+    async def _sent(self, send: Send, ask: Ask, breaker: Breaker, *, quiet: bool = False) -> Reply:
         with breaker.passing() as passage:
             try:
                 reply = await send(ask)
@@ -82,11 +82,11 @@ class Breakers:
                 passage.succeeded()  # it is there, and does not understand HEAD
                 raise
             except UpstreamError as error:
-                passage.failed(str(error))
+                passage.failed(str(error), quiet=quiet)
                 self._note(breaker)
                 raise
             if reply.status >= 500 and reply.status != 501:  # noqa: PLR2004 -- HTTP; 501 is an answer
-                passage.failed(f"status {reply.status}")
+                passage.failed(f"status {reply.status}", quiet=quiet)
                 self._note(breaker)
             else:
                 passage.succeeded()

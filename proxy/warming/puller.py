@@ -332,7 +332,11 @@ async def _reason(response: aiohttp.ClientResponse) -> str:
         body = await _read(response, _ERROR_MAX_BYTES)
         return f"{response.status} {read_json(body, dict[str, Any])['errors'][0]['message']}"
     except (LookupError, TypeError, ContentError):
-        words = {401: "no such image, or no access to it", 404: "no such image", 429: "upstream's rate limit"}
+        words = {
+            401: "upstream rejects the account",
+            404: "no such image, or no access to it",
+            429: "upstream's rate limit",
+        }
         return f"{response.status} {words.get(response.status, response.reason)}"
 
 

@@ -131,3 +131,20 @@ async def test_a_host_nobody_asks_for_any_more_is_forgotten(now, monkeypatch):
     breakers.of("https://cdn.example/").asked_at -= 1000
     assert breakers.open_ones() == []
     assert breakers.down == []
+
+
+async def test_probes_that_fail_say_nothing_new(now):
+    bus, seen = events.Events(), []
+    bus.subscribe(seen.append)
+    origin = Origin()
+    breakers = Breakers(URL, bus)
+    send = breakers.around(origin)
+    for _ in range(3):
+        with pytest.raises(UpstreamError):
+            await send(Ask("GET", URL + "/v2/", ""))
+    for _ in range(5):
+        now.now += 60
+        await breakers.probe(origin, breakers.of(URL))
+    assert breakers.down == [URL]
+    assert len(origin.asked) == 8
+    assert [type(event) for event in seen] == [events.UpstreamDown]
