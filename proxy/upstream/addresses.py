@@ -64,10 +64,11 @@ class AddressRules:
     def __init__(self, upstream: str, named_hosts: Collection[str] = ()) -> None:
         self._own = (urlsplit(upstream).hostname or "").lower()
         self._named = {host.lower().strip("[]") for host in named_hosts} | {self._own}
-        self._upstream_at: set[Address] = set()
+        self._was_public = False
+        self._is_loopback = self._is_private = False
         literal = parse_address(self._own)
         if literal is not None:
-            self._upstream_at.add(_meant(literal))
+            self._found_upstream(_meant(literal))
 
     def check(self, host: str, address: str) -> None:
         """Let a connection to *address*, where *host* was found, be made.
@@ -79,7 +80,7 @@ class AddressRules:
         if found is None:
             raise AddressRefused(f"{host} has an address that is none")
         if name == self._own:
-            self._upstream_at = {_meant(found)}
+            self._found_upstream(_meant(found))
         if _is_public(found) or name in self._named or str(found) in self._named or self._is_near_upstream(found):
             return
         raise AddressRefused(
@@ -101,8 +102,11 @@ class AddressRules:
         elif host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost"):
             self.check(host, "127.0.0.1")
 
+    def _found_upstream(self, address: Address) -> None:
+        """Whoever was found at a public address once is public, whatever its name resolves to beside or after that."""
+        self._was_public = self._was_public or not (address.is_loopback or _is_private(address))
+        self._is_loopback = address.is_loopback and not self._was_public
+        self._is_private = not self._was_public
+
     def _is_near_upstream(self, found: Address) -> bool:
-        """Upstream at several addresses would have to be private at all of them, but it has one at a time."""
-        on_host = any(address.is_loopback for address in self._upstream_at)
-        private = on_host or any(_is_private(address) for address in self._upstream_at)
-        return (private and _is_private(found)) or (on_host and _meant(found).is_loopback)
+        return (self._is_private and _is_private(found)) or (self._is_loopback and _meant(found).is_loopback)

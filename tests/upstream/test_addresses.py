@@ -66,10 +66,14 @@ def test_an_upstream_on_this_host_leads_to_it(upstream):
     assert refused(rules, [*LINK, *NOBODY]) == [*LINK, *NOBODY]
 
 
-def test_upstream_that_moves_to_a_public_address_loses_its_neighbours():
+@pytest.mark.parametrize(
+    "found", [["10.0.0.1", "1.1.1.1"], ["1.1.1.1", "10.0.0.1"], ["127.0.0.1", "1.1.1.1", "127.0.0.1"]]
+)
+def test_upstream_that_was_public_once_has_no_neighbours(found):
+    """Its name may be made to resolve to a private address, beside a public one or later."""
     rules = AddressRules("https://registry.corp")
-    rules.check("registry.corp", "10.0.0.1")
-    rules.check("registry.corp", "1.1.1.1")
+    for address in found:
+        rules.check("registry.corp", address)
     assert refused(rules, PRIVATE) == PRIVATE
 
 
