@@ -119,7 +119,8 @@ class Metrics:
         self.requests[result] += 1
         self.served_bytes[result] += event.bytes
         if result in _HITS:
-            self.repeated_bytes += event.repeated_bytes
+            if event.repeated_bytes:
+                self.repeated_bytes += event.repeated_bytes
             self.latency["hit"].observe(event.duration_ms / 1000)
         elif result in ("miss", "collapsed"):
             self.latency["miss"].observe(event.duration_ms / 1000)
@@ -137,11 +138,14 @@ class Metrics:
             if result in _HITS:
                 counts[2] += 1
                 counts[3] += event.bytes - event.repeated_bytes
-        if event.status in _MISTAKEN:
-            if event.error and event.detail != "refused":  # which makes one line for many
-                self.recent_mistakes.append(event)
-        elif event.error or result == "stale":
+        if event.error or result == "stale":
+            self._trouble(event)
+
+    def _trouble(self, event: events.Request) -> None:
+        if event.status not in _MISTAKEN:
             self.recent_trouble.append(event)
+        elif event.detail != "refused":  # which makes one line for many
+            self.recent_mistakes.append(event)
 
     def _not_stored(self, event: events.NotStored) -> None:
         objects = 1 if self.unstored is None else self.unstored.objects + 1
