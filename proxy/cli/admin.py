@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import click
 
 from proxy.cli.common import INSTALLED_CONFIG
+from proxy.pointers import running_caches, runtime_directory
 from proxy.settings import Settings, as_running, load_settings
 
 SOCKET_NAME = "admin.sock"
@@ -23,7 +24,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 cache_dir_option = click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, readable=False),
-    help="The cache directory (default: as serve has it).",
+    help="The cache directory (default: as serve has it, else that of the one cache that runs here).",
 )
 
 
@@ -116,6 +117,24 @@ def running(settings: Settings) -> Running:
     return Running(settings, url, about["instance"], Path(config) if config else None)
 
 
+def settings_of(config: Path | None, cache_dir: Path | None) -> Settings:
+    """The settings that these options mean; of the one cache that runs here, where nothing names a directory.
+
+    Raises:
+        SettingsError: they are wrong.
+        UsageError: several caches run here.
+    """
+    settings = load_settings(config, {"cache_dir": cache_dir}, with_token=False)
+    if "cache_dir" in settings.model_fields_set or (settings.cache_dir / SOCKET_NAME).exists():
+        return settings
+    found = [each for each in running_caches(runtime_directory(os.environ)) if (each / SOCKET_NAME).exists()]
+    if len(found) > 1:
+        raise click.UsageError(
+            f"several caches run here, in {', '.join(map(str, found))}: choose one with --cache-dir."
+        )
+    return settings.model_copy(update={"cache_dir": found[0]}) if found else settings
+
+
 def service(config: Path | None, cache_dir: Path | None) -> Service:
     """The service that these options mean."""
-    return Service(load_settings(config, {"cache_dir": cache_dir}, with_token=False).cache_dir)
+    return Service(settings_of(config, cache_dir).cache_dir)

@@ -12,14 +12,14 @@ import aiohttp
 import click
 from rich.console import Console
 
-from proxy.cli.admin import cache_dir_option, json_option, running
+from proxy.cli.admin import cache_dir_option, json_option, running, settings_of
 from proxy.cli.common import INSTALLED_CONFIG, say, service_config_option
 from proxy.cli.output import console, styled
 from proxy.doctor import host, network
 from proxy.doctor.check import Check
 from proxy.errors import RegistryCacheError, SettingsError
 from proxy.figures import Stats
-from proxy.settings import Settings, load_settings, unknown_environment
+from proxy.settings import Settings, unknown_environment
 from proxy.warming.puller import Name, Puller, PullFailed
 
 _SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "broken": ("✘", "bold red")}
@@ -80,7 +80,7 @@ async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull:
 
 async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool) -> AsyncIterator[Check]:
     try:
-        settings = load_settings(config, {"cache_dir": cache_dir}, with_token=False)
+        settings = settings_of(config, cache_dir)
     except SettingsError as error:
         yield Check("settings", "broken", str(error), "correct it: registry-cache serve --help lists every setting")
         return

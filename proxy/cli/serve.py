@@ -17,6 +17,7 @@ from proxy.assembly import Proxy, open_proxy
 from proxy.cli.common import config_option, settings_flags
 from proxy.cli.stopping import Stopping
 from proxy.errors import StoreError
+from proxy.pointers import announced, runtime_directory
 from proxy.settings import Settings, load_settings, not_honoured, unknown_environment
 from proxy.systemd import Notifier
 from proxy.units import format_size
@@ -93,7 +94,8 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
             notifier.ready(lambda: _status(proxy, settings))
             if (settings.log_format or logs.default_format()) == "console":
                 _print_how_to_use(address)
-            await stopping.wait()
+            with announced(runtime_directory(os.environ), settings.cache_dir):
+                await stopping.wait()
             bus.emit(events.Stopping(grace_seconds=settings.shutdown_grace))
             notifier.stopping(settings.shutdown_grace)
         finally:

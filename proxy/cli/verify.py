@@ -18,12 +18,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from proxy import events
 from proxy.assembly import open_proxy
-from proxy.cli.admin import Running, cache_dir_option, json_option, running
+from proxy.cli.admin import Running, cache_dir_option, json_option, running, settings_of
 from proxy.cli.common import say, service_config_option
 from proxy.cli.output import console
 from proxy.errors import StoreLocked
 from proxy.oci import Digest
-from proxy.settings import load_settings
 from proxy.store.scrub import find_rot, stored_files
 from proxy.units import format_size
 
@@ -54,7 +53,7 @@ def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_jso
 
     Exit codes: 0 when everything is as it was stored, 1 when rot was found (repaired or not), 2 for wrong settings.
     """
-    service = running(load_settings(config, {"cache_dir": cache_dir}, with_token=False))
+    service = running(settings_of(config, cache_dir))
     settings = service.settings
     if not (settings.cache_dir / "blobs").is_dir():
         raise click.UsageError(f"there is no cache in {settings.cache_dir}: name it with --cache-dir")

@@ -10,11 +10,10 @@ import aiohttp
 import click
 import msgspec
 
-from proxy.cli.admin import Service, cache_dir_option, json_option, running
+from proxy.cli.admin import Service, cache_dir_option, json_option, running, settings_of
 from proxy.cli.common import say, service_config_option
 from proxy.cli.warm_output import Report, summary
 from proxy.cli.warm_sources import wishes_from
-from proxy.settings import load_settings
 from proxy.warming.puller import Puller, PullFailed, full_platform, host_platform
 from proxy.warming.warm import Warmer, Wish, platforms_text, would_be
 
@@ -114,7 +113,7 @@ def command(
         raise click.UsageError(
             "--pin is for this host's own cache: it goes through the cache's socket, not through --url"
         )
-    settings = load_settings(config, {"cache_dir": cache_dir}, with_token=False)
+    settings = settings_of(config, cache_dir)
     found = running(settings)
     wanted = tuple(map(full_platform, platforms)) or (host_platform(),)
     wishes, notes = wishes_from(images, wanted, settings, **sources)

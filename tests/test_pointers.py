@@ -1,0 +1,90 @@
+"""Commands find the one running cache without being told where it is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from proxy.cli import admin
+from proxy.cli.admin import SOCKET_NAME, settings_of
+from proxy.pointers import announced, running_caches, runtime_directory
+from tests.e2e.command import PROGRAM, environment, free_port, until
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch):
+    """A runtime directory of this test's own, and no cache at the default place."""
+    monkeypatch.setattr(admin, "runtime_directory", lambda _environ: tmp_path / "run")
+    monkeypatch.delenv("REGISTRY_CACHE_CACHE_DIR", raising=False)
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "default"))
+    return tmp_path / "run"
+
+
+def a_cache(directory):
+    directory.mkdir()
+    (directory / SOCKET_NAME).touch()
+    return directory
+
+
+def test_the_one_that_runs_is_found_and_forgotten_when_it_ends(runtime, tmp_path):
+    with announced(runtime, a_cache(tmp_path / "mine")):
+        assert settings_of(None, None).cache_dir == tmp_path / "mine"
+    assert settings_of(None, None).cache_dir == tmp_path / "default"
+    assert list(runtime.iterdir()) == []
+
+
+def test_what_is_named_wins_and_so_does_one_at_the_usual_place(runtime, tmp_path):
+    with announced(runtime, a_cache(tmp_path / "mine")):
+        assert settings_of(None, tmp_path / "other").cache_dir == tmp_path / "other"
+        a_cache(tmp_path / "default")
+        assert settings_of(None, None).cache_dir == tmp_path / "default"
+
+
+def test_of_several_one_has_to_be_chosen(runtime, tmp_path):
+    runtime.mkdir()
+    for name in ("one", "two"):
+        a_cache(tmp_path / name)
+    (runtime / f"{os.getppid()}.cache-dir").write_text(str(tmp_path / "two"))
+    with (
+        announced(runtime, tmp_path / "one"),
+        pytest.raises(click.UsageError, match=f"in {tmp_path}/one, {tmp_path}/two: choose one"),
+    ):
+        settings_of(None, None)
+
+
+def test_what_a_crash_left_is_passed_over_and_tidied_up(runtime, tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    runtime.mkdir()
+    (runtime / f"{ended.pid}.cache-dir").write_text(str(a_cache(tmp_path / "gone")))
+    assert running_caches(runtime) == []
+    with announced(runtime, tmp_path / "mine"):
+        assert [note.name for note in runtime.iterdir()] == [f"{os.getpid()}.cache-dir"]
+
+
+def test_a_directory_that_cannot_be_written_is_no_trouble(tmp_path):
+    (tmp_path / "file").touch()
+    with announced(tmp_path / "file" / "run", tmp_path), announced(None, tmp_path):
+        pass
+    assert running_caches(tmp_path / "missing") == running_caches(None) == []
+
+
+def test_users_have_their_own(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert runtime_directory({"XDG_RUNTIME_DIR": "/run/user/1000"}) == Path("/run/user/1000/registry-cache")
+    assert runtime_directory({}) is None
+
+
+def test_serve_leaves_a_note(tmp_path):
+    port = free_port()
+    command = [PROGRAM, "serve", "--cache-dir", tmp_path / "cache", "--listen", f"127.0.0.1:{port}"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) as process:
+        try:
+            until(lambda: tmp_path / "cache" in running_caches(runtime_directory(os.environ)), "its note")
+        finally:
+            process.terminate()
+            process.communicate()
+    assert tmp_path / "cache" not in running_caches(runtime_directory(os.environ))
