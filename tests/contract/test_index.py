@@ -63,6 +63,7 @@ async def test_a_use_is_known_before_it_is_in_its_row(index):
     await index.flush()
     assert index.used_at(digest(1)) is None
     assert (await index.oldest(1))[0].last_use == used
+    assert (await index.blob(digest(1))).last_use == used
 
 
 async def test_what_was_never_verified_is_verified_first(index):

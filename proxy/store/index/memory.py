@@ -161,6 +161,7 @@ class MemoryIndex:
         await self._write()
         for digest in digests:
             self._used.pop(digest, None)
+            self.saved.media_types.pop(digest, None)
             self._unwritten_links.pop(digest, None)
             self.saved.links.pop(digest, None)
         return _tally([self.saved.rows.pop(digest) for digest in digests if digest in self.saved.rows])

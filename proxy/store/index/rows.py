@@ -87,7 +87,14 @@ class Rows(Part):
 
     async def verified(self, digest: Digest, at: float) -> None:
         """See :class:`proxy.storage.BlobRows`."""
-        await self._db.try_write(_update_verified, None, digest, at)
+        if await self._db.try_write(_update_verified, False, digest, at):
+            self._correct(digest, verified_at=at)
+
+    def _correct(self, digest: Digest, **values: float) -> None:
+        """What is in memory of a row, as the row is now."""
+        entry = self._blobs.get(digest)
+        if entry is not None:
+            self._blobs[digest] = entry._replace(**values)  # type: ignore[arg-type]
 
     async def unverified_longest(self, limit: int, *, before: float) -> list[Digest]:
         """See :class:`proxy.storage.BlobRows`."""
@@ -114,6 +121,7 @@ class Rows(Part):
             return
         if await self._db.try_write(_update_uses, False, used):
             for digest, at in used.items():
+                self._correct(digest, last_use=at)
                 if self._used.get(digest) == at:
                     del self._used[digest]
         elif len(self._used) > KEPT_IN_MEMORY:
@@ -181,8 +189,9 @@ def _update_uses(db: sqlite3.Connection, used: dict[Digest, float]) -> bool:
     return True
 
 
-def _update_verified(db: sqlite3.Connection, digest: Digest, at: float) -> None:
+def _update_verified(db: sqlite3.Connection, digest: Digest, at: float) -> bool:
     db.execute("UPDATE blobs SET verified_at = ? WHERE digest = ?", (at, digest))
+    return True
 
 
 def _select_unverified(db: sqlite3.Connection, limit: int, before: float) -> list[Digest]:
