@@ -68,8 +68,7 @@ class DiskStore:
         self._step_bytes = step_bytes
         self._locks = Locks()
         self._rows = RowWriter(index)
-        self._ingesting: set[Digest] = set()
-        self._partials: dict[Digest, DiskPartial] = {}
+        self._ingesting: dict[Digest, bool] = {}  # and whether the operator has purged it since
         self._known = asyncio.Event()  # what is on the disk is known, so that room can be promised
         self._folders_refused = ""
         self._told_read_only = ""
@@ -149,6 +148,8 @@ class DiskStore:
             self._tell_state()
         # Also for an index that cannot be written: often that is because the disk is full.
         await self._evictor.relieve()
+        if not self._index.doubt:
+            self._known.set()  # not before: what a power cut brought back may be above the cap
         await self._index.flush()
         self._tell_state()
 
@@ -157,7 +158,6 @@ class DiskStore:
         await self._rows.again()
         if self._index.doubt:
             await self._reconciler.reconcile()
-            self._known.set()
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -274,18 +274,18 @@ class DiskStore:
         """
         if digest in self._ingesting:
             raise NoSpace(f"{digest} is being written already")
-        self._ingesting.add(digest)
+        self._ingesting[digest] = False
         try:
             async with self._locks.hold([digest]):  # what was left of it may just be on its way out
                 is_left = self.room.is_idle(digest)
-                partial = self._partials[digest] = self._partial(digest)
+                partial = self._partial(digest)
             try:
                 await self._begin(partial, is_left=is_left)
                 yield partial
             finally:
                 await finish(self._leave(partial))
         finally:
-            self._ingesting.discard(digest)
+            del self._ingesting[digest]
 
     def _partial(self, digest: Digest) -> DiskPartial:
         return DiskPartial(
@@ -311,7 +311,6 @@ class DiskStore:
                 self.room.leave(partial.share)
             else:
                 await self._discard(partial)
-        del self._partials[partial.digest]
         self._evictor.left()
 
     async def _admit(self, partial: DiskPartial, size_bytes: int) -> None:
@@ -338,6 +337,8 @@ class DiskStore:
         """Raise NoSpace unless bytes can be stored now."""
         if self.read_only:
             raise NoSpace(self.read_only)
+        if self._known.is_set():
+            return
         try:
             async with asyncio.timeout(_KNOWN_SECONDS):
                 await self._known.wait()
@@ -361,7 +362,7 @@ class DiskStore:
 
     async def _make_blob(self, partial: DiskPartial, entry: BlobEntry) -> None:
         async with self._locks.hold([entry.digest]):
-            if partial.purged:
+            if self._ingesting[entry.digest]:
                 raise NoSpace("it was purged while it came")
             target = self._layout.blob(entry.digest)
             came = await self._place(entry, lambda: self.files.place(str(partial.path), target))
@@ -423,9 +424,11 @@ class DiskStore:
         return came
 
     async def _is_here(self, digest: Digest) -> bool:
-        with contextlib.suppress(OSError):
+        try:
             return await self.files.identify(self._layout.blob(digest)) is not None
-        return True  # nobody knows: a row too many does no harm
+        except OSError as error:
+            await self._index.raise_doubt(f"{digest}: {error.strerror}")
+            return True  # nobody knows: to count too much does no harm
 
     async def _discard(self, partial: DiskPartial) -> None:
         partial.ended = True
@@ -474,8 +477,8 @@ class DiskStore:
         for first in range(0, len(digests), _PURGE_PAGE):
             page = digests[first : first + _PURGE_PAGE]
             for digest in page:
-                if digest in self._partials:
-                    self._partials[digest].purged = True
+                if digest in self._ingesting:
+                    self._ingesting[digest] = True
             gone = gone.plus(await finish(self._purge(page)))
         await self.settled()
         return gone.objects, gone.size_bytes

@@ -189,7 +189,11 @@ class Evictor:
                     yield await self._removal.remove(digests)
 
     async def _drop_partial(self, digest: Digest) -> Tally:
-        await self._files.remove([self._layout.partial(digest)])
+        try:
+            await self._files.remove([self._layout.partial(digest)])
+        except OSError as error:
+            self._events.emit(events.StorageFailed(operation="remove", reason=str(error)))
+            return Tally()
         return Tally(self._room.drop(digest), 1)
 
     async def _next_few(self, entries: AsyncIterator[Entry], need_bytes: int) -> list[Entry]:

@@ -57,7 +57,6 @@ class DiskPartial:
         self.path = path
         self.share = share
         self.ended = False  # published or discarded: nothing is left to keep
-        self.purged = False  # the operator wants it gone, and does not mean a later one
         self.fd = -1
         self._files = files
         self._step_bytes = step_bytes

@@ -42,33 +42,37 @@ class Quarantine:
             inode: of the file that is rotten, which its finder keeps open; None for whatever is there.
         """
         async with self._locks.hold([digest]):
-            path = self._layout.blob(digest)
-            there = await self._files.identify(path)
-            if there is None or (inode is not None and there != inode):
-                return  # somebody was faster, or removed it by hand
-            self._events.emit(events.Quarantined(digest=digest, reason=reason))
-            seen, known = await self._files.look(path), await self._rows.of([digest])
-            with reading.leaving([digest]):
-                await self._move(digest, seen.size_bytes if seen else 0)
-            self._removal.gone(known)
+            try:
+                there = await self._files.identify(self._layout.blob(digest))
+                if there is None or (inode is not None and there != inode):
+                    return  # somebody was faster, or removed it by hand
+                self._events.emit(events.Quarantined(digest=digest, reason=reason))
+                await self._take_out(reading, digest)
+            except OSError as error:
+                self._events.emit(events.StorageFailed(operation="quarantine", reason=f"{digest}: {error}"))
         await self.drop(keep=_KEPT)
 
-    async def _move(self, digest: Digest, size_bytes: int) -> None:
-        name = file_name(digest)
-        try:
-            await self._files.move(self._layout.blob(digest), self._layout.quarantined(name))
-        except OSError as error:
-            # Evidence is worth less than that nobody is served it.
-            self._events.emit(events.StorageFailed(operation="quarantine", reason=f"{digest}: {error}"))
-            await self._files.remove([self._layout.blob(digest)])
-        else:
-            self._room.quarantine(name, size_bytes)
+    async def _take_out(self, reading: Reading, digest: Digest) -> None:
+        path, name = self._layout.blob(digest), file_name(digest)
+        seen, known = await self._files.look(path), await self._rows.of([digest])
+        with reading.leaving([digest]):
+            try:
+                await self._files.move(path, self._layout.quarantined(name))
+            except OSError:
+                await self._files.remove([path])  # evidence is worth less than that nobody is served it
+            else:
+                self._room.quarantine(name, seen.size_bytes if seen else 0)
+        self._removal.gone(known)
 
     async def drop(self, *, keep: int = 0) -> int:
         """Remove all but the last *keep* files; how many bytes that gave back."""
-        names = self._room.quarantined
-        old = names[: max(0, len(names) - keep)]
-        if not old:
-            return 0
-        await self._files.remove([self._layout.quarantined(name) for name in old])
-        return sum(self._room.unquarantine(name) for name in old if name in self._room.quarantined)
+        names, freed_bytes = self._room.quarantined, 0
+        for name in names[: max(0, len(names) - keep)]:
+            try:
+                await self._files.remove([self._layout.quarantined(name)])
+            except OSError as error:
+                self._events.emit(events.StorageFailed(operation="remove", reason=str(error)))
+                continue
+            if name in self._room.quarantined:  # nobody was faster
+                freed_bytes += self._room.unquarantine(name)
+        return freed_bytes

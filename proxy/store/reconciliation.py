@@ -1,12 +1,13 @@
 """Rows are made to agree with blobs/, beside the running service: after a crash, a lost index, a refused write."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 
 from proxy import events
 from proxy.errors import DigestInvalid, IndexRefused
 from proxy.oci import Digest
-from proxy.storage import BlobEntry, Index, Tally
+from proxy.storage import BlobEntry, Index
 from proxy.store.files import Files, Seen
 from proxy.store.layout import ALGORITHMS, Layout
 from proxy.store.locks import Locks
@@ -111,18 +112,21 @@ class Reconciler:
     async def adopt(self, digest: Digest) -> BlobEntry | None:
         """A file that the index does not know, if it is here: the index was lost, or is being rebuilt.
 
+        Served even if it cannot have a row yet: the doubt that let us look for it stays.
+
         Raises:
-            IndexRefused: there is no row, though the file may be served.
+            OSError: nobody can tell.
         """
         async with self._locks.hold([digest]):
             seen = await self._files.look(self._layout.blob(digest))
             if seen is None:
                 return None
             entry = BlobEntry(digest, seen.size_bytes, self._media_type(digest, seen), self._index.clock.now())
-            came: Tally = await self._rows.add(entry)
-            self._rows.placed(digest)
-            if not self.is_counted:
-                self._room.store(came)
+            with contextlib.suppress(IndexRefused):
+                came = await self._rows.add(entry)
+                self._rows.placed(digest)
+                if not self.is_counted:
+                    self._room.store(came)
         return entry
 
     def _media_type(self, digest: Digest, seen: Seen) -> str | None:

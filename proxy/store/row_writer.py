@@ -80,10 +80,10 @@ class RowWriter:
 
     async def of(self, digests: Sequence[Digest]) -> dict[Digest, Tally]:
         """Those of *digests* whose files count as stored. To be asked while nothing else changes them."""
+        going = set(self._going)  # a row that is deleted while we read it went before, or goes now
         here = await self._index.stored(digests)
-        return {
-            digest: tally(row.size_bytes, row.media_type) for digest, row in here.items() if digest not in self._going
-        }
+        going.update(self._going)
+        return {digest: tally(row.size_bytes, row.media_type) for digest, row in here.items() if digest not in going}
 
     async def aclose(self) -> None:
         """Delete what is left, if the index lets us."""

@@ -1,0 +1,184 @@
+"""Fixes taken out again, one at a time: the simulator has to find each of them missing.
+
+``python -m tests.simulator.mutations`` says after how many runs it did.
+"""
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from proxy.errors import IndexRefused
+from proxy.storage import Tally
+from proxy.store.disk import DiskStore
+from proxy.store.eviction import Evictor
+from proxy.store.locks import Locks
+from proxy.store.quarantine import Quarantine
+from proxy.store.reading import Reading
+from proxy.store.removal import Removal
+from proxy.store.row_writer import RowWriter, tally
+
+from .world import run, simulated
+
+_RUNS = 4000
+
+
+def rows_say_what_was_evicted(patch: Callable[..., None]) -> None:
+    """Issue 18, "writes of the index fail": eviction believes what rows say, and goes on until nothing is left."""
+
+    def gone(self: Removal, rows: Any) -> Tally:
+        total = Tally()
+        for row in rows.values():
+            total = total.plus(row)
+        self._rows.forget(rows)
+        if not self._rows._index.writable:
+            return Tally()
+        self._room.remove(total)
+        return total
+
+    patch(Removal, "gone", gone)
+
+
+def a_row_that_was_refused_is_no_trouble(patch: Callable[..., None]) -> None:
+    """Issue 18, "another process holds the index": the file comes without its row."""
+    add = RowWriter.add
+
+    async def careless(self: RowWriter, entry: Any) -> Tally:
+        try:
+            return await add(self, entry)
+        except IndexRefused:
+            return tally(entry.size_bytes, entry.media_type)
+
+    patch(RowWriter, "add", careless)
+
+
+def purged_content_comes_back_through_memory(patch: Callable[..., None]) -> None:
+    """Issue 18, "purge beside a reader": memory is emptied once, before the file goes."""
+
+    @contextlib.contextmanager
+    def leaving(self: Reading, digests: Any) -> Iterator[None]:
+        for digest in digests:
+            self._memory.pop(digest, None)
+        yield
+
+    patch(Reading, "leaving", leaving)
+
+
+def the_name_is_quarantined(patch: Callable[..., None]) -> None:
+    """Issue 18, "a blob is cut under two readers; pulled anew while the scrub hashes it"."""
+    put_aside = Quarantine.put_aside
+
+    async def by_name(self: Quarantine, reading: Any, digest: Any, reason: str, _: Any) -> None:
+        await put_aside(self, reading, digest, reason, None)
+
+    patch(Quarantine, "put_aside", by_name)
+
+
+def a_victim_may_be_taken_up(patch: Callable[..., None]) -> None:
+    """Issue 18, "a partial is being evicted when its blob is asked for": nobody waits for anybody."""
+
+    @contextlib.asynccontextmanager
+    async def hold(_self: Locks, _digests: Any) -> Any:
+        yield
+
+    patch(Locks, "hold", hold)
+
+
+def room_is_not_held_for_who_made_it(patch: Callable[..., None]) -> None:
+    """Issue 18, "two transfers need room at once": what was freed is anybody's, and one round is all there is."""
+
+    def take(self: Evictor, share: Any, size_bytes: int) -> Any:
+        missing = self.lacks(share, size_bytes)
+        if share is not None and missing.is_none:
+            self._room.grow(share, size_bytes)
+        return missing
+
+    async def nobody(_self: Evictor, _share: Any) -> bool:
+        return False
+
+    evict = Evictor._evict
+
+    async def once(self: Evictor, share: Any, size_bytes: int) -> Any:
+        missing = await evict(self, share, size_bytes)
+        self._evictions = 0
+        return missing
+
+    patch(Evictor, "_take", take)
+    patch(Evictor, "_evict", once)
+    patch(Evictor, "_somebody_leaves", nobody)
+
+
+def a_first_byte_waits_for_rows(patch: Callable[..., None]) -> None:
+    """Issue 18, "the index is locked for 40 s": what makes room waits until the rows are gone too."""
+    remove = Removal.remove
+
+    async def and_wait(self: Removal, digests: Any) -> Tally:
+        gone = await remove(self, digests)
+        await self._rows.settled()
+        return gone
+
+    patch(Removal, "remove", and_wait)
+
+
+def the_row_comes_after_the_file(patch: Callable[..., None]) -> None:
+    """Dying, or being looked at, in between: a file that nobody knows."""
+
+    async def place(self: DiskStore, entry: Any, place: Any) -> Tally:
+        await place()
+        return await self._rows.add(entry)
+
+    patch(DiskStore, "_place", place)
+
+
+def rows_are_read_beside_their_deletion(patch: Callable[..., None]) -> None:
+    """Found by the simulator: a row that was read before it was deleted is counted out twice."""
+
+    async def of(self: RowWriter, digests: Any) -> Any:
+        here = await self._index.stored(digests)
+        return {d: tally(row.size_bytes, row.media_type) for d, row in here.items() if d not in self._going}
+
+    patch(RowWriter, "of", of)
+
+
+MUTATIONS = (
+    rows_say_what_was_evicted,
+    a_row_that_was_refused_is_no_trouble,
+    purged_content_comes_back_through_memory,
+    the_name_is_quarantined,
+    a_victim_may_be_taken_up,
+    room_is_not_held_for_who_made_it,
+    a_first_byte_waits_for_rows,
+    the_row_comes_after_the_file,
+    rows_are_read_beside_their_deletion,
+)
+
+
+def found(mutation: Callable[..., None], runs: int = _RUNS) -> tuple[int, str] | None:
+    """After how many runs *mutation* was found, and by what; None if it was not."""
+    before: list[tuple[Any, str, Any]] = []
+
+    def patch(owner: Any, name: str, replacement: Any) -> None:
+        before.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, replacement)
+
+    with simulated():
+        mutation(patch)
+        try:
+            for seed in itertools.islice(itertools.count(), runs):
+                try:
+                    run(seed)
+                except Exception as error:
+                    return seed + 1, f"{type(error).__name__}: {error}"
+        finally:
+            for owner, name, original in reversed(before):
+                setattr(owner, name, original)
+    return None
+
+
+if __name__ == "__main__":
+    sys.unraisablehook = lambda _: None
+    asked = sys.argv[1:]
+    for mutation in MUTATIONS:
+        if not asked or mutation.__name__ in asked:
+            print(f"{mutation.__name__}: {found(mutation)}", flush=True)
