@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test fast check fmt lint docs sbom soak bench bench-quick verify verify-short proof-daemons daemons lock install uninstall clean
+.PHONY: help run test fast check fmt lint docs sbom soak bench bench-quick verify verify-short clients client-daemons proof-daemons daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,13 @@ verify:  ## the whole proof: cold and warm deploys on a real swarm (as root, und
 verify-short:  ## its short form, which is in make test too
 	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp proof-daemons
 	$(BIN)/python -m tests.proof --short
+
+clients:  ## Debian's newest clients pull through the cache, into docs/clients.md (as root, about 10 minutes; CLIENTS=podman,crane)
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp client-daemons
+	$(BIN)/python -m tests.clients $(if $(CLIENTS),--only $(CLIENTS),--report .)
+
+client-daemons:
+	@sh tests/install-daemons.sh docker-registry debootstrap ip
 
 proof-daemons:
 	@sh tests/install-daemons.sh docker-registry dockerd docker containerd ctr iptables ip zstd unpigz

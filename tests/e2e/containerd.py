@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,19 +28,43 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 """
 
 
+# containerd 2, as a kubelet uses it.
+_CRI_CONFIG = """\
+version = 3
+root = "{root}/root"
+state = "{root}/state"
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[grpc]
+  address = "{root}/sock"
+[ttrpc]
+  address = "{root}/sock.ttrpc"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{root}/hosts"
+"""
+
+
 @dataclass
 class Containerd:
-    """Everything it has is below *directory*."""
+    """Everything it has is below *directory*.
+
+    Attributes:
+        within: the words that start a program where the daemon's are, such as ``chroot``'s.
+    """
 
     directory: Path
     process: subprocess.Popen[bytes]
+    within: Sequence[str] = ()
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "sock"
 
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
 
     def ctr(self, *arguments: str, timeout_seconds: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ctr", "--address", str(self.directory / "sock"), "--namespace", "tests", *arguments],
+            [*self.within, "ctr", "--address", str(self.socket), "--namespace", "tests", *arguments],
             check=False,
             capture_output=True,
             text=True,
@@ -69,21 +93,26 @@ class Containerd:
 
 
 @contextlib.contextmanager
-def running_containerd() -> Iterator[Containerd]:
-    """A daemon of its own, stopped by its pid and cleaned up after."""
-    require_daemons("containerd", "ctr", "runc")
+def running_containerd(*, within: Sequence[str] = (), cri: bool = False) -> Iterator[Containerd]:
+    """A daemon of its own, stopped by its pid and cleaned up after.
+
+    Args:
+        within: see ``Containerd``; temporary files have the same names there as here.
+        cri: with the plugin that the kubelet speaks to; needs containerd 2.
+    """
+    require_daemons(*(() if within else ("containerd", "ctr", "runc")))
     directory = Path(tempfile.mkdtemp(prefix="containerd-"))
     config = directory / "config.toml"
-    config.write_text(_CONFIG.format(root=directory))
+    config.write_text((_CRI_CONFIG if cri else _CONFIG).format(root=directory))
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            ["containerd", "--config", str(config)],
+            [*within, "containerd", "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    daemon = Containerd(directory, process)
+    daemon = Containerd(directory, process, within)
     try:
         _wait_for_daemon(daemon)
         yield daemon

@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +42,15 @@ def require_daemons(*programs: str, root: bool = True) -> None:
 
 @dataclass
 class Dockerd:
-    """A private daemon; everything it has is below *directory*."""
+    """A private daemon; everything it has is below *directory*.
+
+    Attributes:
+        within: the words that start a program where the daemon's are, such as ``chroot``'s.
+    """
 
     directory: Path
     process: subprocess.Popen[bytes]
+    within: Sequence[str] = ()
 
     @property
     def socket(self) -> Path:
@@ -67,7 +72,7 @@ class Dockerd:
         return (self.directory / "log").read_text(errors="replace")
 
     def command(self, *arguments: str) -> list[str]:
-        return ["docker", "--host", self.host, *arguments]
+        return [*self.within, "docker", "--host", self.host, *arguments]
 
     def environment(self) -> dict[str, str]:
         """Nothing of the caller's Docker, and the builder that needs no plugin."""
@@ -171,6 +176,7 @@ def running_dockerd(
     tmpfs_bytes: int | None = None,
     hosts: dict[str, str] | None = None,
     ca_file: Path | None = None,
+    within: Sequence[str] = (),
     **daemon_json: object,
 ) -> Iterator[Dockerd]:
     """A daemon of its own, stopped and cleaned up after.
@@ -179,9 +185,10 @@ def running_dockerd(
         tmpfs_bytes: give its data a filesystem of this size.
         hosts: addresses of names, for it alone.
         ca_file: what it trusts, instead of the system's certificates.
+        within: see ``Dockerd``; temporary files have the same names there as here.
         daemon_json: keys beside those that make it private.
     """
-    require_daemons("dockerd", "containerd", "docker", "busybox")
+    require_daemons(*(() if within else ("dockerd", "containerd", "docker")), "busybox")
     # A short path: a socket's may have 107 bytes only.
     directory = Path(tempfile.mkdtemp(prefix="dockerd-"))
     (directory / "data").mkdir()
@@ -197,7 +204,7 @@ def running_dockerd(
         **daemon_json,
     }
     (directory / "daemon.json").write_text(json.dumps(config))
-    command = ["dockerd", "--config-file", str(directory / "daemon.json")]
+    command = [*within, "dockerd", "--config-file", str(directory / "daemon.json")]
     if hosts:
         names = directory / "hosts"
         names.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in hosts.items()))
@@ -208,7 +215,7 @@ def running_dockerd(
         process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
-    daemon = Dockerd(directory, process)
+    daemon = Dockerd(directory, process, within)
     try:
         _wait_for_daemon(daemon)
         yield daemon

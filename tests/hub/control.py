@@ -13,7 +13,7 @@ from .content import Descriptor
 from .faults import Fault
 from .hub import Hub
 
-MAKERS = ("image", "runnable", "assembled", "multi_arch", "index", "artifact", "random_blob")
+MAKERS = ("image", "runnable", "assembled", "multi_arch", "index", "artifact", "random_blob", "adopt")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

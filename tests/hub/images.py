@@ -251,6 +251,18 @@ class Images:
         descriptor = await self.manifest(repository, tag, document, content.OCI_MANIFEST)
         return Image(repository, tag, replace(descriptor, artifact_type=artifact_type), config, (blob,))
 
+    async def adopt(self, repository: str, tag: str) -> Descriptor:
+        """Count what somebody else pushed under *tag* (or a digest) among the referrers of its subject."""
+        url = f"{self._origin.url}/v2/{repository}/manifests/{tag}"
+        async with self._session.get(
+            url, headers={"Accept": f"{content.OCI_MANIFEST}, {content.OCI_INDEX}"}
+        ) as response:
+            await _expect(response, 200)
+            data = await response.read()
+            descriptor = Descriptor(response.content_type, content.digest_of(data), len(data))
+        self._remember_referrer(repository, descriptor, json.loads(data))
+        return descriptor
+
     async def delete_tag(self, repository: str, tag: str) -> bool:
         """Remove *tag* (not the manifest); return whether it was there."""
         return self._origin.delete_tag(repository, tag)

@@ -92,6 +92,17 @@ async def test_referrers(hub, pull):
     assert (reply.status, json.loads(reply.body)["manifests"]) == (200, [])
 
 
+async def test_referrer_that_another_client_pushed_can_be_adopted(hub, pull):
+    image = await hub.images.image("library/adopting", "1", oci=True)
+    pushed = await hub.images.artifact("library/adopting", "sig", "application/x.sig", subject=image.descriptor)
+    hub.origin.referrers.clear()  # as for what came past ``Images``
+    await hub.images.adopt("library/adopting", "sig")
+    reply = await pull.ask("GET", "library/adopting", f"referrers/{image.digest}")
+    (entry,) = json.loads(reply.body)["manifests"]
+    assert (entry["digest"], entry["size"]) == (pushed.digest, pushed.descriptor.size_bytes)
+    assert entry["artifactType"] == "application/x.sig"
+
+
 async def test_tags_come_in_pages(hub, pull):
     for tag in ("a", "b", "c"):
         await hub.images.image("library/paged", tag)

@@ -21,9 +21,9 @@ def debian() -> Path:
 
     def make(directory: Path) -> None:
         include = f"--include={','.join(PACKAGES)}"
-        _run("debootstrap", "--variant=minbase", include, SUITE, str(directory), _mirror())
+        run("debootstrap", "--variant=minbase", include, SUITE, str(directory), mirror())
 
-    return _kept("-".join(("debian", SUITE, _key(PACKAGES))), make)
+    return kept("-".join(("debian", SUITE, key(PACKAGES))), make)
 
 
 def wheels() -> Path:
@@ -34,9 +34,9 @@ def wheels() -> Path:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest"]
         pip += [str(directory), "--only-binary=:all:", f"--python-version={PYTHON_VERSION}"]
         for lock in locks:
-            _run(*pip, "--no-deps", "--require-hashes", "--requirement", str(lock))
+            run(*pip, "--no-deps", "--require-hashes", "--requirement", str(lock))
 
-    return _kept(f"wheels-{_key([lock.read_text() for lock in locks])}", make)
+    return kept(f"wheels-{key([lock.read_text() for lock in locks])}", make)
 
 
 def source(directory: Path) -> Path:
@@ -53,7 +53,7 @@ def source(directory: Path) -> Path:
     return directory
 
 
-def _kept(name: str, make: Callable[[Path], None]) -> Path:
+def kept(name: str, make: Callable[[Path], None]) -> Path:
     """The directory *name* in the cache, made by *make* if it is not there; one process makes it, others wait."""
     parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "registry-cache-tests"
     parent.mkdir(parents=True, exist_ok=True)
@@ -69,19 +69,19 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
         return directory
 
 
-def _key(words: object) -> str:
+def key(words: object) -> str:
     return hashlib.sha256(repr(words).encode()).hexdigest()[:12]
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Where this machine's apt gets Debian from."""
-    listed = _run("apt-get", "indextargets", "--format", "$(LABEL) $(SITE)", "Created-By: Packages")
+    listed = run("apt-get", "indextargets", "--format", "$(LABEL) $(SITE)", "Created-By: Packages")
     sites = [line.split()[-1] for line in listed.splitlines() if line.startswith("Debian ")]
     assert sites, "apt names no Debian archive: see /etc/apt/sources.list"
     return sites[0]
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
     done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done.stdout
