@@ -86,12 +86,13 @@ async def test_a_full_disk_costs_one_get_a_blob(start_cache, hub, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["manifests/nope", f"manifests/sha256:{'0' * 64}", f"blobs/sha256:{'1' * 64}"])
-async def test_a_no_is_asked_for_once(start_cache, hub, kind):
+@pytest.mark.parametrize("methods", [("HEAD", "GET"), ("GET", "HEAD")])
+async def test_a_no_is_asked_for_once(start_cache, hub, kind, methods):
     cache = await start_cache()
     await hub.images.image("library/noes", "1", [10])
     await cache.manifest("library/noes", "1")
     hub.reset_counters()
-    for method in ("HEAD", "GET"):
+    for method in methods:
         replies = await asyncio.gather(*(cache.get(f"/v2/library/noes/{kind}", method) for _ in range(20)))
         assert {reply.status for reply in replies} == {404}
     assert len(hub.counters.select(service="registry")) == 1
@@ -129,6 +130,7 @@ async def test_a_blob_without_length_may_take_longer_than_a_client_waits(start_c
         first = await response.content.readexactly(50_000)
         hub.faults.release()
         assert first + await response.read() == hub.images.read(digest)
+    assert not cache.seen(events.FlightResumed)  # nobody waited for the end of the stall
 
 
 @pytest.mark.parametrize("status", [403, 404])
