@@ -58,7 +58,6 @@ def command(config: Path | None, **flags: Any) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             stopping = Stopping(settings.shutdown_grace, lambda: log.close(_LAST_WORDS_SECONDS))
             runner.run(_serve(settings, bus, config.absolute() if config else None, stopping))
-        stopping.over()
     except (StoreError, OSError) as error:
         log.close()
         click.echo(f"registry-cache: {error}", err=True)

@@ -6,7 +6,7 @@ What is cut off is safe: files and rows are made so that they survive ``kill -9`
 import asyncio
 import os
 import signal
-import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -30,7 +30,6 @@ class Stopping:
 
     def __init__(self, grace_seconds: float, flush: Callable[[], None]) -> None:
         self._signalled = asyncio.Event()
-        self._over = threading.Event()
         self._flush = flush
         self._seconds = max(grace_seconds, _LEAST_SECONDS)
         self.transfers_seconds = max(0.0, grace_seconds - min(grace_seconds * _CLOSING_PART, _CLOSING_SECONDS))
@@ -45,10 +44,6 @@ class Stopping:
         """Return after the first signal."""
         await self._signalled.wait()
 
-    def over(self) -> None:
-        """Everything has ended by itself."""
-        self._over.set()
-
     def _first(self) -> None:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
@@ -59,10 +54,14 @@ class Stopping:
         start_daemon("stopping", self._see_to_it)
 
     def _see_to_it(self) -> None:
-        """Runs in a thread: neither a blocked event loop nor a thread that waits for upstream can hold it up."""
-        if not self._over.wait(self._seconds):
-            self._flush()
-            os._exit(0)
+        """Runs in a thread, until the process is gone.
+
+        Neither a blocked event loop nor a thread that waits for upstream can hold it up. The interpreter waits for such
+        threads at its very end, when everything here is over.
+        """
+        time.sleep(self._seconds)
+        self._flush()
+        os._exit(0)
 
 
 def _second(number: int, _frame: FrameType | None) -> None:

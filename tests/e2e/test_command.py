@@ -235,7 +235,7 @@ def test_sigterm_waits_no_longer_than_the_grace_period(hub, settings, repository
             b"".join(pieces)
 
 
-@pytest.mark.parametrize("silent", ["blob", "manifest"])
+@pytest.mark.parametrize("silent", ["blob", "blob's head", "redirected blob's head", "manifest"])
 def test_sigterm_ends_within_the_grace_while_upstream_is_silent(hub, settings, repository, silent):
     """READ_TIMEOUT is an hour: whatever waits for upstream must not be waited for."""
     blob = one_blob(hub, repository)
@@ -246,9 +246,11 @@ def test_sigterm_ends_within_the_grace_while_upstream_is_silent(hub, settings, r
                 command.signal(signal.SIGTERM)
                 assert command.wait() == 0
         else:
-            hub.fault(service="registry", kind="manifest", stall_after_bytes=0)
+            service = "cdn" if silent.startswith("redirected") else "registry"
+            kind, path = ("manifest", "manifests/1") if silent == "manifest" else ("blob", f"blobs/{blob}")
+            hub.fault(service=service, kind=kind, delay_seconds=3600)
             with ThreadPoolExecutor() as threads:
-                asking = threads.submit(command.manifest, repository, "1")
+                asking = threads.submit(command.get, f"/v2/{repository}/{path}")
                 until(lambda: command.stats()["upstream"]["requests"]["token"], "upstream is asked")
                 command.signal(signal.SIGTERM)
                 assert command.wait() == 0
