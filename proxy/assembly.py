@@ -16,6 +16,7 @@ from proxy.oci import DOCKER_HUB
 from proxy.parallel import EXTRA_CONNECTIONS, ParallelSource
 from proxy.prefetch import Prefetcher
 from proxy.prometheus import PrometheusCollector
+from proxy.proof import Proof
 from proxy.pullthrough import PullThrough
 from proxy.reports import Identity, Reports
 from proxy.settings import Settings
@@ -69,7 +70,10 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         history.start()
         stack.push_async_callback(history.aclose)
         opaque = OpaqueManifests(bus)
-        curator = Curator(store, index, opaque, cap_bytes=int(settings.max_size), events=bus)
+        manifests = ManifestReader(opaque)
+        stack.push_async_callback(manifests.aclose)
+        proof = Proof(index, store, manifests, is_required=bool(settings.username and settings.password_file))
+        curator = Curator(store, index, opaque, proof, cap_bytes=int(settings.max_size), events=bus)
         await curator.start()
         stack.push_async_callback(curator.aclose)
         scrubber = Scrubber(store, index, bytes_per_second=settings.scrub_rate, events=bus)
@@ -79,8 +83,9 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         stack.push_async_callback(upstream.aclose)
         stack.callback(upstream.interrupt)  # who was not waited for does not keep the process until READ_TIMEOUT
 
-        def link(flight: Flight) -> None:
-            index.link(flight.repository, flight.digest)
+        def published(flight: Flight) -> None:
+            if flight.asked_upstream:  # else an earlier run had brought it, under whatever name
+                proof.supplied(flight.repository, flight.digest)
 
         source: BlobSource = upstream
         if settings.blob_connections > 1:
@@ -90,13 +95,11 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             store,
             limit=settings.max_flights,
             retries=settings.retries,
-            published=link,
+            published=published,
             backoff=backoff_seconds,
             events=bus,
         )
         stack.push_async_callback(flights.aclose)
-        manifests = ManifestReader(opaque)
-        stack.push_async_callback(manifests.aclose)
         prefetcher = Prefetcher(
             flights,
             manifests,
@@ -112,6 +115,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             index=index,
             flights=flights,
             prefetcher=prefetcher,
+            proof=proof,
             policy=Policy(
                 tag_ttl_seconds=settings.tag_ttl,
                 stale_timeout_seconds=settings.stale_timeout,

@@ -10,8 +10,9 @@ from proxy.flights import Flights
 from proxy.negatives import Negatives
 from proxy.oci import Digest, Repository
 from proxy.prefetch import Prefetcher
+from proxy.proof import Proof
 from proxy.singleflight import SingleFlight
-from proxy.storage import BlobStore, Index, OpenBlob
+from proxy.storage import BlobStore, OpenBlob
 
 # A client whose flight has had no slot for so long gets the blob past the flights: its own patience may end at 30 s.
 _BOARDING_SECONDS = 10.0
@@ -26,19 +27,19 @@ class Blobs:
         *,
         upstream: Upstream,
         store: BlobStore,
-        index: Index,
         flights: Flights,
         prefetcher: Prefetcher,
         asking: Asking,
         negatives: Negatives,
+        proof: Proof,
     ) -> None:
         self._upstream = upstream
         self._store = store
-        self._index = index
         self._flights = flights
         self._prefetcher = prefetcher
         self._asking = asking
         self._negatives = negatives
+        self._proof = proof
         self._heads: SingleFlight[int | None] = SingleFlight()
 
     async def aclose(self) -> None:
@@ -50,31 +51,38 @@ class Blobs:
         blob = self._store.at_hand(digest)
         if blob is None:
             return None
+        if not self._proof.admits(repository, digest):
+            blob.close()
+            return None
         return blob, self._stored_as(repository, digest, head=head)
 
     def _stored_as(self, repository: Repository, digest: Digest, *, head: bool) -> Served:
-        self._index.link(repository, digest)
         # What was fetched ahead cost upstream its bytes: its first request is no hit.
         ahead = not head and self._prefetcher.asked(repository, digest)
         return _COLLAPSED if ahead else HIT
 
     async def cached(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """See :meth:`proxy.pullthrough.PullThrough.cached_blob`."""
+        if await self._proof.missing(repository, digest):
+            raise NotCached(f"{digest} is not cached")
         flight = self._flights.get(digest)
         if flight is not None and flight.on_its_way:
             return BlobAnswer(flight.size_bytes or 0, self._flights.join(repository, digest), HIT)
         blob = await self._store.open(digest)
         if blob is None:
             raise NotCached(f"{digest} is not cached")
-        self._index.link(repository, digest)
+        self._proof.admits(repository, digest)
         return BlobAnswer(blob.size_bytes, blob, HIT)
 
     async def blob(self, repository: Repository, digest: Digest, *, head: bool, client: str) -> BlobAnswer:
         """See :meth:`proxy.pullthrough.PullThrough.blob`."""
-        blob = await self._flights.stored(digest)
-        if blob is not None:
-            return BlobAnswer(blob.size_bytes, blob, self._stored_as(repository, digest, head=head))
         timer = Timer()
+        blob = await self._proven(repository, digest, timer)
+        if blob is not None:
+            served = self._stored_as(repository, digest, head=head)
+            if timer.seconds:  # upstream was asked whose it is
+                served = Served("revalidated", timer.seconds)
+            return BlobAnswer(blob.size_bytes, blob, served)
         if head:
             return await self._head(repository, digest, timer)
         if self._flights.get(digest) is None:
@@ -82,12 +90,38 @@ class Blobs:
         reader = self._flights.join(repository, digest, client=client)
         try:
             answer = await self._answer(repository, digest, reader, timer)
+            if not reader.flight.asked_upstream:  # an earlier run has left it whole, for whomever
+                await self._confirm(repository, digest, timer)
         except BaseException:
             reader.close()
             raise
         if answer.content is not reader:
             reader.close()
         return answer
+
+    async def _proven(self, repository: Repository, digest: Digest, timer: Timer) -> OpenBlob | None:
+        """As :meth:`Flights.stored`, once it is proven that *repository* has what is here or in flight.
+
+        The flight of the same repository is proof enough: it hears upstream's no for all who wait for it.
+        """
+        while True:
+            blob = await self._flights.stored(digest)
+            flight = self._flights.get(digest)
+            is_own = blob is None and (flight is None or flight.repository == repository)
+            if is_own or self._proof.admits(repository, digest):
+                return blob
+            if blob is not None:
+                blob.close()
+            await self._confirm(repository, digest, timer)
+
+    async def _confirm(self, repository: Repository, digest: Digest, timer: Timer) -> None:
+        """Have it proven that *repository* has *digest*; upstream is asked where it is not known.
+
+        Raises:
+            RegistryCacheError: upstream's no, or that it could not be asked.
+        """
+        if await self._proof.missing(repository, digest):
+            await self._asked_head(repository, digest, timer)
 
     async def _answer(self, repository: Repository, digest: Digest, reader: FlightReader, timer: Timer) -> BlobAnswer:
         flight = reader.flight
@@ -130,6 +164,13 @@ class Blobs:
         return flight.size_bytes
 
     async def _size(self, repository: Repository, digest: Digest, timer: Timer) -> int:
+        size = await self._asked_head(repository, digest, timer)
+        if size is None:
+            raise UpstreamError("upstream does not say how long the blob is")
+        return size
+
+    async def _asked_head(self, repository: Repository, digest: Digest, timer: Timer) -> int | None:
+        """Upstream has it under that name; its size, if a HEAD tells."""
         key = _key(repository, digest)
 
         async def head() -> int | None:
@@ -140,8 +181,7 @@ class Blobs:
             return size
 
         size = (await self._asking.ask(timer, key, lambda: self._heads.do(key, head))).value
-        if size is None:
-            raise UpstreamError("upstream does not say how long the blob is")
+        self._proof.supplied(repository, digest)
         return size
 
     async def _head(self, repository: Repository, digest: Digest, timer: Timer) -> BlobAnswer:

@@ -108,6 +108,11 @@ class Pattern(NamedTuple):
         """Whether it names one repository, without wildcards."""
         return not re.search(r"[*?\[]", self.repository + (self.tag or ""))
 
+    @property
+    def names_repositories(self) -> bool:
+        """Whether it means all of a repository, not one tag or digest."""
+        return self.tag is None and self.digest is None
+
     def matches(self, repository: Repository) -> bool:
         """Whether *repository* is meant."""
         return fnmatchcase(repository.name, self.repository)
@@ -178,7 +183,7 @@ def plan_purge(inventory: Inventory, pattern: Pattern, needs: Needs) -> PurgePla
         f"{familiar(tag.repository, tag.name)} is pinned" for tag in named if (tag.repository, tag.name) in pinned_names
     ]
     going = closure((tag.digest for tag in tags), needs)
-    if pattern.tag is None:  # the whole repository: also what was pulled by digest
+    if pattern.names_repositories:  # also what was pulled by digest
         linked = [digest for digest, where in inventory.links.items() if all(map(pattern.matches, where))]
         going |= closure(linked, needs)
     gone_names = {(tag.repository, tag.name) for tag in tags}
@@ -189,7 +194,8 @@ def plan_purge(inventory: Inventory, pattern: Pattern, needs: Needs) -> PurgePla
         if blob.media_type is not None
         and (digest not in going or not all(map(pattern.matches, inventory.links.get(digest, ()))))
     }
-    gone = going - closure(roots, needs) - pinned
+    elsewhere = {digest for digest in going if not all(map(pattern.matches, inventory.links.get(digest, ())))}
+    gone = going - closure(roots | elsewhere, needs) - pinned
     return _plan(inventory, tags, gone, kept)
 
 

@@ -40,6 +40,9 @@ class Catalog(Protocol):
     async def inventory(self) -> Inventory:
         """Everything that is known now."""
 
+    async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
+        """Nothing is known any more of what belongs to these."""
+
     async def forget_tags(self, tags: Sequence[tuple[Repository, str]]) -> None:
         """These are gone from here."""
 
@@ -54,6 +57,13 @@ class Catalog(Protocol):
 
     async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
         """Remember or forget pins."""
+
+
+class Proven(Protocol):
+    """What is known of which content belongs to which repository, as far as the curator needs it."""
+
+    def forget(self, is_meant: Callable[[Repository], bool]) -> None:
+        """Upstream is asked again for what is still here of these."""
 
 
 class PinAnswer(NamedTuple):
@@ -71,11 +81,19 @@ class Curator:
     """
 
     def __init__(
-        self, store: Shelf, index: Catalog, opaque: OpaqueManifests, *, cap_bytes: int, events: events.Events
+        self,
+        store: Shelf,
+        index: Catalog,
+        opaque: OpaqueManifests,
+        proven: Proven,
+        *,
+        cap_bytes: int,
+        events: events.Events,
     ) -> None:
         self._store = store
         self._index = index
         self._opaque = opaque
+        self._proven = proven
         self._cap_bytes = cap_bytes
         self._events = events
         self._thread = Threads("curator", 1)
@@ -112,6 +130,9 @@ class Curator:
             plan = await self._thread.run(contents.plan_purge, inventory, pattern, await self._needs(inventory))
             if apply:
                 await self._index.forget_tags([(tag.repository, tag.name) for tag in plan.tags])
+                if pattern.names_repositories:
+                    await self._index.forget_repositories(pattern.matches)
+                    self._proven.forget(pattern.matches)
                 count, size_bytes = await self._store.purge(plan.digests)
                 self._events.emit(
                     events.Purged(pattern=_text(pattern), tags=len(plan.tags), objects=count, size_bytes=size_bytes)

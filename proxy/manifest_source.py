@@ -15,6 +15,7 @@ from proxy.clock import Clock
 from proxy.errors import CredentialRefused, DigestMismatch, HeadRefused, NoSpace
 from proxy.negatives import NO, Negatives
 from proxy.oci import Digest, Reference, Repository
+from proxy.proof import Proof
 from proxy.singleflight import Shared, SingleFlight
 from proxy.storage import BlobStore, Index, TagEntry
 
@@ -39,6 +40,7 @@ class ManifestSource:
         index: Index,
         asking: Asking,
         negatives: Negatives,
+        proof: Proof,
         known: Callable[[Reference], ManifestAnswer | None],
         keep_deleted_tags: bool,
         clock: Callable[[], Clock],
@@ -49,6 +51,7 @@ class ManifestSource:
         self._index = index
         self._asking = asking
         self._negatives = negatives
+        self._proof = proof
         self._known = known
         self._keep_deleted_tags = keep_deleted_tags
         self._clock = clock
@@ -100,6 +103,7 @@ class ManifestSource:
         if digest is None or not found.size_bytes or found.media_type == "application/octet-stream":
             return None
         entry = TagEntry(digest, found.media_type, found.size_bytes, asked_at)
+        self._proof.supplied(reference.repository, digest)
         if reference.digest is None:
             await self._observed(reference, entry)
         return entry
@@ -148,6 +152,7 @@ class ManifestSource:
         wanted.verify(fetched.body)
         answer = ManifestAnswer(wanted, fetched.media_type, len(fetched.body), fetched.body, Served("miss"))
         self._store.remember(wanted, fetched.body, fetched.media_type)
+        self._proof.supplied(reference.repository, wanted)
         tags = self._noted.pop((reference.repository, wanted), {})
         if reference.digest is None:
             tags[reference.target] = TagEntry(wanted, fetched.media_type, len(fetched.body), asked_at)
@@ -178,7 +183,7 @@ class ManifestSource:
                     raise
                 finally:
                     partial.close()
-            self._index.link(repository, answer.digest)
+            self._proof.supplied(repository, answer.digest)  # also to the index, which has its row now
         except (NoSpace, DigestMismatch) as error:
             self._events.emit(events.NotStored(digest=answer.digest, reason=str(error)))
         except Exception:  # noqa: BLE001 -- the pull has succeeded; this must not be lost, nor break anything

@@ -69,6 +69,12 @@ class ManifestReader:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    async def wait(self, digest: Digest, body: bytes) -> Manifest:
+        """As :meth:`read`; the caller waits for large ones, however many there are."""
+        if len(body) <= ON_THE_LOOP_MAX_BYTES:
+            return self._known(digest, _read(body))
+        return self._known(digest, await self._thread.run(_read, body))
+
     async def _read_in_thread(self, digest: Digest, body: bytes) -> None:
         found: Manifest | str = "it was not read"
         try:

@@ -18,6 +18,7 @@ from proxy.manifest_source import ManifestSource
 from proxy.negatives import Negatives
 from proxy.oci import Digest, Reference, Repository
 from proxy.prefetch import Prefetcher
+from proxy.proof import Proof
 from proxy.storage import BlobStore, Index, OpenBlob
 from proxy.tags import Tags
 
@@ -49,6 +50,7 @@ class PullThrough:
         index: Index,
         flights: Flights,
         prefetcher: Prefetcher,
+        proof: Proof,
         policy: Policy,
         clock: Callable[[], Clock],
         account: Callable[[], Hashable],
@@ -57,12 +59,14 @@ class PullThrough:
         negatives = Negatives(ttl_seconds=policy.negative_ttl_seconds, account=account)
         asking = Asking(policy, negatives)
         self._prefetcher = prefetcher
+        self._proof = proof
         self._source = ManifestSource(
             upstream=upstream,
             store=store,
             index=index,
             asking=asking,
             negatives=negatives,
+            proof=proof,
             known=lambda reference: self._tags.at_hand(reference, head=True),
             keep_deleted_tags=policy.keep_deleted_tags,
             clock=clock,
@@ -74,17 +78,18 @@ class PullThrough:
             index=index,
             asking=asking,
             policy=policy,
+            proof=proof,
             clock=clock,
-            served=prefetcher.served,
+            served=self._served,
         )
         self._blobs = Blobs(
             upstream=upstream,
             store=store,
-            index=index,
             flights=flights,
             prefetcher=prefetcher,
             asking=asking,
             negatives=negatives,
+            proof=proof,
         )
         self._lists = Lists(upstream, index, asking, negatives, clock)
         # On the path of every hit, where one more call can be measured.
@@ -108,8 +113,13 @@ class PullThrough:
             return at_hand
         answer = await self._tags.answer(reference, head=head)
         if not head and answer.body is not None:
-            self._prefetcher.served(reference.repository, answer.digest, answer.body)
+            self._served(reference.repository, answer.digest, answer.body)
         return answer
+
+    def _served(self, repository: Repository, digest: Digest, body: bytes) -> None:
+        """A client gets this manifest, and will ask for what it names."""
+        self._proof.named(repository, digest, body)
+        self._prefetcher.served(repository, digest, body)
 
     async def cached_manifest(self, reference: Reference) -> ManifestAnswer:
         """The manifest as it is known here, however old the tag; upstream is not asked.

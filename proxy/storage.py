@@ -347,7 +347,16 @@ class Names(Protocol):
         """These are gone from here."""
 
     def link(self, repository: Repository, digest: Digest) -> None:
-        """*digest* was pulled through *repository*. Buffered."""
+        """*digest* belongs to *repository*: that is proven, see :mod:`proxy.proof`. Buffered."""
+
+    async def is_linked(self, repository: Repository, digest: Digest) -> bool:
+        """Whether that is known."""
+
+    async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
+        """Manifests that are here and belong to *repository*, the last used first."""
+
+    async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
+        """Nothing is known any more of what belongs to these."""
 
     async def repositories(self, after: str, limit: int) -> Sequence[str]:
         """Names of repositories with something cached, in order, behind *after*."""

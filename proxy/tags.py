@@ -20,6 +20,7 @@ from proxy.errors import (
 from proxy.manifest_source import ManifestSource, key
 from proxy.negatives import NO
 from proxy.oci import Digest, Reference, Repository
+from proxy.proof import Proof
 from proxy.storage import BlobStore, Index, TagEntry
 
 # Why a tag was a miss, in the log's ``detail``.
@@ -31,6 +32,7 @@ class Tags:
     """See the module.
 
     Args:
+        proof: of what may be handed out under which name.
         served: called with each manifest whose body goes to a client from memory.
     """
 
@@ -42,6 +44,7 @@ class Tags:
         index: Index,
         asking: Asking,
         policy: Policy,
+        proof: Proof,
         clock: Callable[[], Clock],
         served: Callable[[Repository, Digest, bytes], None],
     ) -> None:
@@ -50,6 +53,7 @@ class Tags:
         self._index = index
         self._asking = asking
         self._policy = policy
+        self._proof = proof
         self._clock = clock
         self._served = served
 
@@ -70,7 +74,10 @@ class Tags:
         if blob.media_type is None or blob.body is None:
             blob.close()
             return None
-        self._index.link(reference.repository, digest)
+        if reference.digest is None:
+            self._proof.admits_tagged(reference.repository, digest)
+        elif not self._proof.admits(reference.repository, digest):
+            return None  # its content is in memory: there is nothing to close
         if not head:
             self._served(reference.repository, digest, blob.body)
         return ManifestAnswer(digest, blob.media_type, blob.size_bytes, blob.body, served)
@@ -83,19 +90,26 @@ class Tags:
             digest, served = entry.digest, Served("hit", age_seconds=age)
             if not self._is_fresh(entry):
                 served = Served("stale", age_seconds=age, detail="only-if-cached")
-        stored = await self._stored(reference.repository, digest) if digest is not None else None
-        if stored is None:
+        stored = await self._stored(digest) if digest is not None else None
+        if stored is None or (
+            reference.digest is not None and await self._proof.missing(reference.repository, reference.digest)
+        ):
             raise NotCached(f"{reference} is not cached")
         return stored._replace(served=served)
 
-    async def _stored(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+    async def _stored_tag(self, repository: Repository, entry: TagEntry) -> ManifestAnswer | None:
+        stored = await self._stored(entry.digest)
+        if stored is not None:
+            self._proof.admits_tagged(repository, entry.digest)
+        return stored
+
+    async def _stored(self, digest: Digest) -> ManifestAnswer | None:
         blob = await self._store.open(digest)
         if blob is None:
             return None
         try:
             if blob.media_type is None or blob.body is None:
                 return None  # stored as a blob, and nobody has said that it is a manifest
-            self._index.link(repository, digest)
             return ManifestAnswer(digest, blob.media_type, blob.size_bytes, blob.body, _HIT)
         finally:
             blob.close()
@@ -112,17 +126,31 @@ class Tags:
         """See :meth:`proxy.pullthrough.PullThrough.manifest`."""
         timer = Timer()
         if reference.digest is not None:
-            stored = await self._stored(reference.repository, reference.digest)
-            return stored or await self._cold(reference, timer, head=head)
+            stored = await self._stored(reference.digest)
+            if stored is None:
+                return await self._cold(reference, timer, head=head)
+            return await self._proven(reference, reference.digest, stored, timer)
         entry = await self._index.tag(reference.repository, reference.target)
         if entry is None:
             return _because(_NEW_TAG, await self._cold(reference, timer, head=head))
-        stored = await self._stored(reference.repository, entry.digest)
+        stored = await self._stored_tag(reference.repository, entry)
         if stored is None:
             return await self._lost(reference, entry, timer, head=head)
         if self._is_fresh(entry):
             return stored._replace(served=Served("hit", age_seconds=self._age(entry)))
         return await self._revalidated(reference, entry, stored, timer)
+
+    async def _proven(
+        self, reference: Reference, digest: Digest, stored: ManifestAnswer, timer: Timer
+    ) -> ManifestAnswer:
+        """What is here, if it belongs to the repository that it is asked for of: where that is not known, one HEAD."""
+        if not await self._proof.missing(reference.repository, digest):
+            self._proof.admits(reference.repository, digest)
+            return stored
+        found = (await self._asking.ask(timer, key(reference), lambda: self._source.head(reference))).value
+        if found is None:  # a HEAD does not tell
+            return await self._fetched(reference, timer)
+        return stored._replace(served=Served("revalidated", timer.seconds))
 
     async def _cold(self, reference: Reference, timer: Timer, *, head: bool) -> ManifestAnswer:
         """Nothing of it is here."""
@@ -178,7 +206,7 @@ class Tags:
     async def _moved(self, reference: Reference, found: TagEntry | None, timer: Timer) -> ManifestAnswer:
         """The manifest that a tag has moved to; also for a HEAD, whose client will ask for what it hears of."""
         if found is not None:
-            stored = await self._stored(reference.repository, found.digest)
+            stored = await self._stored_tag(reference.repository, found)
             if stored is not None:
                 return stored._replace(served=Served("miss", timer.seconds))
             try:

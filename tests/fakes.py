@@ -14,8 +14,10 @@ from proxy.clock import Clock
 from proxy.errors import DigestMismatch, ManifestUnknown, NoSpace, UpstreamError
 from proxy.flights import Flights
 from proxy.manifest_source import ManifestSource
+from proxy.manifests import ManifestReader, OpaqueManifests
 from proxy.negatives import Negatives
 from proxy.oci import Digest, Reference, Repository
+from proxy.proof import Proof
 from proxy.storage import TagEntry
 from proxy.tags import Tags
 
@@ -382,6 +384,12 @@ class MemoryIndex:
     def link(self, repository: Repository, digest: Digest) -> None:
         return
 
+    async def is_linked(self, repository: Repository, digest: Digest) -> bool:
+        return False
+
+    async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
+        return []
+
 
 class Pulls:
     """Tags over all that."""
@@ -402,12 +410,15 @@ class Pulls:
         self.negatives = Negatives(ttl_seconds=self.policy.negative_ttl_seconds, account=lambda: None)
         self.asking = Asking(self.policy, self.negatives)
         clock = Clock()
+        reader = ManifestReader(OpaqueManifests(events.Events()))
+        self.proof = Proof(self.index, self.store, reader, is_required=True)
         self.source = ManifestSource(
             upstream=self.upstream,
             store=self.store,
             index=self.index,
             asking=self.asking,
             negatives=self.negatives,
+            proof=self.proof,
             known=lambda reference: self.tags.at_hand(reference, head=True),
             keep_deleted_tags=False,
             clock=lambda: clock,
@@ -419,6 +430,7 @@ class Pulls:
             index=self.index,
             asking=self.asking,
             policy=self.policy,
+            proof=self.proof,
             clock=lambda: clock,
             served=lambda *_: None,
         )

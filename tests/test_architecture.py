@@ -21,7 +21,7 @@ FLOORS = {
     "oci": 0.4, "ranges": 0.4, "settings": 0.4, "events": 0.4, "singleflight": 0.4, "threads": 0.4, "clock": 0.4,
     "background": 0.45, "history": 0.48, "figures": 0.45,
     "systemd": 0.4, "registry2": 0.3, "units": 0.3,
-    "manifests": 0.45, "foreign": 0.2, "errors": 0, "terminal": 0, "pointers": 0,
+    "manifests": 0.45, "proof": 0.6, "foreign": 0.2, "errors": 0, "terminal": 0, "pointers": 0,
 }  # fmt: skip
 FOREIGN = {
     "httpx": ("upstream",),

@@ -178,6 +178,7 @@ async def test_warm_range_head_and_conditional(cache, hub):
 async def test_same_blob_under_two_repositories_is_fetched_once(cache, hub):
     image = await hub.images.image("library/one", "1", [70_000])
     data = hub.images.read(image.layers[0].digest)
+    await hub.images.image("library/two", "1", [10])
     await hub.images.blob("library/two", data)
     for repository in ("library/one", "library/two"):
         assert (await cache.blob(repository, image.layers[0].digest)).body == data

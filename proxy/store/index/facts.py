@@ -17,7 +17,7 @@ def write_facts(db: sqlite3.Connection, facts: Facts) -> None:
         "INSERT OR IGNORE INTO pins VALUES (?, ?, ?, 0)", [(*pin.repository, pin.target) for pin in facts.pins]
     )
     db.executemany(
-        "INSERT OR IGNORE INTO links VALUES (?, ?, ?)",
+        "INSERT OR IGNORE INTO links (registry, repository, digest) VALUES (?, ?, ?)",
         [(*repository, digest) for digest, repositories in facts.links.items() for repository in repositories],
     )
 
@@ -28,7 +28,7 @@ def select_facts(db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
         ("tag", "SELECT registry, repository, tag, digest, media_type, size_bytes, fetched_at FROM tags"),
         ("type", "SELECT digest, media_type FROM blobs WHERE media_type IS NOT NULL"),
         ("pin", "SELECT registry, repository, target FROM pins"),
-        ("link", "SELECT registry, repository, digest FROM links"),
+        ("link", "SELECT registry, repository, digest FROM links WHERE proven = 1"),
     )
     for kind, query in queries:
         yield from ((kind, *row) for row in db.execute(query))

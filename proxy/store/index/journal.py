@@ -54,14 +54,22 @@ class Facts:
                 self.pins.add(Pin(Repository(registry, name), target))
             case "unpin", (registry, name, target):
                 self.pins.discard(Pin(Repository(registry, name), target))
-            case "link", (registry, name, digest):
-                self.links.setdefault(Digest.parse(digest), set()).add(Repository(registry, name))
             case "gone", digests:
                 for digest in digests:
                     self.media_types.pop(digest, None)
                     self.links.pop(digest, None)
             case "whole", _:
                 self.whole = True
+            case _:
+                self._learn_links(kind, *of)
+
+    def _learn_links(self, kind: str, *of: Any) -> None:
+        match kind, of:
+            case "link", (registry, name, digest):
+                self.links.setdefault(Digest.parse(digest), set()).add(Repository(registry, name))
+            case "unlink", (registry, name):
+                for repositories in self.links.values():
+                    repositories.discard(Repository(registry, name))
 
 
 class Journal:

@@ -1,11 +1,11 @@
-"""Which repository holds what: a blob or manifest was pulled through it.
+"""Which repository holds what: upstream has said so, or a manifest of the repository.
 
 Links are buffered. One whose blob has no row yet (it is on its way to the disk) waits for that row.
 """
 
 import itertools
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cachetools import LRUCache
 
@@ -14,7 +14,7 @@ from proxy.store.index.part import KEPT_IN_MEMORY
 from proxy.store.index.rows import Rows
 from proxy.store.index.schema import transaction
 
-# Repositories of one blob: clients may make up names. Whoever shares a layer with more than that asks upstream.
+# Repositories of one blob. Whoever shares a layer with more than that asks upstream.
 LINKS_KEPT = 256
 
 
@@ -59,6 +59,28 @@ class Links(Rows):
             for digest in digests
         }
 
+    async def is_linked(self, repository: Repository, digest: Digest) -> bool:
+        """See :class:`proxy.storage.Names`."""
+        if any(repository in known.get(digest, ()) for known in (self._linked, self._unwritten_links, self._waiting)):
+            return True
+        return await self._db.read(_select_link, False, repository, digest)
+
+    async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
+        """See :class:`proxy.storage.Names`."""
+        return await self._db.read(_select_manifests_of, list[Digest](), repository, limit)
+
+    async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
+        """See :class:`proxy.storage.Names`."""
+        await self._flush_links()
+        for links in (self._linked, self._unwritten_links, self._waiting):
+            for repositories in links.values():
+                repositories -= {where for where in repositories if is_meant(where)}
+        known = await self._db.read(_select_all_repositories, list[Repository]())
+        meant = [repository for repository in known if is_meant(repository)]
+        await self._db.try_write(_delete_links, None, meant)
+        for repository in meant:
+            self._journal.note("unlink", *repository)
+
     async def _flush_links(self) -> None:
         links = {digest: frozenset(repositories) for digest, repositories in self._unwritten_links.items()}
         if not links:
@@ -91,11 +113,16 @@ def _write_links(
 ) -> dict[Digest, list[Repository]]:
     """For those of the digests that have a row, which links were new; the others are not written."""
     written: dict[Digest, list[Repository]] = {}
-    insert = "INSERT OR IGNORE INTO links VALUES (?, ?, ?)"
+    insert = (
+        "INSERT INTO links (registry, repository, digest) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET proven = 1 WHERE proven = 0"
+    )
     with transaction(db):
         for digest, repositories in links.items():
             if db.execute("SELECT 1 FROM blobs WHERE digest = ?", (digest,)).fetchone():
-                count = db.execute("SELECT COUNT(*) FROM links WHERE digest = ?", (digest,)).fetchone()[0]
+                count = db.execute("SELECT COUNT(*) FROM links WHERE digest = ? AND proven = 1", (digest,)).fetchone()[
+                    0
+                ]
                 room = itertools.islice(repositories, max(0, LINKS_KEPT - count))
                 written[digest] = [where for where in room if db.execute(insert, (*where, digest)).rowcount]
     return written
@@ -109,11 +136,35 @@ def delete_rowless_links(db: sqlite3.Connection) -> None:
 
 def _select_repositories(db: sqlite3.Connection, after: str, limit: int) -> list[str]:
     rows = db.execute(
-        "SELECT DISTINCT repository FROM links WHERE repository > ? ORDER BY repository LIMIT ?", (after, limit)
+        "SELECT DISTINCT repository FROM links WHERE proven = 1 AND repository > ? ORDER BY repository LIMIT ?",
+        (after, limit),
     )
     return [row[0] for row in rows]
 
 
 def _select_repositories_of(db: sqlite3.Connection, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
-    query = "SELECT repository FROM links WHERE digest = ? LIMIT 10"
+    query = "SELECT repository FROM links WHERE digest = ? ORDER BY proven DESC LIMIT 10"
     return {digest: [row[0] for row in db.execute(query, (digest,))] for digest in digests}
+
+
+def _select_link(db: sqlite3.Connection, repository: Repository, digest: Digest) -> bool:
+    query = "SELECT 1 FROM links WHERE registry = ? AND repository = ? AND digest = ? AND proven = 1"
+    return db.execute(query, (*repository, digest)).fetchone() is not None
+
+
+def _select_manifests_of(db: sqlite3.Connection, repository: Repository, limit: int) -> list[Digest]:
+    rows = db.execute(
+        "SELECT digest FROM links JOIN blobs USING (digest) WHERE registry = ? AND repository = ? AND proven = 1 "
+        "AND media_type IS NOT NULL ORDER BY last_use DESC LIMIT ?",
+        (*repository, limit),
+    )
+    return [Digest(row[0]) for row in rows]
+
+
+def _select_all_repositories(db: sqlite3.Connection) -> list[Repository]:
+    return [Repository(*row) for row in db.execute("SELECT DISTINCT registry, repository FROM links")]
+
+
+def _delete_links(db: sqlite3.Connection, repositories: Sequence[Repository]) -> None:
+    with transaction(db):
+        db.executemany("DELETE FROM links WHERE registry = ? AND repository = ?", repositories)

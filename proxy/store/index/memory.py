@@ -267,6 +267,22 @@ class MemoryIndex:
         if len(buffered | self.saved.links.get(digest, set())) < LINKS_KEPT:
             buffered.add(repository)
 
+    async def is_linked(self, repository: Repository, digest: Digest) -> bool:
+        """See :class:`proxy.storage.Names`."""
+        links = (self.saved.links, self._unwritten_links)
+        return any(repository in known.get(digest, ()) for known in links)
+
+    async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
+        """See :class:`proxy.storage.Names`."""
+        rows = [row for row in self.saved.rows.values() if row.media_type is not None]
+        rows.sort(key=lambda row: -row.last_use)
+        return [row.digest for row in rows if repository in self.saved.links.get(row.digest, ())][:limit]
+
+    async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
+        """See :class:`proxy.storage.Names`."""
+        for repositories in (*self.saved.links.values(), *self._unwritten_links.values()):
+            repositories -= {where for where in repositories if is_meant(where)}
+
     async def repositories(self, after: str, limit: int) -> list[str]:
         """See :class:`proxy.storage.Names`."""
         links = [*self.saved.links.values(), *self._unwritten_links.values()]

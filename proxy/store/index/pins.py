@@ -125,10 +125,15 @@ def select_inventory(db: sqlite3.Connection) -> Inventory:
 
     alone: dict[Repository, tuple[Repository, ...]] = {}
     links: dict[Digest, tuple[Repository, ...]] = {}
-    for registry, name, text in db.execute("SELECT registry, repository, digest FROM links"):
-        digest, where = digests.get(text) or Digest(text), repository(registry, name)
-        known = links.get(digest)
-        links[digest] = (*known, where) if known else alone.setdefault(where, (where,))
+    proven: dict[Digest, tuple[Repository, ...]] = {}
+    for is_proven in (True, False):  # what was only served under a name counts where nothing is proven
+        query = "SELECT registry, repository, digest FROM links WHERE proven = ?"
+        for registry, name, text in db.execute(query, (is_proven,)):
+            digest, where = digests.get(text) or Digest(text), repository(registry, name)
+            if digest not in proven:
+                known = links.get(digest)
+                links[digest] = (*known, where) if known else alone.setdefault(where, (where,))
+        proven = proven or dict(links)
     tags = db.execute("SELECT registry, repository, tag, digest, fetched_at FROM tags")
     pins = db.execute("SELECT registry, repository, target FROM pins")
     return Inventory(

@@ -41,7 +41,14 @@ CREATE TABLE history (
 ) WITHOUT ROWID;
 """
 SCHEMA_3 = "ALTER TABLE history ADD COLUMN evicted_bytes INTEGER NOT NULL DEFAULT 0;"
-SCHEMAS = (SCHEMA_1, SCHEMA_2, SCHEMA_3)  # each brings an older index one version further
+# Links used to be written by mere service. They are kept, to know where a blob may be fetched; only tags prove theirs.
+SCHEMA_4 = """
+ALTER TABLE links ADD COLUMN proven INTEGER NOT NULL DEFAULT 1;
+UPDATE links SET proven = 0;
+INSERT INTO links SELECT registry, repository, digest, 1 FROM tags WHERE digest IN (SELECT digest FROM blobs)
+    ON CONFLICT DO UPDATE SET proven = 1;
+"""
+SCHEMAS = (SCHEMA_1, SCHEMA_2, SCHEMA_3, SCHEMA_4)  # each brings an older index one version further
 SCHEMA_VERSION = len(SCHEMAS)
 
 # The key "filled" of ``meta`` is "names" in an index that was filled from the journal, until its rows are found again
