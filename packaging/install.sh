@@ -62,7 +62,9 @@ make_venv() {
     -r requirements-build.lock
   "$new/build/bin/pip" wheel --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation \
     --wheel-dir "$new/build/dist" .
-  "$new/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-index --no-deps "$new"/build/dist/*.whl
+  # By its name: of a file, pip notes the path, which is not the one that it will have.
+  "$new/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-index --no-deps \
+    --find-links "$new/build/dist" registry-cache
   rm -rf "$new/build"
   "$new/bin/pip" uninstall --quiet --disable-pip-version-check --yes setuptools pip
   rm -f "$new"/bin/activate* "$new"/bin/Activate*
