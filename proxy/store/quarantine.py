@@ -1,5 +1,7 @@
 """Rotten files are put aside: the file that was read, never the good one that has taken its name meanwhile."""
 
+import asyncio
+
 from proxy import events
 from proxy.oci import Digest
 from proxy.store.files import Files, Inode
@@ -34,6 +36,7 @@ class Quarantine:
         self._removal = removal
         self._locks = locks
         self._events = events
+        self._turn = asyncio.Lock()  # a name may come again while it is removed
 
     async def put_aside(self, reading: Reading, digest: Digest, reason: str, inode: Inode | None) -> None:
         """Take a rotten blob out of service; it is fetched anew when it is next asked for.
@@ -56,23 +59,25 @@ class Quarantine:
         path, name = self._layout.blob(digest), file_name(digest)
         seen, known = await self._files.look(path), await self._rows.of([digest])
         with reading.leaving([digest]):
-            try:
-                await self._files.move(path, self._layout.quarantined(name))
-            except OSError:
-                await self._files.remove([path])  # evidence is worth less than that nobody is served it
-            else:
-                self._room.quarantine(name, seen.size_bytes if seen else 0)
+            async with self._turn:
+                try:
+                    await self._files.move(path, self._layout.quarantined(name))
+                except OSError:
+                    await self._files.remove([path])  # evidence is worth less than that nobody is served it
+                else:
+                    self._room.quarantine(name, seen.size_bytes if seen else 0)
         self._removal.gone(known)
 
     async def drop(self, *, keep: int = 0) -> int:
         """Remove all but the last *keep* files; how many bytes that gave back."""
-        names, freed_bytes = self._room.quarantined, 0
-        for name in names[: max(0, len(names) - keep)]:
-            try:
-                await self._files.remove([self._layout.quarantined(name)])
-            except OSError as error:
-                self._events.emit(events.StorageFailed(operation="remove", reason=str(error)))
-                continue
-            if name in self._room.quarantined:  # nobody was faster
-                freed_bytes += self._room.unquarantine(name)
+        freed_bytes = 0
+        async with self._turn:
+            names = self._room.quarantined
+            for name in names[: max(0, len(names) - keep)]:
+                try:
+                    await self._files.remove([self._layout.quarantined(name)])
+                except OSError as error:
+                    self._events.emit(events.StorageFailed(operation="remove", reason=str(error)))
+                else:
+                    freed_bytes += self._room.unquarantine(name)
         return freed_bytes

@@ -97,6 +97,9 @@ def room_is_not_held_for_who_made_it(patch: Callable[..., None]) -> None:
     async def nobody(_self: Evictor, _share: Any) -> bool:
         return False
 
+    def still_needed(_self: Evictor, missing: Any, freed: Tally, _share: Any, _size_bytes: int) -> int:
+        return max(0, max(missing.cap_bytes, missing.disk_bytes) - freed.size_bytes)
+
     evict = Evictor._evict
 
     async def once(self: Evictor, share: Any, size_bytes: int) -> Any:
@@ -105,6 +108,7 @@ def room_is_not_held_for_who_made_it(patch: Callable[..., None]) -> None:
         return missing
 
     patch(Evictor, "_take", take)
+    patch(Evictor, "_still_needed", still_needed)
     patch(Evictor, "_evict", once)
     patch(Evictor, "_somebody_leaves", nobody)
 
@@ -154,6 +158,15 @@ MUTATIONS = (
 )
 
 
+# Where a fix matters in one kind of trouble, it is looked for there.
+TROUBLES = {
+    rows_say_what_was_evicted: ("full disk", "refusing rows"),
+    room_is_not_held_for_who_made_it: (),
+    a_first_byte_waits_for_rows: ("slow rows",),
+    rows_are_read_beside_their_deletion: ("slow rows",),
+}
+
+
 def found(mutation: Callable[..., None], runs: int = _RUNS) -> tuple[int, str] | None:
     """After how many runs *mutation* was found, and by what; None if it was not."""
     before: list[tuple[Any, str, Any]] = []
@@ -167,7 +180,7 @@ def found(mutation: Callable[..., None], runs: int = _RUNS) -> tuple[int, str] |
         try:
             for seed in itertools.islice(itertools.count(), runs):
                 try:
-                    run(seed)
+                    run(seed, TROUBLES.get(mutation))
                 except Exception as error:
                     return seed + 1, f"{type(error).__name__}: {error}"
         finally:
