@@ -5,6 +5,7 @@ for an attack, and neither looks at an address before it connects.
 """
 
 import contextlib
+import email.errors
 import http.client
 import queue
 import socket
@@ -92,6 +93,9 @@ class _Head:
         return line
 
 
+_PARTS_MISSING = (email.errors.StartBoundaryNotFoundDefect, email.errors.MultipartInvariantViolationDefect)
+
+
 class _Response(http.client.HTTPResponse):
     def begin(self) -> None:
         """Read the head; one that is cut short, or not made of fields, is no answer."""
@@ -101,7 +105,8 @@ class _Response(http.client.HTTPResponse):
         finally:
             if self.fp is not None:
                 self.fp = file
-        if self.msg.defects:
+        # The parser looks for parts in an answer that calls itself multipart, and misses them: only the head was read.
+        if any(not isinstance(defect, _PARTS_MISSING) for defect in self.msg.defects):
             raise http.client.HTTPException("the head of the answer is broken")
 
     def _read_status(self) -> tuple[str, int, str]:

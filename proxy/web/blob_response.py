@@ -68,7 +68,8 @@ class BlobResponder:
         if matches_etag(request, digest):
             del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
-        parts_max = _DIRECT_PARTS_MAX if isinstance(content, Direct) else RANGES_MAX
+        passes_by = isinstance(content, Direct) or (isinstance(content, FlightReader) and content.flight.unstored)
+        parts_max = _DIRECT_PARTS_MAX if passes_by else RANGES_MAX
         try:
             chosen = plan(request, digest, answer.size_bytes, parts_max=parts_max)
         except RangeNotSatisfiable:

@@ -72,7 +72,7 @@ proxy:
         """What is in the folder, whole and by name."""
         members = {member.digest for name in folder.repositories() for member in folder.members(name)}
         tagged = {tag.repository for name in folder.repositories() for tag in folder.tags(name)}
-        return {digest for digest in members if folder.size_bytes(digest) is not None} if len(tagged) == 2 else set()
+        return {digest for digest in members if folder.status(digest) is not None} if len(tagged) == 2 else set()
 
     def settings(self):
         """For the tests' own start of the command: where to look for its content."""

@@ -178,7 +178,7 @@ def test_a_run_waits_for_a_time_only_and_says_who_holds_the_lock(lock_file, tmp_
         for wait in ("0", "100ms"):
             done = run_guard(lock_file, *command, env={**os.environ, "REGISTRY_CACHE_PRUNE__LOCK_WAIT": wait})
             assert done.returncode == 125
-            assert f"by pid {other.pid} (flock -x {lock_file}" in done.stderr.splitlines()[-1]
+            assert f"by pid {other.pid} (flock -x " in done.stderr.splitlines()[-1]
             assert done.stderr.count("\n") == (1 if wait == "0" else 2)
     assert not (tmp_path / "ran").exists()
 

@@ -154,9 +154,11 @@ def _select_link(db: sqlite3.Connection, repository: Repository, digest: Digest)
 
 def _select_manifests_of(db: sqlite3.Connection, repository: Repository, limit: int) -> list[Digest]:
     rows = db.execute(
-        "SELECT digest FROM links JOIN blobs USING (digest) WHERE registry = ? AND repository = ? AND proven = 1 "
-        "AND media_type IS NOT NULL ORDER BY last_use DESC LIMIT ?",
-        (*repository, limit),
+        # What a tag is, upstream has said, also where the link was lost with the last seconds of a run.
+        "SELECT digest FROM blobs WHERE media_type IS NOT NULL AND digest IN ("
+        "SELECT digest FROM links WHERE registry = ? AND repository = ? AND proven = 1 "
+        "UNION SELECT digest FROM tags WHERE registry = ? AND repository = ?) ORDER BY last_use DESC LIMIT ?",
+        (*repository, *repository, limit),
     )
     return [Digest(row[0]) for row in rows]
 

@@ -5,6 +5,7 @@ lost with the process.
 """
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -276,7 +277,11 @@ class MemoryIndex:
         """See :class:`proxy.storage.Names`."""
         rows = [row for row in self.saved.rows.values() if row.media_type is not None]
         rows.sort(key=lambda row: -row.last_use)
-        return [row.digest for row in rows if repository in self.saved.links.get(row.digest, ())][:limit]
+        tagged = {entry.digest for (where, _), entry in self.saved.tags.items() if where == repository}
+        found = (
+            row.digest for row in rows if row.digest in tagged or repository in self.saved.links.get(row.digest, ())
+        )
+        return list(itertools.islice(found, limit))
 
     async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
         """See :class:`proxy.storage.Names`."""
