@@ -7,7 +7,8 @@ import math
 import random
 import tempfile
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,12 +18,11 @@ from benchmarks.report import Report
 from proxy import events
 from proxy.clock import Clock
 from proxy.oci import Digest
-from proxy.storage import BlobEntry
-from proxy.store.eviction import choose_victims
+from proxy.storage import BlobEntry, Entry
 from proxy.store.index import SqliteIndex
 
 MEGABYTE = 1_000_000
-PAGE = 256  # as proxy/store/disk.py asks for candidates
+PAGE = 100  # as proxy/store/eviction.py asks for candidates
 ZIPF = 0.9
 OURS = "ours (real index, LRU)"
 
@@ -262,12 +262,56 @@ class _TraceClock(Clock):
         return self.at
 
 
+class _TraceIndex(SqliteIndex):
+    """Lives in the time of the trace."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, events=events.Events())
+        self.trace_clock = _TraceClock()
+
+    @property
+    def clock(self) -> Clock:
+        return self.trace_clock
+
+
+async def _least_recently_used(index: SqliteIndex) -> AsyncGenerator[Entry, None]:
+    """As the evictor has it: by the rows, and by the uses that are not written to them yet."""
+    after: Entry | None = None
+    used: list[tuple[float, Digest, int]] = []
+    while page := await index.oldest(PAGE, after):
+        after = page[-1]
+        for entry in page:
+            at = index.used_at(entry.digest)
+            if at is not None and at > entry.last_use:
+                heapq.heappush(used, (at, entry.digest, entry.size_bytes))
+                continue
+            while used and used[0][0] <= entry.last_use:
+                at, digest, size_bytes = heapq.heappop(used)
+                yield Entry(digest, size_bytes, at)
+            yield entry
+    while used:
+        at, digest, size_bytes = heapq.heappop(used)
+        yield Entry(digest, size_bytes, at)
+
+
+async def _victims(index: SqliteIndex, need_bytes: int) -> list[Digest]:
+    """What the evictor would remove to free *need_bytes*, were nothing read or pinned."""
+    victims: list[Digest] = []
+    async with aclosing(_least_recently_used(index)) as entries:
+        async for entry in entries:
+            victims.append(entry.digest)
+            need_bytes -= entry.size_bytes
+            if need_bytes <= 0:
+                break
+    return victims
+
+
 async def replay_ours(trace: Sequence[Request], cap_bytes: int) -> float:
-    """The same through proxy/store: the index remembers and orders, choose_victims() decides; without files."""
+    """The same through proxy/store: the index remembers, and what goes is chosen as the evictor does; without files."""
     with tempfile.TemporaryDirectory() as directory:
-        index = SqliteIndex(Path(directory) / "index.sqlite3", events=events.Events())
+        index = _TraceIndex(Path(directory) / "index.sqlite3")
         await index.start()
-        clock = index.clock = _TraceClock()
+        clock = index.trace_clock
         hit_bytes = used = 0
         digests: dict[int, Digest] = {}
         for position, request in enumerate(trace):
@@ -281,10 +325,9 @@ async def replay_ours(trace: Sequence[Request], cap_bytes: int) -> float:
                 continue
             if request.size_bytes > cap_bytes:
                 continue
-            while used + request.size_bytes > cap_bytes:
-                page = await index.oldest(PAGE)
-                victims = choose_victims(page, used + request.size_bytes - cap_bytes, lambda _: False)
-                used -= (await index.forget_blobs([victim.digest for victim in victims])).size_bytes
+            lack = used + request.size_bytes - cap_bytes
+            if lack > 0:
+                used -= (await index.forget_blobs(await _victims(index, lack))).size_bytes
             used += (await index.add_blob(BlobEntry(digest, request.size_bytes, None, clock.now()))).size_bytes
         await index.aclose()
     return hit_bytes / sum(request.size_bytes for request in trace)
