@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -23,11 +24,13 @@ from typing import Any
 
 import aiohttp
 
-from tests.e2e.command import Command, free_port, settings_for, start
+from tests.e2e.command import PROGRAM, Command, environment, free_port, settings_for, start
 from tests.hub.client import HubClient, running_hub
+from tests.soak.sabotage import ENVIRONMENT
 
 CLIENTS = 20
 KILL_EVERY_SECONDS = 8.0
+SECOND_SIGNAL = 143  # the exit code of who was not waited for
 REPOSITORIES = 10
 BLOB_SIZES = (700, 30_000, 70_000, 400_000, 3_000_000)
 CAP_BYTES = 14_000_000  # a third of what there is
@@ -46,6 +49,14 @@ FAULTS: tuple[dict[str, Any], ...] = (
     {"service": "registry", "kind": "manifest", "status": 429, "headers": {"Retry-After": "1"}},
     {"service": "token", "body": "{nonsense"},
     {"service": "token", "status": 503},
+)
+# What the disk and the index do for a while; see tests/soak/sabotage.py.
+SABOTAGES: tuple[dict[str, Any], ...] = (
+    {"fsync_seconds": 2.0},
+    {"unlink_seconds": 0.5},
+    {"index": "fails"},
+    {"index": "fails", "unlink_seconds": 0.2},
+    {"disk": "refuses"},
 )
 
 
@@ -67,6 +78,9 @@ class Tally:
     kills: int = 0
     restarts: int = 0
     faults: int = 0
+    sabotages: int = 0
+    freezes: int = 0
+    locks: int = 0
     peak_bytes: int = 0
     lies: list[str] = field(default_factory=list)
 
@@ -74,7 +88,8 @@ class Tally:
 class Soak:
     """One run: a look-alike, the command in front of it, clients, and a gremlin."""
 
-    def __init__(self, hub: HubClient, directory: Path, *, seed: int) -> None:
+    def __init__(self, hub: HubClient, directory: Path, *, seed: int, harsh: bool = False) -> None:
+        self.harsh = harsh  # the disk, the index and the processes misbehave too
         self.hub = hub
         self.random = random.Random(seed)
         self.tally = Tally()
@@ -95,6 +110,7 @@ class Soak:
         self.contents: list[Content] = []
         self.command: Command | None = None
         self.stopping = asyncio.Event()
+        self.sabotage = directory / "sabotage.json"
 
     # --- content ------------------------------------------------------------------------------------------------
 
@@ -164,7 +180,12 @@ class Soak:
         return Path(self.settings["cache_dir"])
 
     async def begin(self) -> None:
-        self.command = await asyncio.to_thread(start, self.settings)
+        self.command = await asyncio.to_thread(
+            start,
+            self.settings,
+            env=environment(**{ENVIRONMENT: str(self.sabotage)}),
+            program=(sys.executable, "-m", "tests.soak.sabotage") if self.harsh else (PROGRAM,),
+        )
         await asyncio.to_thread(self.command.wait_until_ready)
 
     async def kill(self) -> None:
@@ -174,10 +195,14 @@ class Soak:
         self.tally.kills += 1
         await self.begin()
 
-    async def restart(self) -> None:
+    async def restart(self, *, twice: bool = False) -> None:
+        """SIGTERM and a new start; a second SIGTERM does not wait for what is under way."""
         assert self.command is not None
+        if twice:
+            self.command.signal(signal.SIGTERM)
+            await asyncio.sleep(self.random.uniform(0.0, 0.2))
         code = await asyncio.to_thread(self.command.stop)
-        if code != 0:
+        if code != 0 and not (twice and code == SECOND_SIGNAL):
             self.tally.lies.append(f"exit code {code} after SIGTERM: {self.command.stderr.read_text()[-500:]}")
         self.look_for_crashes()
         self.tally.restarts += 1
@@ -196,8 +221,10 @@ class Soak:
             await asyncio.sleep(self.random.uniform(0.05, 0.4))
             dice = self.random.random()
             if time.monotonic() > next_kill:
-                await (self.kill() if dice < 0.6 else self.restart())
+                await (self.kill() if dice < 0.6 else self.restart(twice=self.harsh and dice < 0.8))
                 next_kill = time.monotonic() + KILL_EVERY_SECONDS * self.random.uniform(0.5, 1.5)
+            elif self.harsh and dice < 0.16:
+                await self.random.choice((self.break_disk, self.break_disk, self.lock_index, self.freeze))()
             elif dice < 0.8:
                 await asyncio.to_thread(self.hub.fault, **self.random.choice(FAULTS), times=self.random.randint(1, 3))
                 self.tally.faults += 1
@@ -208,6 +235,33 @@ class Soak:
                 await asyncio.to_thread(self.hub.services, **{service: "up"})
             else:
                 await asyncio.to_thread(self.hub.clear_faults)
+
+    async def break_disk(self) -> None:
+        """The disk or the index misbehaves for a while."""
+        self.tally.sabotages += 1
+        await asyncio.to_thread(self.sabotage.write_text, json.dumps(self.random.choice(SABOTAGES)))
+        await asyncio.sleep(self.random.uniform(0.2, 3.0))
+        await asyncio.to_thread(self.sabotage.unlink, missing_ok=True)
+
+    async def lock_index(self) -> None:
+        """Another process holds the index for a while."""
+        self.tally.locks += 1
+        with contextlib.suppress(sqlite3.Error):
+            db = sqlite3.connect(self.cache_dir / "index.sqlite3", isolation_level=None, timeout=1.0)
+            with contextlib.closing(db):
+                db.execute("BEGIN IMMEDIATE")
+                await asyncio.sleep(self.random.uniform(0.2, 7.0))
+
+    async def freeze(self) -> None:
+        """Upstream, or the cache itself, stands still for a while: the kernel goes on answering for it."""
+        self.tally.freezes += 1
+        assert self.command is not None
+        pid = self.random.choice((self.hub.ready["pid"], self.command.pid))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(self.random.uniform(0.1, 2.0))
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -254,6 +308,7 @@ class Soak:
 
     async def calm(self, session: aiohttp.ClientSession) -> None:
         """Without faults everything can be had again, within the longest pause of a breaker."""
+        await asyncio.to_thread(self.sabotage.unlink, missing_ok=True)
         await asyncio.to_thread(self.hub.clear_faults)
         await asyncio.to_thread(self.hub.services, registry="up", token="up", cdn="up")
         for content in self.contents:
@@ -314,11 +369,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=None, help="repeat the choices of an earlier run")
+    parser.add_argument("--harsh", action="store_true", help="the disk, the index and the processes misbehave too")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"soak for {arguments.minutes:g} min, seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, running_hub() as hub:
-        tally = asyncio.run(Soak(hub, Path(folder), seed=seed).run(arguments.minutes * 60))
+        tally = asyncio.run(Soak(hub, Path(folder), seed=seed, harsh=arguments.harsh).run(arguments.minutes * 60))
     lies = tally.lies
     print(json.dumps({**vars(tally), "lies": len(lies)}))
     for lie in lies[:8]:
