@@ -27,6 +27,12 @@ def test_every_library_of_a_lock_has_a_version_and_a_hash(name):
     assert all(pinned(name).values())
 
 
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_says_nothing_of_the_machine_it_was_made_on(name):
+    told = re.findall(r"(?m)^\s*#.*?(?:(?<=\s)/\S+|\w+://\S+)", (ROOT / name).read_text())
+    assert told == []
+
+
 def test_the_locks_agree_about_what_they_share():
     versions = {}
     for pin in (pin for name in LOCKS for pin in pinned(name)):
