@@ -124,7 +124,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
                 negative_ttl_seconds=settings.negative_ttl,
                 keep_deleted_tags=settings.keep_deleted_tags,
             ),
-            clock=lambda: index.clock,
+            clock=index.clock,
             account=lambda: upstream.auth.credential_rejected,
             events=bus,
         )

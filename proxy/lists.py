@@ -1,7 +1,5 @@
 """Tags lists and referrers: always asked, the last good answer while upstream is away."""
 
-from collections.abc import Callable
-
 from proxy.answers import ListAnswer, Served, Upstream, token
 from proxy.asking import Asking, Timer
 from proxy.clock import Clock
@@ -15,9 +13,7 @@ from proxy.storage import Answer, Index
 class Lists:
     """See the module. Owns the questions that are under way."""
 
-    def __init__(
-        self, upstream: Upstream, index: Index, asking: Asking, negatives: Negatives, clock: Callable[[], Clock]
-    ) -> None:
+    def __init__(self, upstream: Upstream, index: Index, asking: Asking, negatives: Negatives, clock: Clock) -> None:
         self._upstream = upstream
         self._index = index
         self._asking = asking
@@ -43,12 +39,12 @@ class Lists:
         except (UpstreamError, CredentialRefused) as error:
             if kept is None:
                 raise
-            age = max(0.0, self._clock().now() - kept.fetched_at)
+            age = max(0.0, self._clock.now() - kept.fetched_at)
             return ListAnswer(kept, Served("stale", timer.seconds, age_seconds=age, detail=token(error)))
         return ListAnswer(answer, Served("collapsed" if joined else "miss", timer.seconds))
 
     async def _ask_once(self, repository: Repository, path: str, key: str) -> Answer:
-        asked_at = self._clock().now()
+        asked_at = self._clock.now()
         found = await self._negatives.heed(key, lambda: self._upstream.listing(repository, path))
         self._asking.answered()
         answer = Answer(found.body, found.content_type, found.link, found.filters_applied, asked_at)

@@ -90,6 +90,7 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+_STARTS = {level: f'{{"level":"{level}",'.encode() for level in _LEVELS}
 _ENCODER = msgspec.json.Encoder(enc_hook=str)  # a Digest is a str, but not exactly
 
 
@@ -98,7 +99,7 @@ def _json(event: events.Event) -> bytes:
         fields = _ENCODER.encode(event)
     except UnicodeEncodeError:  # foreign bytes that are no UTF-8: the line has them escaped
         fields = _ENCODER.encode(_well_formed(msgspec.to_builtins(event, enc_hook=str)))
-    return ascii_json(b'{"level":"%s",%s\n' % (event.level.encode(), fields[1:]))
+    return ascii_json(b"%s%s\n" % (_STARTS[event.level], fields[1:]))
 
 
 def _well_formed(value: object) -> object:

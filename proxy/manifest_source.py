@@ -43,7 +43,7 @@ class ManifestSource:
         proof: Proof,
         known: Callable[[Reference], ManifestAnswer | None],
         keep_deleted_tags: bool,
-        clock: Callable[[], Clock],
+        clock: Clock,
         events: events.Events,
     ) -> None:
         self._upstream = upstream
@@ -89,7 +89,7 @@ class ManifestSource:
         return await self._heads.do(reference, lambda: self._head(reference, kept=kept))
 
     async def _head(self, reference: Reference, *, kept: bool) -> TagEntry | None:
-        asked_at = self._clock().now()
+        asked_at = self._clock.now()
         ask = self._upstream.manifest_head
         try:
             found = await self._heeded(
@@ -139,7 +139,7 @@ class ManifestSource:
         known = self._known(reference)
         if known is not None:  # somebody else has fetched it while we looked: a second GET would cost quota
             return known
-        asked_at = self._clock().now()
+        asked_at = self._clock.now()
         ask = self._upstream.manifest
         fetched = await self._heeded(
             reference, asked_at, lambda: ask(reference) if kept else self._asking.patiently(lambda: ask(reference))

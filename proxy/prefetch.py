@@ -44,9 +44,8 @@ class _Ahead:
         self.expiry: asyncio.TimerHandle | None = None
 
 
-class _Key(NamedTuple):
-    repository: Repository
-    manifest: Digest
+# A manifest in a repository. A plain tuple: a named one is built by a call, and every hit makes one.
+_Key = tuple[Repository, Digest]
 
 
 class _Plan(NamedTuple):
@@ -96,7 +95,7 @@ class Prefetcher:
         """A client has got this manifest: it may be about to pull. On the path of every hit, so it parses once."""
         if not self._enabled:
             return
-        key = _Key(repository, digest)
+        key = (repository, digest)
         plan = self._plans.pop(key, None)
         if plan is not None:
             self._plans[key] = plan
@@ -108,7 +107,7 @@ class Prefetcher:
             return
         layers = manifest.layers
         if len(layers) > _LAYERS_MAX:
-            self._manifests.opaque.name(key.manifest, f"it names more than {_LAYERS_MAX} layers: none is fetched ahead")
+            self._manifests.opaque.name(key[1], f"it names more than {_LAYERS_MAX} layers: none is fetched ahead")
             layers = ()
         self._plans[key] = _Plan(layers, {layer.digest: place for place, layer in reversed([*enumerate(layers)])})
         self._planned_layers += len(layers)
@@ -153,7 +152,7 @@ class Prefetcher:
     def _behind(self, repository: Repository, digest: Digest) -> tuple[Descriptor, ...]:
         """The layers that follow *digest* in the manifest that was served last and has it."""
         for key in reversed(self._plans):
-            if key.repository == repository:
+            if key[0] == repository:
                 plan = self._plans[key]
                 if (place := plan.places.get(digest)) is not None:
                     return plan.layers[place + 1 :]

@@ -52,7 +52,7 @@ class PullThrough:
         prefetcher: Prefetcher,
         proof: Proof,
         policy: Policy,
-        clock: Callable[[], Clock],
+        clock: Clock,
         account: Callable[[], Hashable],
         events: events.Events,
     ) -> None:
@@ -117,7 +117,7 @@ class PullThrough:
         return answer
 
     def _served(self, repository: Repository, digest: Digest, body: bytes) -> None:
-        """A client gets this manifest, and will ask for what it names."""
+        """A client gets this manifest, and will ask for what it names. On the path of every hit."""
         self._proof.named(repository, digest, body)
         self._prefetcher.served(repository, digest, body)
 

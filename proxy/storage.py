@@ -233,6 +233,8 @@ class BlobRows(Protocol):
     # Bytes that were never synced to the disk may be zeros now.
     machine_crashed: bool
 
+    # Never before what is written down.
+    clock: Clock
     # How often doubt was raised; see settle_doubt().
     doubts_raised: int
 
@@ -243,10 +245,6 @@ class BlobRows(Protocol):
     @property
     def refusal(self) -> str:
         """Why it refuses writes; "" while it does not."""
-
-    @property
-    def clock(self) -> Clock:
-        """Never before what is written down."""
 
     async def probe(self) -> bool:
         """Try to write; whether that went."""

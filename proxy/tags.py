@@ -45,7 +45,7 @@ class Tags:
         asking: Asking,
         policy: Policy,
         proof: Proof,
-        clock: Callable[[], Clock],
+        clock: Clock,
         served: Callable[[Repository, Digest, bytes], None],
     ) -> None:
         self._source = source
@@ -64,17 +64,19 @@ class Tags:
         digest, served = reference.digest, _HIT
         if digest is None:
             entry = self._index.tag_at_hand(reference.repository, reference.target)
-            if entry is None or not self._is_fresh(entry):
+            if entry is None:
                 return None
-            served = Served("hit", age_seconds=self._clock().now() - entry.fetched_at)
-            digest = entry.digest
+            age = self._clock.now() - entry.fetched_at
+            if not 0 <= age < self._policy.tag_ttl_seconds:
+                return None
+            digest, served = entry.digest, Served("hit", age_seconds=age)
         blob = self._store.at_hand(digest)
         if blob is None:
             return None
         if blob.media_type is None or blob.body is None:
             blob.close()
             return None
-        if reference.digest is None:
+        if served is not _HIT:
             self._proof.admits_tagged(reference.repository, digest)
         elif not self._proof.admits(reference.repository, digest):
             return None  # its content is in memory: there is nothing to close
@@ -115,10 +117,10 @@ class Tags:
             blob.close()
 
     def _is_fresh(self, entry: TagEntry) -> bool:
-        return 0 <= self._clock().now() - entry.fetched_at < self._policy.tag_ttl_seconds
+        return 0 <= self._clock.now() - entry.fetched_at < self._policy.tag_ttl_seconds
 
     def _age(self, entry: TagEntry) -> float:
-        return max(0.0, self._clock().now() - entry.fetched_at)
+        return max(0.0, self._clock.now() - entry.fetched_at)
 
     # --- what is not --------------------------------------------------------------------------------------------
 

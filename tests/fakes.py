@@ -421,7 +421,7 @@ class Pulls:
             proof=self.proof,
             known=lambda reference: self.tags.at_hand(reference, head=True),
             keep_deleted_tags=False,
-            clock=lambda: clock,
+            clock=clock,
             events=events.Events(),
         )
         self.tags = Tags(
@@ -431,7 +431,7 @@ class Pulls:
             asking=self.asking,
             policy=self.policy,
             proof=self.proof,
-            clock=lambda: clock,
+            clock=clock,
             served=lambda *_: None,
         )
 

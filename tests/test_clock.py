@@ -15,7 +15,16 @@ def test_wall_clock_that_jumps_changes_nothing(monkeypatch):
 
 def test_clock_behind_what_is_written_down_goes_on_from_there():
     future = time.time() + 1e6
-    assert Clock(not_before=future).now() >= future
+    clock = Clock()
+    clock.go_on_from(future)
+    assert clock.now() >= future
+
+
+def test_clock_ahead_of_what_is_written_down_stays_where_it_is():
+    clock = Clock()
+    before = clock.now()
+    clock.go_on_from(before - 1e6)
+    assert 0 <= clock.now() - before < 60
 
 
 async def test_tag_from_the_future_is_asked_about(cache, hub):

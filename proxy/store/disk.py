@@ -77,6 +77,7 @@ class DiskStore:
         )
         shared = (self._layout, self.files)
         self._reading = Reading(*shared, index, self.quarantine)
+        self.at_hand = self._reading.at_hand  # on the path of every hit, where one more call can be measured
         self._removal = Removal(*shared, self.room, self._rows, self._reading, events)
         self._quarantine = Quarantine(*shared, self.room, self._rows, self._removal, self._locks, events)
         self._reconciler = Reconciler(*shared, index, self.room, self._rows, self._locks, folders, events)
@@ -210,10 +211,6 @@ class DiskStore:
         return self.files.space()
 
     # --- reading ------------------------------------------------------------------------------------------------
-
-    def at_hand(self, digest: Digest) -> DiskBlob | None:
-        """See :class:`proxy.storage.BlobStore`."""
-        return self._reading.at_hand(digest)
 
     async def open(self, digest: Digest) -> DiskBlob | None:
         """See :class:`proxy.storage.BlobStore`."""

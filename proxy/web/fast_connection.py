@@ -142,8 +142,10 @@ class FastConnection(Connection):
 
     def _is_idle(self) -> bool:
         """Whether everything before has been answered and taken, so that what comes now begins a request."""
+        waiter = self._waiter  # as in _waits_for_a_request(): every hit comes here
         return (
-            self._waits_for_a_request()
+            (self._request_count == 0 if waiter is None else not waiter.done())
+            and not self._messages
             and not self._within_head
             and not self._paused
             and not self._upgraded

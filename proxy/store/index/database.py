@@ -86,7 +86,7 @@ class Database:
             StoreTooNew: a newer version of this program wrote it.
         """
         await self._writer.run(self._open)
-        self.clock = Clock(not_before=self.figures.latest)
+        self.clock.go_on_from(self.figures.latest)
 
     async def aclose(self, *, properly: bool) -> None:
         """Close it; *properly* if rows and files agree, or their doubt is written down elsewhere."""

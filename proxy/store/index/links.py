@@ -23,7 +23,7 @@ class Links(Rows):
 
     def __init__(self) -> None:
         super().__init__()
-        self._linked: LRUCache[Digest, set[Repository]] = LRUCache(KEPT_IN_MEMORY)
+        self._linked: dict[Digest, set[Repository]] = {}  # the oldest first; every hit looks here
         self._unwritten_links: dict[Digest, set[Repository]] = {}
         self._waiting: LRUCache[Digest, set[Repository]] = LRUCache(KEPT_IN_MEMORY)  # for their rows
 
@@ -31,6 +31,8 @@ class Links(Rows):
         """See :class:`proxy.storage.Names`."""
         known = self._linked.get(digest)
         if known is None:
+            while len(self._linked) >= KEPT_IN_MEMORY:
+                del self._linked[next(iter(self._linked))]
             known = self._linked[digest] = set()
         if repository not in known and len(known) < LINKS_KEPT:
             known.add(repository)

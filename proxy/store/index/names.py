@@ -51,7 +51,10 @@ class Names(Part):
 
     def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
         """See :class:`proxy.storage.Names`."""
-        return self._tags.get((repository, tag))
+        try:
+            return self._tags[repository, tag]  # get() takes twice as many calls, and every hit by tag comes here
+        except KeyError:
+            return None
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
         """See :class:`proxy.storage.Names`."""

@@ -16,17 +16,13 @@ class Part:
 
     _db: Database
     _journal: Journal
+    clock: Clock
 
     def __init__(self) -> None:
         # What pins need, whether it is here yet or not; and that it may have to be worked out again.
         self.wanted: frozenset[Digest] = frozenset()
         self.pinned_tags: frozenset[tuple[Repository, str]] = frozenset()
         self.pins_changed = asyncio.Event()
-
-    @property
-    def clock(self) -> Clock:
-        """Never before what is written down."""
-        return self._db.clock
 
     def _row_came(self, digest: Digest) -> None:
         """*digest* has a row now."""

@@ -35,6 +35,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         super().__init__()
         self._events = events
         self._db = Database(path, events=events, busy_seconds=busy_seconds, fill=self._fill, lost=self._lost)
+        self.clock = self._db.clock
         self._journal = Journal(path.with_name("names.journal"))
         self._journal_fails = False
         self._media_types: dict[Digest, str] = {}
