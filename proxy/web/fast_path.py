@@ -22,7 +22,7 @@ from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 from proxy import events
 from proxy.answers import Served
 from proxy.errors import RegistryCacheError
-from proxy.events import CacheResult
+from proxy.events import CacheResult, Kind
 from proxy.oci import Digest, Reference, Repository
 from proxy.pullthrough import PullThrough
 from proxy.storage import OpenBlob
@@ -37,12 +37,14 @@ _PLAIN = frozenset({hdrs.HOST, hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODIN
 
 
 class Asked(NamedTuple):
-    """A request head, parsed: a manifest by reference, or a blob by digest."""
+    """A request head, parsed: a manifest by reference, or a blob by digest; and what of it goes into the log."""
 
     method: str
     repository: Repository
     reference: Reference | None
     digest: Digest | None
+    kind: Kind
+    target: str
     user_agent: str
 
 
@@ -50,7 +52,7 @@ class Hit(NamedTuple):
     """What of a log line is known when a file begins to be sent; see :meth:`FastPath.log`."""
 
     asked: Asked
-    digest: Digest
+    digest: str
     served: Served
     began: float
     client: str
@@ -75,8 +77,16 @@ class FastPath:
         if all(name.title() in _PLAIN for name in request.headers):
             if len(self._asked) >= _HEADS:
                 self._asked.clear()  # somebody makes up heads; those in use come back with their next request
-            agent = user_agent(request)
-            self._asked[head] = Asked(request.method, repository, route.reference, route.digest, agent)
+            target = route.digest if route.reference is None else route.reference.target
+            self._asked[head] = Asked(
+                request.method,
+                repository,
+                route.reference,
+                route.digest,
+                route.kind,
+                str(target),
+                user_agent(request),
+            )
 
     def answer(self, head: bytes, protocol: BaseProtocol, client: str) -> "bytes | FileAnswer | None":
         """What to send for *head*, if it is known and at hand: a whole response, which is logged as sent, or a file.
@@ -93,14 +103,14 @@ class FastPath:
             manifest = self._pull_through.manifest_at_hand(asked.reference, head=not wants_body)
             if manifest is None:
                 return None
-            digest, served, body = manifest.digest, manifest.served, manifest.body
-            start = _manifest_start(digest, manifest.media_type, manifest.size_bytes, served.result)
+            served, body = manifest.served, manifest.body
+            start, digest = _manifest_start(manifest.digest, manifest.media_type, manifest.size_bytes, served.result)
         elif asked.digest is not None:
             found = self._pull_through.blob_at_hand(asked.repository, asked.digest, head=not wants_body)
             if found is None:
                 return None
-            digest, (blob, served) = asked.digest, found
-            start, body = _blob_start(digest, blob.size_bytes, served.result), blob.body
+            blob, served = found
+            (start, digest), body = _blob_start(asked.digest, blob.size_bytes, served.result), blob.body
             if body is None and not wants_body:
                 blob.close()
             elif body is None:
@@ -125,7 +135,7 @@ class FastPath:
     def log(
         self,
         asked: Asked,
-        digest: Digest,
+        digest: str,
         served: Served,
         began: float,
         client: str,
@@ -137,10 +147,10 @@ class FastPath:
         self._events.emit(
             events.Request(
                 cache=served.result,
-                kind="blob" if asked.reference is None else "manifest",
+                kind=asked.kind,
                 registry=asked.repository.registry,
                 repository=asked.repository.name,
-                reference=digest if asked.reference is None else asked.reference.target,
+                reference=asked.target,
                 digest=digest,
                 method=asked.method,
                 status=status,
@@ -198,14 +208,15 @@ class FileAnswer:
         self._fast.log(*self._hit, self._sink.sent_bytes, status, error)
 
 
+# Both with the digest as a plain string beside it, which the log's encoder takes without a call of ours.
 @functools.lru_cache(maxsize=4096)
-def _manifest_start(digest: Digest, media_type: str, size_bytes: int, result: CacheResult) -> bytes:
-    return _start(manifest_headers(Served(result), digest, media_type), size_bytes)
+def _manifest_start(digest: Digest, media_type: str, size_bytes: int, result: CacheResult) -> tuple[bytes, str]:
+    return _start(manifest_headers(Served(result), digest, media_type), size_bytes), str(digest)
 
 
 @functools.lru_cache(maxsize=4096)
-def _blob_start(digest: Digest, size_bytes: int, result: CacheResult) -> bytes:
-    return _start(blob_headers(Served(result), digest), size_bytes)
+def _blob_start(digest: Digest, size_bytes: int, result: CacheResult) -> tuple[bytes, str]:
+    return _start(blob_headers(Served(result), digest), size_bytes), str(digest)
 
 
 def _start(headers: dict[str, str], size_bytes: int) -> bytes:
