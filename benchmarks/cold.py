@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from benchmarks import harness, load, systems
 from benchmarks.report import Report, figure, ratio
 from benchmarks.systems import DIRECT, OURS, Recipe
-from proxy.settings import Settings
+from registry_cache.settings.model import Settings
 from tests.e2e.dockerd import Dockerd, running_dockerd
 from tests.hub.client import HubClient
 

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, Protocol
 
 from benchmarks import harness
 from benchmarks.report import Report
-from proxy import events
-from proxy.clock import Clock
-from proxy.oci import Digest
-from proxy.storage import BlobEntry, Entry
-from proxy.store.index import SqliteIndex
+from registry_cache.model import events
+from registry_cache.model.clock import Clock
+from registry_cache.model.oci import Digest
+from registry_cache.ports.storage import BlobEntry, Entry
+from registry_cache.store.index import SqliteIndex
 
 MEGABYTE = 1_000_000
-PAGE = 100  # as proxy/store/eviction.py asks for candidates
+PAGE = 100  # as proxy/registry_cache/store/eviction.py asks for candidates
 ZIPF = 0.9
 OURS = "ours (real index, LRU)"
 
@@ -307,7 +307,7 @@ async def _victims(index: SqliteIndex, need_bytes: int) -> list[Digest]:
 
 
 async def replay_ours(trace: Sequence[Request], cap_bytes: int) -> float:
-    """The same through proxy/store: the index remembers, and what goes is chosen as the evictor does; without files."""
+    """The same through the store's own index and choice of victims; without files."""
     with tempfile.TemporaryDirectory() as directory:
         index = _TraceIndex(Path(directory) / "index.sqlite3")
         await index.start()

@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks import harness, load, systems
 from benchmarks.report import Report, figure, quantile, ratio
 from benchmarks.systems import LIMIT, OURS, System
-from proxy.oci import Repository
-from proxy.store.index import schema
+from registry_cache.model.oci import Repository
+from registry_cache.store.index import schema
 from tests.hub.client import HubClient
 
 BLOB_BYTES = 100

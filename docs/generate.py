@@ -7,9 +7,9 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from proxy.cli import cli
-from proxy.cli.common import COMMANDS, default_text, metavar
-from proxy.settings import ENV_PREFIX, PruneSettings, Settings
+from registry_cache.cli import cli
+from registry_cache.cli.common import COMMANDS, default_text, metavar
+from registry_cache.settings.model import ENV_PREFIX, PruneSettings, Settings
 
 HERE = Path(__file__).parent
 

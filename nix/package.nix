@@ -42,9 +42,9 @@ python3Packages.buildPythonApplication {
   '';
 
   pythonImportsCheck = [
-    "proxy.assembly"
-    "proxy.cli.prune"
-    "proxy.cli.serve"
+    "registry_cache.assembly.proxy"
+    "registry_cache.cli.prune"
+    "registry_cache.cli.serve"
   ];
 
   meta = {

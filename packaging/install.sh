@@ -89,7 +89,7 @@ put() { # FROM TO: with this installation's paths in it
 put_completions() { # by the program itself, with -I: not the one in this folder
   for each in $completions; do
     mkdir -p "$DESTDIR$(dirname "${each#*:}")"
-    "$DESTDIR$venv/bin/python" -I -B -m proxy completion "${each%%:*}" >"$DESTDIR${each#*:}"
+    "$DESTDIR$venv/bin/python" -I -B -m registry_cache completion "${each%%:*}" >"$DESTDIR${each#*:}"
     chmod 0644 "$DESTDIR${each#*:}"
   done
 }

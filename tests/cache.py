@@ -11,9 +11,9 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from proxy import events
-from proxy.assembly import Proxy, open_proxy
-from proxy.settings import load_settings
+from registry_cache.assembly.proxy import Proxy, open_proxy
+from registry_cache.model import events
+from registry_cache.settings.model import load_settings
 from tests.hub.hub import Hub
 
 # By then every line has been written, on however busy a machine.

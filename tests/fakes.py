@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from proxy import events
-from proxy.answers import ManifestAnswer
-from proxy.asking import Asking, Policy
-from proxy.clock import Clock
-from proxy.errors import DigestMismatch, ManifestUnknown, NoSpace, UpstreamError
-from proxy.flights import Flights
-from proxy.manifest_source import ManifestSource
-from proxy.manifests import ManifestReader, OpaqueManifests
-from proxy.negatives import Negatives
-from proxy.oci import Digest, Reference, Repository
-from proxy.proof import Proof
-from proxy.storage import TagEntry
-from proxy.tags import Tags
+from registry_cache.catalog.manifests import ManifestReader, OpaqueManifests
+from registry_cache.catalog.proof import Proof
+from registry_cache.model import events
+from registry_cache.model.clock import Clock
+from registry_cache.model.errors import DigestMismatch, ManifestUnknown, NoSpace, UpstreamError
+from registry_cache.model.oci import Digest, Reference, Repository
+from registry_cache.ports.storage import TagEntry
+from registry_cache.pull.answers import ManifestAnswer
+from registry_cache.pull.asking import Asking, Policy
+from registry_cache.pull.flights import Flights
+from registry_cache.pull.manifest_source import ManifestSource
+from registry_cache.pull.negatives import Negatives
+from registry_cache.pull.tags import Tags
 
 MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 REPOSITORY = Repository.parse("library/fake")
@@ -33,7 +33,7 @@ def content(size: int, seed: int = 0) -> bytes:
 
 
 class MemoryPartial:
-    """See :class:`proxy.storage.Partial`."""
+    """See :class:`registry_cache.ports.storage.Partial`."""
 
     def __init__(self, store: "MemoryStore", digest: Digest, data: bytearray) -> None:
         self.digest, self.data, self.offset = digest, data, len(data)
@@ -100,7 +100,7 @@ class MemoryPartial:
 
 
 class MemoryStore:
-    """See :class:`proxy.storage.BlobStore`. ``room``: what is announced as more is refused; ``refuses_at``: the offset
+    """See :class:`ports.storage.BlobStore`. ``room``: what is announced as more is refused; ``refuses_at``: the offset
     from which on every partial's write is."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class MemoryStore:
 
 
 class Body:
-    """See :class:`proxy.flight.BlobBody`: pieces, errors to raise, and events to wait for."""
+    """See :class:`registry_cache.pull.flight.BlobBody`: pieces, errors to raise, and events to wait for."""
 
     def __init__(self, start: int, total: int | None, steps: Iterator[Step]) -> None:
         self.start, self.total_bytes = start, total
@@ -155,7 +155,7 @@ class Body:
 
 
 class Source:
-    """See :class:`proxy.flight.BlobSource`. What a GET of a digest is answered with is scripted, one script a GET; the
+    """See :class:`pull.flight.BlobSource`. What a GET of a digest is answered with is scripted, one script a GET; the
     last one serves all further ones. Without a script it is the blob."""
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ BROKEN = UpstreamError("broken")
 
 
 class Client:
-    """See :class:`proxy.storage.Sink`. It takes nothing while ``takes`` is not set."""
+    """See :class:`registry_cache.ports.storage.Sink`. It takes nothing while ``takes`` is not set."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -294,7 +294,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Registry:
-    """See :class:`proxy.answers.Upstream`, for manifests. An answer is what is true when it is asked for, however late
+    """See :class:`pull.answers.Upstream`, for manifests. An answer is what is true when it is asked for, however late
     it comes."""
 
     def __init__(self) -> None:
@@ -360,7 +360,7 @@ class ManifestStore(MemoryStore):
 
 
 class MemoryIndex:
-    """See :class:`proxy.storage.Index`, for tags."""
+    """See :class:`registry_cache.ports.storage.Index`, for tags."""
 
     def __init__(self) -> None:
         self.tags: dict[str, TagEntry] = {}

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from proxy.figures import SCHEMA, Stats, StoreFigures, read
-from proxy.metrics import Metrics
+from registry_cache.observe.figures import SCHEMA, Stats, StoreFigures, read
+from registry_cache.observe.metrics import Metrics
 
 
 def told(**changed: dict[str, Any]) -> Stats:

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from proxy import events
-from proxy.background import Background
-from proxy.errors import StoreError
+from registry_cache.model import events
+from registry_cache.model.errors import StoreError
+from registry_cache.runtime.background import Background
 
 
 class Rounds:

@@ -2,7 +2,7 @@
 
 import time
 
-from proxy.clock import Clock
+from registry_cache.model.clock import Clock
 
 
 def test_wall_clock_that_jumps_changes_nothing(monkeypatch):

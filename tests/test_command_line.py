@@ -9,8 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from proxy.cli import admin, cli, common
-from proxy.cli.common import COMMANDS
+from registry_cache.cli import admin, cli, common
+from registry_cache.cli.common import COMMANDS
 from tests.e2e.command import PROGRAM, environment
 
 
@@ -77,8 +77,8 @@ def test_mistyped_key_of_the_settings_file(tmp_path, text, meant):
 
 def as_somebody_else(*arguments):
     # Imported before: the program itself may be where nobody else can go.
-    modules = "proxy.cli.serve, proxy.cli.stats"
-    script = f"import os, {modules}; from proxy.cli import main; os.setgroups([]); os.setuid(65534); main()"
+    modules = "registry_cache.cli.serve, registry_cache.cli.stats"
+    script = f"import os, {modules}; from registry_cache.cli import main; os.setgroups([]); os.setuid(65534); main()"
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment())
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from proxy import events
-from proxy.logs import Log
+from registry_cache.model import events
+from registry_cache.observe.logs import Log
 
 
 def written(log_format, level, *emitted):

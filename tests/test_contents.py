@@ -2,9 +2,19 @@
 
 import pytest
 
-from proxy.contents import Inventory, Pattern, Pin, Stored, Tag, listing, pins_for, plan_purge, unpins_for
-from proxy.errors import DigestInvalid, NameInvalid
-from proxy.oci import Digest, Repository
+from registry_cache.model.contents import (
+    Inventory,
+    Pattern,
+    Pin,
+    Stored,
+    Tag,
+    listing,
+    pins_for,
+    plan_purge,
+    unpins_for,
+)
+from registry_cache.model.errors import DigestInvalid, NameInvalid
+from registry_cache.model.oci import Digest, Repository
 
 
 def digest(name):

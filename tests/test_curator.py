@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from proxy import events
-from proxy.contents import Inventory, Parts, Pattern, Pin, Stored, Tag
-from proxy.curator import Curator
-from proxy.manifests import OpaqueManifests
-from proxy.oci import DOCKER_MANIFEST, Digest, Repository
+from registry_cache.catalog.curator import Curator
+from registry_cache.catalog.manifests import OpaqueManifests
+from registry_cache.model import events
+from registry_cache.model.contents import Inventory, Parts, Pattern, Pin, Stored, Tag
+from registry_cache.model.oci import DOCKER_MANIFEST, Digest, Repository
 
 APP = Repository.parse("org/app")
 MANIFESTS = [Digest.of(b"manifest %d" % number) for number in range(100)]

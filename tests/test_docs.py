@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 
-from proxy.cli import cli
-from proxy.cli.common import COMMANDS
-from proxy.settings import ENV_PREFIX, setting_names
+from registry_cache.cli import cli
+from registry_cache.cli.common import COMMANDS
+from registry_cache.settings.model import ENV_PREFIX, setting_names
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -1,6 +1,6 @@
 """A subscriber that fails stops no other, and is told of once."""
 
-from proxy import events
+from registry_cache.model import events
 
 
 def test_a_subscriber_that_fails_stops_no_other():

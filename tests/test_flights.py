@@ -4,8 +4,16 @@ import asyncio
 
 import pytest
 
-from proxy import events
-from proxy.errors import BlobUnknown, Denied, OriginDown, RangeRefused, UpstreamBusy, UpstreamError, UpstreamRefused
+from registry_cache.model import events
+from registry_cache.model.errors import (
+    BlobUnknown,
+    Denied,
+    OriginDown,
+    RangeRefused,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamRefused,
+)
 from tests.fakes import BROKEN, REPOSITORY, Airport, Client, content, until
 
 DATA = content(10_000)
@@ -180,7 +188,7 @@ async def test_what_passes_by_is_resumed(airport):
 
 
 async def test_a_slot_is_held_while_upstream_works_not_while_a_client_dawdles(one_slot, monkeypatch):
-    monkeypatch.setattr("proxy.relay._AHEAD_BYTES", 1_000)
+    monkeypatch.setattr("registry_cache.pull.relay._AHEAD_BYTES", 1_000)
     one_slot.store.room = 3_000
     source = one_slot.source
     digest, other = source.add(DATA), source.add(content(3_000, 1))
@@ -195,8 +203,8 @@ async def test_a_slot_is_held_while_upstream_works_not_while_a_client_dawdles(on
 
 
 async def test_a_slow_reader_does_not_hold_up_a_fast_one(airport, monkeypatch):
-    monkeypatch.setattr("proxy.relay._AHEAD_BYTES", 1_000)
-    monkeypatch.setattr("proxy.relay._WINDOW_BYTES", 3_000)
+    monkeypatch.setattr("registry_cache.pull.relay._AHEAD_BYTES", 1_000)
+    monkeypatch.setattr("registry_cache.pull.relay._WINDOW_BYTES", 3_000)
     airport.store.room = 100
     source = airport.source
     digest, slow = source.add(DATA), Client()
@@ -362,6 +370,6 @@ async def test_an_origin_that_goes_down_in_the_middle_is_waited_for(airport, mon
         source.part(digest),
     )
     sleep = asyncio.sleep
-    monkeypatch.setattr("proxy.transfer.asyncio.sleep", lambda seconds: slept.append(seconds) or sleep(0))
+    monkeypatch.setattr("registry_cache.pull.transfer.asyncio.sleep", lambda seconds: slept.append(seconds) or sleep(0))
     assert await airport.get(digest) == DATA
     assert 20 in slept

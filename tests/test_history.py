@@ -6,9 +6,20 @@ import sqlite3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import events
-from proxy.history import DAY, HOUR_SPAN, KEPT, MINUTE, MONTH_SPAN, QUARTER, SPANS, Counts, History, total
-from proxy.store.index import SqliteIndex, schema
+from registry_cache.model import events
+from registry_cache.observe.history import (
+    DAY,
+    HOUR_SPAN,
+    KEPT,
+    MINUTE,
+    MONTH_SPAN,
+    QUARTER,
+    SPANS,
+    Counts,
+    History,
+    total,
+)
+from registry_cache.store.index import SqliteIndex, schema
 
 NOON = 1_764_158_400 + 12 * 3600  # 2025-11-26T12:00:00Z
 PULL = Counts(hits=3, misses=1, cached_bytes=300, served_bytes=400, received_bytes=100)

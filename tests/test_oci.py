@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.errors import ContentError, DigestInvalid, DigestMismatch, NameInvalid, TagInvalid
-from proxy.oci import OCI_INDEX, OCI_MANIFEST, Digest, Manifest, Reference, Repository
+from registry_cache.model.errors import ContentError, DigestInvalid, DigestMismatch, NameInvalid, TagInvalid
+from registry_cache.model.oci import OCI_INDEX, OCI_MANIFEST, Digest, Manifest, Reference, Repository
 
 # Written from the spec's text, not from the code: components, separators, path.
 COMPONENT = st.builds(

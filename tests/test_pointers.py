@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from proxy.cli import admin
-from proxy.cli.admin import SOCKET_NAME, settings_of
-from proxy.pointers import announced, running_caches, runtime_directory
+from registry_cache.cli import admin
+from registry_cache.cli.admin import SOCKET_NAME, settings_of
+from registry_cache.runtime.pointers import announced, running_caches, runtime_directory
 from tests.e2e.command import PROGRAM, environment, free_port, until
 
 

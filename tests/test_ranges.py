@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import RangeNotSatisfiable
-from proxy.ranges import RANGES_MAX, ContentRange, Ranges
+from registry_cache.model.errors import RangeNotSatisfiable
+from registry_cache.model.ranges import RANGES_MAX, ContentRange, Ranges
 
 NUMBER = st.integers(0, 50)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from proxy import registry2
-from proxy.errors import SettingsError
-from proxy.settings import load_settings, not_honoured
-from proxy.upstream.credential import Credential
+from registry_cache.model.errors import SettingsError
+from registry_cache.settings import registry2
+from registry_cache.settings.model import load_settings, not_honoured
+from registry_cache.upstream.credential import Credential
 
 SECRET = "dckr_pat_very-secret"  # the look of a Docker Hub token
 

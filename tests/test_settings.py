@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.cli import main
-from proxy.errors import SettingsError
-from proxy.settings import Settings, load_settings, unknown_environment
-from proxy.units import Threshold, parse_duration, parse_threshold
+from registry_cache.cli import main
+from registry_cache.model.errors import SettingsError
+from registry_cache.model.units import Threshold, parse_duration, parse_threshold
+from registry_cache.settings.model import Settings, load_settings, unknown_environment
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.slots import Claim, Slots
+from registry_cache.pull.slots import Claim, Slots
 
 GRACE = 2.0
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from proxy.systemd import Notifier, watchdog_seconds
+from registry_cache.runtime.systemd import Notifier, watchdog_seconds
 from tests.e2e.command import environment, flags, free_port, run_to_end, start, until
 
 

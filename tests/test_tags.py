@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxy.errors import HeadRefused, ManifestUnknown, RateLimited, UpstreamError
-from proxy.oci import Reference
+from registry_cache.model.errors import HeadRefused, ManifestUnknown, RateLimited, UpstreamError
+from registry_cache.model.oci import Reference
 from tests.fakes import REPOSITORY, Pulls, until
 
 TAG = Reference.parse(REPOSITORY, "1")
@@ -150,7 +150,7 @@ async def test_a_short_limit_is_waited_for_by_head_and_get_alike(pulls, head):
 
 async def test_suspicion_ends_with_the_first_answer_and_by_itself(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("proxy.asking.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("registry_cache.pull.asking.time", SimpleNamespace(monotonic=lambda: now[0]))
     pulls = Pulls(tag_ttl_seconds=0.0, stale_timeout_seconds=0.01)
     pulls.upstream.tags["1"] = pulls.image("1")
     pulls.upstream.tags["2"] = pulls.image("2")
@@ -178,7 +178,7 @@ async def test_suspicion_ends_with_the_first_answer_and_by_itself(monkeypatch):
 
 async def test_a_no_is_remembered_for_its_time_and_a_yes_forgets_it(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("proxy.negatives.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("registry_cache.pull.negatives.time", SimpleNamespace(monotonic=lambda: now[0]))
     pulls = Pulls(tag_ttl_seconds=0.0, negative_ttl_seconds=10.0)
     for ask in (pulls.get, pulls.head, pulls.get):
         with pytest.raises(ManifestUnknown):
@@ -198,7 +198,7 @@ async def test_a_no_is_remembered_for_its_time_and_a_yes_forgets_it(monkeypatch)
 
 async def test_a_no_is_the_stale_answer_while_upstream_is_away(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("proxy.negatives.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("registry_cache.pull.negatives.time", SimpleNamespace(monotonic=lambda: now[0]))
     pulls = Pulls(tag_ttl_seconds=0.0, stale_timeout_seconds=0.01, negative_ttl_seconds=10.0)
     with pytest.raises(ManifestUnknown):
         await pulls.get(TAG)
@@ -224,7 +224,7 @@ async def test_with_a_ttl_of_0_every_no_is_asked_for():
 
 
 async def test_noes_are_bounded_in_number(monkeypatch):
-    monkeypatch.setattr("proxy.negatives._MOST", 10)
+    monkeypatch.setattr("registry_cache.pull.negatives._MOST", 10)
     pulls = Pulls(tag_ttl_seconds=0.0)
     for number in range(30):
         with pytest.raises(ManifestUnknown):

@@ -12,17 +12,17 @@ import msgspec
 import pytest
 from aiohttp import web
 
-import proxy
-from proxy import events
-from proxy.cli import admin, main
-from proxy.cli.admin import Service
-from proxy.cli.import_output import show_result
-from proxy.cli.output import console, styled
-from proxy.cli.verify import Rot
-from proxy.doctor.check import Check
-from proxy.history import Counts
-from proxy.oci import Digest
-from proxy.terminal import ascii_json, shown, shown_lines
+import registry_cache
+from registry_cache.cli import admin, main
+from registry_cache.cli.admin import Service
+from registry_cache.cli.import_output import show_result
+from registry_cache.cli.output import console, styled
+from registry_cache.cli.verify import Rot
+from registry_cache.doctor.check import Check
+from registry_cache.model import events
+from registry_cache.model.oci import Digest
+from registry_cache.model.terminal import ascii_json, shown, shown_lines
+from registry_cache.observe.history import Counts
 from tests.figures import told
 from tests.hostprune.fake_engine import running_engine
 from tests.test_console_log import written
@@ -196,7 +196,7 @@ def test_what_doctor_finds(program, monkeypatch, as_json):
     async def checks(*_, **__):
         yield Check(HOSTILE, "broken", HOSTILE, HOSTILE)
 
-    monkeypatch.setattr("proxy.cli.doctor._checks", checks)
+    monkeypatch.setattr("registry_cache.cli.doctor._checks", checks)
     assert harmless(program("doctor", *as_json))
 
 
@@ -204,7 +204,7 @@ def test_what_doctor_finds(program, monkeypatch, as_json):
 def test_what_verify_finds(program, monkeypatch, tmp_path, as_json):
     (tmp_path / "blobs").mkdir()
     rot = Rot(Digest.parse("sha256:" + "a" * 64), tmp_path, HOSTILE)
-    monkeypatch.setattr("proxy.cli.verify._rehash_all", lambda *_, **__: (1, 5, [rot]))
+    monkeypatch.setattr("registry_cache.cli.verify._rehash_all", lambda *_, **__: (1, 5, [rot]))
     assert harmless(program("verify", "--cache-dir", tmp_path, *as_json))
 
 
@@ -242,7 +242,7 @@ def calls(tree, *names):
 
 def test_there_is_one_way_to_the_terminal():
     """Lines through say(), tables through console(), styles through styled(); beside them only JSON, which is ASCII."""
-    for path in sorted((Path(proxy.__file__).parent / "cli").glob("*.py")):
+    for path in sorted((Path(registry_cache.__file__).parent / "cli").glob("*.py")):
         if path.stem in ("common", "output", "completion", "serve"):
             continue
         tree = ast.parse(path.read_text())

@@ -5,9 +5,9 @@ import sqlite3
 
 import pytest
 
-from proxy import events
-from proxy.store.index import SqliteIndex
-from proxy.store.index.memory import MemoryIndex, Saved
+from registry_cache.model import events
+from registry_cache.store.index import SqliteIndex
+from registry_cache.store.index.memory import MemoryIndex, Saved
 
 
 class InMemory:

@@ -7,9 +7,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.contents import Pin
-from proxy.errors import IndexRefused
-from proxy.oci import Repository
+from registry_cache.model.contents import Pin
+from registry_cache.model.errors import IndexRefused
+from registry_cache.model.oci import Repository
 
 from .conftest import InMemory, InSqlite
 from .test_index import MANIFEST, digest, row, tag

@@ -1,16 +1,16 @@
-"""What every implementation of :class:`proxy.storage.Index` does."""
+"""What every implementation of :class:`registry_cache.ports.storage.Index` does."""
 
 import asyncio
 import contextlib
 
 import pytest
 
-from proxy.contents import Pin
-from proxy.errors import IndexRefused
-from proxy.oci import Digest, Repository
-from proxy.storage import Answer, BlobEntry, TagEntry, Tally
-from proxy.store.index import names
-from proxy.store.index.links import LINKS_KEPT
+from registry_cache.model.contents import Pin
+from registry_cache.model.errors import IndexRefused
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.ports.storage import Answer, BlobEntry, TagEntry, Tally
+from registry_cache.store.index import names
+from registry_cache.store.index.links import LINKS_KEPT
 
 REPOSITORY, OTHER = Repository.parse("library/one"), Repository.parse("library/two")
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from proxy.doctor import network
-from proxy.settings import load_settings
-from proxy.warming.puller import PullFailed
+from registry_cache.doctor import network
+from registry_cache.settings.model import load_settings
+from registry_cache.warming.puller import PullFailed
 from tests.e2e.command import PROGRAM, environment
 from tests.figures import told
 from tests.hub import Fault

@@ -30,7 +30,15 @@ class Host:
     directory: Path
 
     def command(self, name, *arguments):
-        return [sys.executable, "-m", "proxy", name, "--lock-file", str(self.directory / "run.lock"), *arguments]
+        return [
+            sys.executable,
+            "-m",
+            "registry_cache",
+            name,
+            "--lock-file",
+            str(self.directory / "run.lock"),
+            *arguments,
+        ]
 
     def prune(self, *arguments, pressure="100%"):
         fixed = ["--docker-host", self.docker.host, "--state-file", str(self.directory / "images.json"), "--json"]

@@ -9,8 +9,8 @@ import subprocess
 import httpx
 import pytest
 
-from proxy.importing.folder import Folder
-from proxy.oci import Digest
+from registry_cache.importing.folder import Folder
+from registry_cache.model.oci import Digest
 from tests.e2e.command import PROGRAM, environment, free_port, run_to_end, running, until
 from tests.e2e.conftest import DOWN
 from tests.e2e.dockerd import require_daemons

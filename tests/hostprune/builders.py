@@ -1,7 +1,7 @@
 """Short ways to say what a host holds."""
 
-from proxy.hostprune.snapshot import Container, Disk, Image, Service, Snapshot, Task
-from proxy.settings import PruneSettings
+from registry_cache.hostprune.snapshot import Container, Disk, Image, Service, Snapshot, Task
+from registry_cache.settings.model import PruneSettings
 
 DAY = 86400.0
 NOW = 1_800_000_000.0

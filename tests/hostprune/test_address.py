@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.errors import EngineUnreachable, SettingsError
-from proxy.hostprune import address
-from proxy.hostprune.address import engine_socket
+from registry_cache.hostprune import address
+from registry_cache.hostprune.address import engine_socket
+from registry_cache.model.errors import EngineUnreachable, SettingsError
 
 
 @pytest.fixture

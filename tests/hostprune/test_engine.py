@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy.errors import EngineError, EngineUnreachable, ImageInUse
-from proxy.hostprune import engine as engine_module
-from proxy.hostprune.answers import layer_sizes, timestamp
-from proxy.hostprune.engine import EngineInfo, connect
-from proxy.hostprune.uses import uses_of
+from registry_cache.hostprune import engine as engine_module
+from registry_cache.hostprune.answers import layer_sizes, timestamp
+from registry_cache.hostprune.engine import EngineInfo, connect
+from registry_cache.hostprune.uses import uses_of
+from registry_cache.model.errors import EngineError, EngineUnreachable, ImageInUse
 from tests.hostprune.fake_engine import answering, hanging_up, never, saying
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.errors import RunLockError
-from proxy.hostprune.guard import RunLock
+from registry_cache.hostprune.guard import RunLock
+from registry_cache.model.errors import RunLockError
 
 SOON_SECONDS = 30
 
@@ -34,7 +34,7 @@ def _signals_as_in_a_terminal():
 
 
 def guard(lock_file, *command):
-    return [sys.executable, "-m", "proxy", "guard", "--lock-file", str(lock_file), "--", *command]
+    return [sys.executable, "-m", "registry_cache", "guard", "--lock-file", str(lock_file), "--", *command]
 
 
 def run_guard(lock_file, *command, **more):
@@ -223,7 +223,7 @@ def test_a_group_that_does_not_exist_is_one_line(lock_file):
 
 def test_a_killed_prune_leaves_no_lock_behind(lock_file):
     script = (
-        "import sys, time; from pathlib import Path; from proxy.hostprune.guard import RunLock\n"
+        "import sys, time; from pathlib import Path; from registry_cache.hostprune.guard import RunLock\n"
         "with RunLock(Path(sys.argv[1])).exclusive(): print('ready', flush=True); time.sleep(600)"
     )
     with started([sys.executable, "-c", script, str(lock_file)]) as process:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from proxy.hostprune import engine as engine_module
+from registry_cache.hostprune import engine as engine_module
 from tests.hostprune.builders import DAY
 from tests.hostprune.fake_engine import answering, hanging_up, never, saying
 from tests.hostprune.test_prune_command import Host

@@ -1,8 +1,8 @@
 import pytest
 
-from proxy.errors import SettingsError
-from proxy.hostprune.policy import may_go, plan
-from proxy.hostprune.snapshot import CacheRecord
+from registry_cache.hostprune.policy import may_go, plan
+from registry_cache.hostprune.snapshot import CacheRecord
+from registry_cache.model.errors import SettingsError
 from tests.hostprune.builders import (
     DAY,
     GB,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.hostprune.policy import may_go, plan
-from proxy.hostprune.snapshot import Container, Disk, Image, Service, Snapshot, Task
-from proxy.settings import PruneSettings
-from proxy.units import Threshold
+from registry_cache.hostprune.policy import may_go, plan
+from registry_cache.hostprune.snapshot import Container, Disk, Image, Service, Snapshot, Task
+from registry_cache.model.units import Threshold
+from registry_cache.settings.model import PruneSettings
 
 pytestmark = pytest.mark.slow
 

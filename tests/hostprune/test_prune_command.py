@@ -9,9 +9,9 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from proxy.cli import cli, main
-from proxy.hostprune import prune
-from proxy.hostprune.guard import RunLock
+from registry_cache.cli import cli, main
+from registry_cache.hostprune import prune
+from registry_cache.hostprune.guard import RunLock
 from tests.hostprune.builders import DAY
 from tests.hostprune.fake_engine import answering, hanging_up
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.errors import RecordError
-from proxy.hostprune.policy import plan
-from proxy.hostprune.record import Record, RecordFile, dated, observe
+from registry_cache.hostprune.policy import plan
+from registry_cache.hostprune.record import Record, RecordFile, dated, observe
+from registry_cache.model.errors import RecordError
 from tests.hostprune.builders import DAY, NOW, a_container, a_service, a_snapshot, an_image, image_id, some_settings
 
 ENGINE = "engine-1"

@@ -1,6 +1,6 @@
 import pytest
 
-from proxy.hostprune.references import ImageName, matching_pattern
+from registry_cache.hostprune.references import ImageName, matching_pattern
 
 DIGEST = "sha256:" + "d" * 64
 

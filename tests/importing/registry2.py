@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from proxy.oci import DOCKER_LIST, DOCKER_MANIFEST, Digest
+from registry_cache.model.oci import DOCKER_LIST, DOCKER_MANIFEST, Digest
 
 
 class Registry2:

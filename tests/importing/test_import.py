@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from proxy import events
-from proxy.assembly import open_store
-from proxy.cli import cli
-from proxy.importing import carry
-from proxy.importing import plan as planning
-from proxy.importing.carry import Carrier
-from proxy.importing.folder import Folder
-from proxy.oci import DOCKER_LIST, DOCKER_MANIFEST, Digest, Repository
-from proxy.settings import load_settings
-from proxy.storage import TagEntry
-from proxy.store.lock import DirectoryLock
+from registry_cache.assembly.proxy import open_store
+from registry_cache.cli import cli
+from registry_cache.importing import carry
+from registry_cache.importing import plan as planning
+from registry_cache.importing.carry import Carrier
+from registry_cache.importing.folder import Folder
+from registry_cache.model import events
+from registry_cache.model.oci import DOCKER_LIST, DOCKER_MANIFEST, Digest, Repository
+from registry_cache.ports.storage import TagEntry
+from registry_cache.settings.model import load_settings
+from registry_cache.store.lock import DirectoryLock
 from tests.importing.registry2 import Registry2, tree
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from proxy.settings import PruneSettings, Settings, load_settings
+from registry_cache.settings.model import PruneSettings, Settings, load_settings
 from tests.e2e.dockerd import require_daemons
 from tests.nix.evaluate import HERE, Nix, settings, toml
 

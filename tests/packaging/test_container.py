@@ -9,7 +9,7 @@ import httpx
 import pytest
 import yaml
 
-from proxy.oci import Digest
+from registry_cache.model.oci import Digest
 from tests.e2e.command import free_port, until
 from tests.e2e.dockerd import require_daemons, running_dockerd
 from tests.importing.registry2 import Registry2

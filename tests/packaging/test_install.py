@@ -27,7 +27,9 @@ def test_everything_is_where_it_belongs_and_the_program_runs(machine):
     assert machine.run("stat", "--format=%U %a", "/run/lock/registry-cache-run.lock") == "root 666\n"
     # Nothing of it can be written by anybody but root, and byte code is there already.
     assert machine.run("find", "/usr/local", "-not", "-type", "l", "-perm", "/022") == ""
-    assert machine.run("find", "/usr/local/lib/registry-cache", "-name", "__main__.*.pyc", "-path", "*/proxy/*")
+    assert machine.run(
+        "find", "/usr/local/lib/registry-cache", "-name", "__main__.*.pyc", "-path", "*/registry_cache/*"
+    )
     assert machine.run("find", "/usr/local/lib/registry-cache", "-name", "pip") == ""
 
 

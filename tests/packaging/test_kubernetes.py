@@ -7,8 +7,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from proxy import __version__
-from proxy.settings import ENV_PREFIX, load_settings, setting_names
+from registry_cache import __version__
+from registry_cache.settings.model import ENV_PREFIX, load_settings, setting_names
 
 ROOT = Path(__file__).parents[2]
 FORMS = sorted(path for path in (ROOT / "packaging/kubernetes").iterdir() if path.is_dir())

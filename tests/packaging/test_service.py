@@ -6,7 +6,7 @@ import re
 import httpx
 import pytest
 
-from proxy.oci import Digest
+from registry_cache.model.oci import Digest
 from tests.e2e.command import free_port, until
 from tests.importing.registry2 import Registry2, tree
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.settings import PruneSettings, Settings, load_settings
+from registry_cache.settings.model import PruneSettings, Settings, load_settings
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 EXAMPLES = {"cache_dir", "username", "keep"}  # shown with a value that is not the default

@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from proxy.contents import PinSummary, Stored
-from proxy.errors import IndexRefused
-from proxy.oci import Digest
-from proxy.storage import BlobEntry, Entry, Tally
-from proxy.store.files import DiskSpace, Opened, Seen
+from registry_cache.model.contents import PinSummary, Stored
+from registry_cache.model.errors import IndexRefused
+from registry_cache.model.oci import Digest
+from registry_cache.ports.storage import BlobEntry, Entry, Tally
+from registry_cache.store.files import DiskSpace, Opened, Seen
 
 
 class Crashed(BaseException):
@@ -144,7 +144,7 @@ async def happen(process: Process, before: float, effect: Callable[[], Any], aft
 
 
 class MemoryFiles:
-    """See :class:`proxy.store.files.Files`."""
+    """See :class:`registry_cache.store.files.Files`."""
 
     def __init__(self, disk: Disk, weather: Weather, process: Process, told: Callable[[str, str, Inode], None]) -> None:
         self._disk = disk
@@ -313,7 +313,7 @@ class VirtualClock:
 
 
 class MemoryIndex:
-    """As much of :class:`proxy.storage.Index` as the store uses; rows change one after the other, as in one thread."""
+    """As much of :class:`ports.storage.Index` as the store uses; rows change one after the other, as in one thread."""
 
     def __init__(self, disk: Disk, weather: Weather, process: Process) -> None:
         self._disk = disk

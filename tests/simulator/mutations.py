@@ -9,15 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from proxy.errors import IndexRefused
-from proxy.storage import Tally
-from proxy.store.disk import DiskStore
-from proxy.store.eviction import Evictor
-from proxy.store.locks import Locks
-from proxy.store.quarantine import Quarantine
-from proxy.store.reading import Reading
-from proxy.store.removal import Removal
-from proxy.store.row_writer import RowWriter, tally
+from registry_cache.model.errors import IndexRefused
+from registry_cache.ports.storage import Tally
+from registry_cache.store.disk import DiskStore
+from registry_cache.store.eviction import Evictor
+from registry_cache.store.locks import Locks
+from registry_cache.store.quarantine import Quarantine
+from registry_cache.store.reading import Reading
+from registry_cache.store.removal import Removal
+from registry_cache.store.row_writer import RowWriter, tally
 
 from .world import run, simulated
 

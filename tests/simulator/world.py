@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from proxy import events
-from proxy.errors import DigestMismatch, NoSpace, ReadFailed
-from proxy.oci import Digest
-from proxy.store import reading
-from proxy.store.disk import DiskStore
-from proxy.store.eviction import Evictor
+from registry_cache.model import events
+from registry_cache.model.errors import DigestMismatch, NoSpace, ReadFailed
+from registry_cache.model.oci import Digest
+from registry_cache.store import reading
+from registry_cache.store.disk import DiskStore
+from registry_cache.store.eviction import Evictor
 
 from .loop import Loop
 from .memory import Crashed, Disk, Inode, MemoryFiles, MemoryIndex, Process, Weather, digest_of
@@ -116,6 +116,8 @@ class World:
 
     def _live(self, ending: str) -> None:
         loop = Loop(self.chance, self.time)
+        # What a crash of the machine brought back goes again: it was removed, and that had not reached the disk.
+        self.removed_for_room = min(0, CAP - sum(len(inode.data) for inode in self.disk.names.values()))
         self.weather.failing_files = 0.0  # who cannot even read the directory does not start
         self.process = Process()
         try:
@@ -305,7 +307,7 @@ class World:
                 inode.data[-1] ^= 1
 
     async def _scrub(self, digest: Digest) -> None:
-        """As :class:`proxy.store.scrub.Scrubber` does."""
+        """As :class:`registry_cache.store.scrub.Scrubber` does."""
         try:
             opened = self.files.open_now(self.store._layout.blob(digest))
         except FileNotFoundError:

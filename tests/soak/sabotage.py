@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from proxy.__main__ import main
+from registry_cache.__main__ import main
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from proxy import events
-from proxy.oci import Digest
-from proxy.store.disk import DiskStore
-from proxy.store.files import inspect
-from proxy.store.index import SqliteIndex
+from registry_cache.model import events
+from registry_cache.model.oci import Digest
+from registry_cache.store.disk import DiskStore
+from registry_cache.store.files import inspect
+from registry_cache.store.index import SqliteIndex
 
 CAP = 1_000_000
 

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from proxy import events
-from proxy.errors import DigestMismatch, NoSpace, StoreLocked, StoreTooNew
-from proxy.oci import OCI_MANIFEST, Digest, Repository
-from proxy.store.lock import DirectoryLock
-from proxy.store.reading import SMALL_BYTES
+from registry_cache.model import events
+from registry_cache.model.errors import DigestMismatch, NoSpace, StoreLocked, StoreTooNew
+from registry_cache.model.oci import OCI_MANIFEST, Digest, Repository
+from registry_cache.store.lock import DirectoryLock
+from registry_cache.store.reading import SMALL_BYTES
 from tests.cache import open_content
 
 from .conftest import CAP, open_shelf

@@ -1,7 +1,7 @@
 """What the index says at its start about how the last run ended."""
 
-from proxy import events
-from proxy.store.index import SqliteIndex, endings
+from registry_cache.model import events
+from registry_cache.store.index import SqliteIndex, endings
 
 
 async def opened(path):

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import sqlite3
 
-from proxy import events
-from proxy.oci import Digest, Repository
-from proxy.storage import Answer, BlobEntry, TagEntry
-from proxy.store.index import SqliteIndex
+from registry_cache.model import events
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.ports.storage import Answer, BlobEntry, TagEntry
+from registry_cache.store.index import SqliteIndex
 
 REPOSITORY = Repository.parse("library/locked")
 DIGEST = Digest.of(b"locked")
@@ -77,7 +77,7 @@ async def test_a_locked_index_is_not_taken_for_a_broken_one(tmp_path):
 
 
 async def test_an_older_index_that_is_locked_is_opened_later(tmp_path):
-    from proxy.store.index import schema  # noqa: PLC0415
+    from registry_cache.store.index import schema  # noqa: PLC0415
 
     path = tmp_path / "index.sqlite3"
     with contextlib.closing(sqlite3.connect(path)) as db:

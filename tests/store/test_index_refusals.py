@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.errors import IndexRefused, NoSpace
+from registry_cache.model.errors import IndexRefused, NoSpace
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import sqlite3
 
 import pytest
 
-from proxy import events
-from proxy.contents import Pin
-from proxy.oci import Digest, Repository
-from proxy.storage import BlobEntry, TagEntry
-from proxy.store.index import SqliteIndex, journal
-from proxy.store.index.journal import Journal
+from registry_cache.model import events
+from registry_cache.model.contents import Pin
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.ports.storage import BlobEntry, TagEntry
+from registry_cache.store.index import SqliteIndex, journal
+from registry_cache.store.index.journal import Journal
 
 REPOSITORY = Repository.parse("library/kept")
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proxy.errors import NoSpace
+from registry_cache.model.errors import NoSpace
 
 from .conftest import open_shelf
 

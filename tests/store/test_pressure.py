@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from proxy import events
-from proxy.errors import IndexRefused, NoSpace, ReadFailed
-from proxy.oci import OCI_MANIFEST, Digest
-from proxy.store.scrub import Scrubber
+from registry_cache.model import events
+from registry_cache.model.errors import IndexRefused, NoSpace, ReadFailed
+from registry_cache.model.oci import OCI_MANIFEST, Digest
+from registry_cache.store.scrub import Scrubber
 
 from .conftest import open_shelf
 from .holding import Held

@@ -4,9 +4,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from proxy.oci import Digest
-from proxy.storage import Tally
-from proxy.store.room import Room
+from registry_cache.model.oci import Digest
+from registry_cache.ports.storage import Tally
+from registry_cache.store.room import Room
 
 CAP = 100
 NAMES = [Digest.of(bytes([number])) for number in range(4)]

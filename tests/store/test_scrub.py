@@ -6,10 +6,10 @@ import os
 import msgspec
 from click.testing import CliRunner
 
-from proxy import events
-from proxy.cli import cli
-from proxy.oci import Digest
-from proxy.store.scrub import Scrubber, find_rot, stored_files
+from registry_cache.cli import cli
+from registry_cache.model import events
+from registry_cache.model.oci import Digest
+from registry_cache.store.scrub import Scrubber, find_rot, stored_files
 
 SIZE = 2_500_000
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from proxy import events
-from proxy.assembly import build_upstream
-from proxy.oci import Digest, Reference, Repository
-from proxy.settings import load_settings
-from proxy.upstream.client import Upstream
+from registry_cache.assembly.proxy import build_upstream
+from registry_cache.model import events
+from registry_cache.model.oci import Digest, Reference, Repository
+from registry_cache.settings.model import load_settings
+from registry_cache.upstream.client import Upstream
 from tests.hub.http import Request
 from tests.hub.stand_in import StandIn
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.upstream.addresses import AddressRefused, AddressRules
+from registry_cache.upstream.addresses import AddressRefused, AddressRules
 
 LOOPBACK = ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"]
 LINK = [

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from proxy.errors import UpstreamError
-from proxy.oci import Digest, Repository
-from proxy.upstream import wire
+from registry_cache.model.errors import UpstreamError
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.upstream import wire
 from tests.hub.stand_in import reply
 
 BLOB = bytes(range(256)) * 2000

@@ -4,18 +4,18 @@ import asyncio
 
 import pytest
 
-from proxy import events
-from proxy.errors import OriginDown, UpstreamError
-from proxy.upstream import resilience
-from proxy.upstream.ask import Ask
-from proxy.upstream.headers import Headers
-from proxy.upstream.watched import Breakers, Prober
+from registry_cache.model import events
+from registry_cache.model.errors import OriginDown, UpstreamError
+from registry_cache.upstream import resilience
+from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.headers import Headers
+from registry_cache.upstream.watched import Breakers, Prober
 
 URL = "https://registry.example"
 
 
 class Answer:
-    """See :class:`proxy.upstream.reply.Reply`."""
+    """See :class:`registry_cache.upstream.reply.Reply`."""
 
     def __init__(self, status: int) -> None:
         self.status, self.headers = status, Headers()

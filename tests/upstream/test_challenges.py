@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.challenges import Challenge, parse_challenges
+from registry_cache.upstream.challenges import Challenge, parse_challenges
 
 GOOD = Challenge("bearer", "https://auth.example/token", "registry.example", "repository:a/b:pull", "")
 R, S, C = 'realm="https://auth.example/token"', 'service="registry.example"', 'scope="repository:a/b:pull"'

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import UpstreamError
-from proxy.upstream.decoding import decoded
+from registry_cache.model.errors import UpstreamError
+from registry_cache.upstream.decoding import decoded
 
 BODY = b'{"schemaVersion":2}'
 RAW_DEFLATE = zlib.compressobj(wbits=-15)

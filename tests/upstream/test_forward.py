@@ -2,8 +2,8 @@
 
 import pytest
 
-from proxy.errors import UpstreamError
-from proxy.upstream.forward import proxy_for
+from registry_cache.model.errors import UpstreamError
+from registry_cache.upstream.forward import proxy_for
 
 PROXY = "http://proxy.corp:3128"
 

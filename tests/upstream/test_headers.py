@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.oci import Digest
-from proxy.upstream.headers import Headers, Link, content_digest, content_length, is_json, media_type
+from registry_cache.model.oci import Digest
+from registry_cache.upstream.headers import Headers, Link, content_digest, content_length, is_json, media_type
 
 DIGEST = "sha256:" + "ab" * 32
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from proxy.errors import HeadRefused, NameUnknown, UpstreamError
-from proxy.oci import Digest, Repository
+from registry_cache.model.errors import HeadRefused, NameUnknown, UpstreamError
+from registry_cache.model.oci import Digest, Repository
 from tests.hub.stand_in import StandIn, reply
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()

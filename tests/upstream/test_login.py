@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from proxy import events
-from proxy.errors import CredentialRefused, Denied, HeadRefused, NameUnknown, RateLimited, UpstreamError
+from registry_cache.model import events
+from registry_cache.model.errors import CredentialRefused, Denied, HeadRefused, NameUnknown, RateLimited, UpstreamError
 from tests.hub.stand_in import reply
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []})

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from proxy import events
-from proxy.upstream import odd
+from registry_cache.model import events
+from registry_cache.upstream import odd
 from tests.hub import Fault
 
 HTML = "<html><body>blocked by the firewall</body></html>"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.upstream.odd import BELIEVED_AFTER_SECONDS, OddNoes
+from registry_cache.upstream.odd import BELIEVED_AFTER_SECONDS, OddNoes
 
 
 class Clock:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.errors import RangeRefused, RateLimited, UpstreamError
+from registry_cache.model.errors import RangeRefused, RateLimited, UpstreamError
 from tests.hub import Fault
 
 SIZE = 200_000

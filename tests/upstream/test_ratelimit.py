@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import events
-from proxy.errors import RateLimited
-from proxy.upstream import ratelimit
-from proxy.upstream.headers import Headers
-from proxy.upstream.ratelimit import Gate, RateLimit, parse_quota, parse_retry_after, refusal_message
-from proxy.upstream.redact import Redactor
+from registry_cache.model import events
+from registry_cache.model.errors import RateLimited
+from registry_cache.upstream import ratelimit
+from registry_cache.upstream.headers import Headers
+from registry_cache.upstream.ratelimit import Gate, RateLimit, parse_quota, parse_retry_after, refusal_message
+from registry_cache.upstream.redact import Redactor
 
 
 @pytest.fixture

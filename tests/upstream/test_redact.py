@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.redact import Redactor
+from registry_cache.upstream.redact import Redactor
 
 PASSWORD = "dckr_pat_A+b/c=="
 

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from proxy.errors import NameUnknown, RangeRefused, RateLimited, UpstreamError
-from proxy.upstream import addresses, transport
+from registry_cache.model.errors import NameUnknown, RangeRefused, RateLimited, UpstreamError
+from registry_cache.upstream import addresses, transport
 from tests.hub import Fault
 from tests.hub.stand_in import reply
 

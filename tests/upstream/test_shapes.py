@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.shapes import is_list, manifest_type, oci_error
+from registry_cache.upstream.shapes import is_list, manifest_type, oci_error
 
 DEEP = "[" * 3000 + "]" * 3000
 OCI, INDEX = "application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.index.v1+json"

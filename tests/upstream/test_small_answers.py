@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from proxy.errors import ManifestUnknown, RateLimited, UpstreamError, UpstreamRefused
-from proxy.oci import Repository
+from registry_cache.model.errors import ManifestUnknown, RateLimited, UpstreamError, UpstreamRefused
+from registry_cache.model.oci import Repository
 from tests.hub.stand_in import reply
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {"digest": "sha256:" + "0" * 64}, "layers": []}).encode()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import UpstreamError
-from proxy.upstream.tokens import parse_token
+from registry_cache.model.errors import UpstreamError
+from registry_cache.upstream.tokens import parse_token
 
 
 @pytest.mark.parametrize(

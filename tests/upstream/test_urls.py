@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import UpstreamError
-from proxy.upstream.urls import joined, origin_of, path_and_query, repository_in
+from registry_cache.model.errors import UpstreamError
+from registry_cache.upstream.urls import joined, origin_of, path_and_query, repository_in
 
 BASE = "https://registry.example/prefix/v2/a/blobs/sha256:00"
 

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from proxy.warming import compose
-from proxy.warming.compose import read_project
-from proxy.warming.interpolation import ComposeInvalid, resolve
-from proxy.warming.yaml_file import MAX_BYTES
+from registry_cache.warming import compose
+from registry_cache.warming.compose import read_project
+from registry_cache.warming.interpolation import ComposeInvalid, resolve
+from registry_cache.warming.yaml_file import MAX_BYTES
 
 MEMORY = 400 * 1024 * 1024
 
@@ -52,7 +52,7 @@ def test_a_hostile_file_is_one_line(tmp_path, what):
     (tmp_path / "compose.yml").write_text(HOSTILE[what])
     (tmp_path / "a.yml").write_text("services: {a: {image: a}}")
     script = (
-        "import resource, sys; from proxy.cli import main\n"
+        "import resource, sys; from registry_cache.cli import main\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))\n"
         "sys.argv[0] = 'registry-cache'; main()"
     )

@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from proxy.warming import compose
-from proxy.warming.compose import STDIN, read_project
-from proxy.warming.interpolation import ComposeInvalid
+from registry_cache.warming import compose
+from registry_cache.warming.compose import STDIN, read_project
+from registry_cache.warming.interpolation import ComposeInvalid
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.warming.interpolation import ComposeInvalid, dotenv, resolve
+from registry_cache.warming.interpolation import ComposeInvalid, dotenv, resolve
 
 SET = {"A": "a", "EMPTY": "", "TAG": "1.27", "_x9": "u"}
 

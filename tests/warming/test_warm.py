@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
-from proxy.errors import NameInvalid
-from proxy.oci import Digest
-from proxy.warming.puller import Name, full_platform, is_elsewhere
+from registry_cache.model.errors import NameInvalid
+from registry_cache.model.oci import Digest
+from registry_cache.warming.puller import Name, full_platform, is_elsewhere
 from tests.e2e.command import PROGRAM, environment
 from tests.hub import Fault
 

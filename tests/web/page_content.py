@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from proxy import events
-from proxy.contents import Pin
-from proxy.history import DAY, KEPT, Counts
-from proxy.oci import DOCKER_HUB, Repository
+from registry_cache.model import events
+from registry_cache.model.contents import Pin
+from registry_cache.model.oci import DOCKER_HUB, Repository
+from registry_cache.observe.history import DAY, KEPT, Counts
 from tests.cache import Cache
 from tests.hub.hub import Hub
 

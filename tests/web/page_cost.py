@@ -5,9 +5,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from proxy import events
-from proxy.assembly import open_proxy
-from proxy.settings import load_settings
+from registry_cache.assembly.proxy import open_proxy
+from registry_cache.model import events
+from registry_cache.settings.model import load_settings
 from tests.cache import Cache
 from tests.web.page_content import remember, tell
 

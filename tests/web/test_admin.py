@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-from proxy import contents, events
-from proxy.oci import Digest
-from proxy.store import files
-from proxy.store.index import SqliteIndex, schema, sqlite
+from registry_cache.model import contents, events
+from registry_cache.model.oci import Digest
+from registry_cache.store import files
+from registry_cache.store.index import SqliteIndex, schema, sqlite
 from tests.cache import run_cache
 from tests.e2e.command import PROGRAM, environment
 from tests.hub import Fault
@@ -316,7 +316,7 @@ async def test_link_in_the_sockets_place_is_not_followed(tmp_path, hub):
 
 def test_socket_has_its_mode_from_its_first_moment(tmp_path, monkeypatch):
     """A change of mode after bind() would come too late, and follow a link put in its place."""
-    from proxy.web import admin  # noqa: PLC0415
+    from registry_cache.web import admin  # noqa: PLC0415
 
     def too_late(*_args, **_kwargs):
         raise AssertionError("the mode is changed by name")
@@ -342,7 +342,7 @@ async def test_folder_in_the_sockets_place_is_a_warning(tmp_path, hub):
 
 async def test_others_are_turned_away_even_if_the_socket_is_open_to_them(cache, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    monkeypatch.setattr("proxy.web.admin._ROOT", 54321)
+    monkeypatch.setattr("registry_cache.web.admin._ROOT", 54321)
     code, _, err = await run(cache.root, "list")
     assert (code, "only root and the user that runs the cache" in err) == (3, True)
 

@@ -10,7 +10,8 @@ import yarl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy import events, logs
+from registry_cache.model import events
+from registry_cache.observe import logs
 
 DIGEST = "sha256:" + "0" * 64
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy.oci import Digest, Repository
-from proxy.upstream.addresses import AddressRules
-from proxy.upstream.ask import Ask
-from proxy.upstream.bulk import BulkClient
-from proxy.upstream.redact import Redactor
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.upstream.addresses import AddressRules
+from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.bulk import BulkClient
+from registry_cache.upstream.redact import Redactor
 from tests.cache import run_cache
 from tests.hub import Fault
 

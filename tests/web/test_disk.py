@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import events
-from proxy.oci import Digest
+from registry_cache.model import events
+from registry_cache.model.oci import Digest
 from tests.cache import run_cache
 from tests.hub import Fault
 

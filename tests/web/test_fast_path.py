@@ -8,8 +8,8 @@ import socket
 import msgspec
 import pytest
 
-from proxy import events
-from proxy.web.fast_connection import missing_attributes
+from registry_cache.model import events
+from registry_cache.web.fast_connection import missing_attributes
 
 NAME = "library/fast"
 FILE_BYTES = 20_000_000  # more than a socket takes at once
@@ -185,7 +185,7 @@ async def test_a_file_that_the_disk_does_not_give_comes_from_upstream(cache, hub
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return sendfile(target, source, offset, count)
 
-    monkeypatch.setattr("proxy.web.sending.os.sendfile", broken)
+    monkeypatch.setattr("registry_cache.web.sending.os.sendfile", broken)
     before = slow_requests(cache)
     status, _, body = await client.ask(request)
     assert status == b"HTTP/1.1 200 OK"
@@ -277,7 +277,7 @@ async def test_a_client_that_takes_no_answers_is_dropped(start_cache, hub):
 
 
 async def test_without_what_it_stands_on_hits_take_the_plain_way(start_cache, hub, monkeypatch):
-    monkeypatch.setattr("proxy.web.fast_connection._STANDS_ON", ("_waiter", "_renamed_by_aiohttp"))
+    monkeypatch.setattr("registry_cache.web.fast_connection._STANDS_ON", ("_waiter", "_renamed_by_aiohttp"))
     cache = await start_cache()
     [warning] = cache.seen(events.Warned)
     assert "_renamed_by_aiohttp" in warning.message

@@ -8,8 +8,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from proxy import events
-from proxy.web.sending import SocketSink
+from registry_cache.model import events
+from registry_cache.web.sending import SocketSink
 from tests.hub import Fault
 
 SIZE = 3_000_000

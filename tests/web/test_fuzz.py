@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from proxy import events
+from registry_cache.model import events
 
 NAME = "library/fuzzed"
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "12"))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from proxy import events
+from registry_cache.model import events
 from tests.hub import Fault
 from tests.web.test_fuzz import SECONDS, TimeIsOver
 
@@ -89,8 +89,8 @@ async def serve_and_ask(cache, hub, document: str, tag: str) -> None:
 
 async def test_hostile_json_hurts_nothing(start_cache, hub, monkeypatch):
     # What cannot be a manifest is asked for again, and an upstream that fails so often is left alone: not here.
-    monkeypatch.setattr("proxy.upstream.client.backoff_seconds", lambda _: 0.0)
-    monkeypatch.setattr("proxy.upstream.resilience.Breaker.failed", lambda *_: None)
+    monkeypatch.setattr("registry_cache.upstream.client.backoff_seconds", lambda _: 0.0)
+    monkeypatch.setattr("registry_cache.upstream.resilience.Breaker.failed", lambda *_: None)
     cache = await start_cache(tag_ttl="0", stale_timeout="5s", prefetch_concurrency=2)
     image = await hub.images.image(NAME, "true", [1000])
     until, tried = time.monotonic() + SECONDS, 0

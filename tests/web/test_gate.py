@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from proxy import events
-from proxy.web.routes import Query
+from registry_cache.model import events
+from registry_cache.web.routes import Query
 from tests.hub import Fault
 
 NAME = "library/gate"

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from proxy import events
+from registry_cache.model import events
 
 NAME = "library/half"
 

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from proxy import events
-from proxy.oci import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Digest, Manifest, Repository
+from registry_cache.model import events
+from registry_cache.model.oci import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Digest, Manifest, Repository
 from tests.cache import run_cache
 from tests.hub import Fault
 from tests.web.test_admin import pull, run
@@ -90,7 +90,7 @@ async def test_pins_that_cannot_be_worked_out_do_not_keep_the_program_from_start
     async with run_cache(tmp_path / "cache", hub) as cache:
         image = await pull(cache, hub, "library/kept")
         await run(cache.root, "pin", "kept:1")
-    monkeypatch.setattr("proxy.store.disk.parts_of", lambda _: 1 / 0)
+    monkeypatch.setattr("registry_cache.store.disk.parts_of", lambda _: 1 / 0)
     async with run_cache(tmp_path / "cache", hub) as cache:
         assert (await cache.manifest("library/kept", "1")).status == 200
         assert (await cache.proxy.index.blob(Digest(image.layers[0].digest))).pinned  # as the last run left it

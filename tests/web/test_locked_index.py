@@ -3,7 +3,7 @@
 import contextlib
 import sqlite3
 
-from proxy import events
+from registry_cache.model import events
 from tests.cache import run_cache
 
 

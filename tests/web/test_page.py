@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from proxy.attention import notices
-from proxy.figures import OtherSchema, Stats, read
-from proxy.history import Counts, Step
-from proxy.metrics import Metrics
-from proxy.web.plots import bytes_plot, ratio_plot, round_up
+from registry_cache.observe.figures import OtherSchema, Stats, read
+from registry_cache.observe.history import Counts, Step
+from registry_cache.observe.metrics import Metrics
+from registry_cache.observe.notices import notices
+from registry_cache.web.plots import bytes_plot, ratio_plot, round_up
 from tests.figures import told
 from tests.web.page_content import HOSTILE, fill, tell
 

@@ -5,9 +5,10 @@ import threading
 
 import pytest
 
-from proxy import events, parallel
-from proxy.oci import Digest, Repository
-from proxy.store.partial import DiskPartial
+from registry_cache.model import events
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.pull import parallel
+from registry_cache.store.partial import DiskPartial
 from tests.hub import Fault
 
 SIZE = 40 * 300_000

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from proxy import events, prefetch
-from proxy.oci import Digest
+from registry_cache.model import events
+from registry_cache.model.oci import Digest
+from registry_cache.pull import prefetch
 from tests.cache import open_content
 from tests.hub import Fault
 

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from proxy import events, parallel
+from registry_cache.model import events
+from registry_cache.pull import parallel
 from tests.hub import Fault
 
 SIZE = 300_000
@@ -25,7 +26,7 @@ async def begun(hub, number: int = 1) -> None:
 
 async def test_who_gets_no_slot_gets_the_blob_past_the_flights(start_cache, hub, stuck, monkeypatch):
     """All slots are taken by what is slow, and read: the 33rd was a 502 after 25 s."""
-    monkeypatch.setattr("proxy.blobs._BOARDING_SECONDS", 0.05)
+    monkeypatch.setattr("registry_cache.pull.blobs._BOARDING_SECONDS", 0.05)
     cache = await start_cache(max_flights=1, request_timeout="1s")
     other = await hub.images.image("library/other", "1", [SIZE])
     slow = asyncio.create_task(cache.blob(stuck.repository, stuck.layers[0].digest))
@@ -41,7 +42,7 @@ async def test_who_gets_no_slot_gets_the_blob_past_the_flights(start_cache, hub,
 
 
 async def test_first_bytes_of_cold_blobs_that_are_left_at_once_keep_nobody_waiting(start_cache, hub, monkeypatch):
-    monkeypatch.setattr("proxy.flights._GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("registry_cache.pull.flights._GRACE_SECONDS", 0.0)
     cache = await start_cache(max_flights=4, request_timeout="5s")
     hub.faults.add(Fault(service="cdn", stall_after_bytes=1000, times=4))
     rude = await hub.images.image("library/rude", "1", [SIZE] * 4)

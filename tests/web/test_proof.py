@@ -7,9 +7,9 @@ import sqlite3
 
 import pytest
 
-from proxy import events
-from proxy.oci import OCI_MANIFEST, Digest, Repository
-from proxy.store.index import schema
+from registry_cache.model import events
+from registry_cache.model.oci import OCI_MANIFEST, Digest, Repository
+from registry_cache.store.index import schema
 from tests.cache import run_cache
 from tests.hub import Fault
 from tests.web.test_admin import pull, run
@@ -195,7 +195,7 @@ async def test_an_older_index_proves_what_its_tags_are(tmp_path, hub):
 
 
 async def test_what_is_proven_in_memory_is_bounded(cache, monkeypatch):
-    monkeypatch.setattr("proxy.proof._PAIRS_MAX", 100)
+    monkeypatch.setattr("registry_cache.catalog.proof._PAIRS_MAX", 100)
     proof = cache.proxy.pull_through._proof
     for number in range(1000):
         proof.supplied(Repository.parse(f"org/r{number % 7}"), Digest.of(b"%d" % (number // 3)))

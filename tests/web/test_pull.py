@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from proxy import events
+from registry_cache.model import events
 from tests.hub import Fault
 
 REPOSITORY = "library/pulled"
@@ -15,7 +15,7 @@ REPOSITORY = "library/pulled"
 def way(request, monkeypatch):
     """Every pull both ways: as it is, and as it would be with an aiohttp that lacks what the fast path stands on."""
     if request.param != "fast path":
-        monkeypatch.setattr("proxy.web.fast_connection._STANDS_ON", ("_renamed_by_aiohttp",))
+        monkeypatch.setattr("registry_cache.web.fast_connection._STANDS_ON", ("_renamed_by_aiohttp",))
 
 
 async def pull(cache, image):

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from proxy import events
-from proxy.web.repeats import Repeats
+from registry_cache.model import events
+from registry_cache.web.repeats import Repeats
 
 NAME = "library/ranges"
 SIZES = {"memory": 50_000, "file": 5_000_000, "unstored": 3_000_000}
@@ -127,7 +127,7 @@ async def test_who_leaves_in_the_middle_of_what_it_wanted_has_left(cache, hub):
 
 def test_repeats_are_counted_once_and_forgotten_with_the_pull(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("proxy.web.repeats.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("registry_cache.web.repeats.time.monotonic", lambda: clock[0])
     repeats = Repeats()
     assert repeats.sent("a", "x", 0, 100) == 0
     assert repeats.sent("a", "x", 50, 150) == 50

@@ -1,0 +1,152 @@
+"""What the cache tells of itself: the figures, the page's data, and who it is."""
+
+import secrets
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from registry_cache import __version__
+from registry_cache.observe.figures import (
+    DiskFigures,
+    FullStats,
+    NextEviction,
+    PinFigures,
+    QuotaFigures,
+    Stats,
+    StoreFigures,
+    Transfer,
+    UpstreamFigures,
+)
+from registry_cache.observe.history import History, total
+from registry_cache.observe.metrics import Metrics
+from registry_cache.pull.flight import Flight
+from registry_cache.pull.flights import Flights
+from registry_cache.settings.model import Settings
+from registry_cache.store.disk import DiskStore
+from registry_cache.store.index import SqliteIndex
+from registry_cache.upstream.client import Upstream
+from registry_cache.web.page import PageData
+
+_PINS_SHOWN = 20
+_VICTIMS_SHOWN = 10
+_REQUESTS_SHOWN = ("manifest_get", "manifest_head", "blob_get", "token")
+
+
+@dataclass
+class Identity:
+    """Which cache this is: what answers on a mirror's address can be told from another one.
+
+    ``address`` and ``config``, the settings file, are set by whoever listens.
+    """
+
+    instance: str = field(default_factory=lambda: secrets.token_hex(8))
+    address: str = ""
+    config: str = ""
+
+
+class Reports:
+    """Reads the parts of a running cache; changes nothing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        identity: Identity,
+        metrics: Metrics,
+        history: History,
+        index: SqliteIndex,
+        store: DiskStore,
+        upstream: Upstream,
+        flights: Flights,
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._metrics = metrics
+        self._history = history
+        self._index = index
+        self._store = store
+        self._upstream = upstream
+        self._flights = flights
+
+    def stats(self) -> Stats:
+        """``GET /_stats``."""
+        return Stats(**self._stats())
+
+    async def full_stats(self) -> FullStats:
+        """The admin interface's ``/stats``."""
+        pins = await self._index.pin_summary(0)
+        spans = await self._history.spans()
+        return FullStats(
+            **self._stats(),
+            history={name: total(steps)._asdict() for name, steps in spans.items()},
+            pins=PinFigures(number=pins.number, size_bytes=pins.size_bytes),
+            next_evictions=await self._next_evictions(),
+        )
+
+    async def page_data(self) -> PageData:
+        """Everything that the page shows."""
+        spans = await self._history.spans()
+        return PageData(
+            now=self._index.clock.now(),
+            stats=self.stats(),
+            spans=spans,
+            misses=tuple(self._metrics.recent_misses),
+            trouble=tuple(self._metrics.trouble()),
+            pins=await self._index.pin_summary(_PINS_SHOWN),
+            settings=self._settings,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """The admin interface's ``/about``."""
+        return {**asdict(self._identity), "version": __version__, "settings": self._settings.model_dump(mode="json")}
+
+    def _stats(self) -> dict[str, Any]:
+        disk = self._store.space()
+        return {
+            **self._metrics.snapshot(),
+            "version": __version__,
+            "instance": self._identity.instance,
+            "store": self._store_figures(),
+            "disk": DiskFigures(**disk._asdict()) if disk else None,
+            "upstream": self._upstream_figures(),
+            "flights": len(self._flights),
+            "transfers": [_transfer(flight) for flight in self._flights],
+        }
+
+    def _store_figures(self) -> StoreFigures:
+        totals = self._store.totals()
+        return StoreFigures(
+            **totals._asdict(),
+            max_size_bytes=int(self._settings.max_size),
+            evicted_objects=self._metrics.evicted_objects,
+            evicted_bytes=self._metrics.evicted_bytes,
+        )
+
+    def _upstream_figures(self) -> UpstreamFigures:
+        upstream, quota = self._upstream, self._upstream.limits.quota
+        down = upstream.breakers.down
+        limited = max(upstream.limits.pulls.closed_for_seconds, upstream.limits.requests.closed_for_seconds)
+        return UpstreamFigures(
+            reachable=not down,
+            down=down,
+            answered_at=upstream.answered_at,
+            credential_rejected=upstream.auth.credential_rejected,
+            limited_for_seconds=round(limited, 1),
+            requests={kind: self._metrics.upstream[kind] for kind in _REQUESTS_SHOWN},
+            failures=self._metrics.upstream_failures,
+            rate_limit=QuotaFigures(**quota._asdict()) if quota else None,
+        )
+
+    async def _next_evictions(self) -> list[NextEviction]:
+        victims = await self._store.next_victims(_VICTIMS_SHOWN)
+        names = await self._index.repositories_of([victim.digest for victim in victims])
+        return [NextEviction(**victim._asdict(), repositories=list(names.get(victim.digest, []))) for victim in victims]
+
+
+def _transfer(flight: Flight) -> Transfer:
+    return Transfer(
+        repository=flight.repository.name,
+        digest=str(flight.digest),
+        received_bytes=flight.available,
+        size_bytes=flight.size_bytes,
+        readers=len(flight.readers),
+    )

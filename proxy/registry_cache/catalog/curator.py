@@ -1,0 +1,236 @@
+"""The operator's hand on what is cached: list, purge, pin. Keeps what pins need out of eviction's way."""
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from cachetools import LRUCache
+
+from registry_cache.catalog.manifests import OpaqueManifests
+from registry_cache.model import contents, events
+from registry_cache.model.contents import Inventory, Listed, Parts, Pattern, Pin, PurgePlan, Stored
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.runtime.background import Background
+from registry_cache.runtime.threads import Threads
+
+# What manifests name is kept from one question to the next: digests of 160 bytes each.
+_PARSED_MAX_BYTES = 24 * 1024 * 1024
+_DIGEST_BYTES = 160
+_MANIFESTS_AT_ONCE = 32  # each may name thousands of digests that are of no interest
+# A round that failed is tried again after this time.
+_AGAIN_SECONDS = 60.0
+
+
+class Shelf(Protocol):
+    """The store, as far as the curator needs it."""
+
+    async def needs(self, digests: Collection[Digest]) -> dict[Digest, Parts]:
+        """What each stored manifest names; nothing of those that are gone."""
+
+    async def purge(self, digests: list[Digest]) -> tuple[int, int]:
+        """Remove blobs: how many there were, and their bytes."""
+
+
+class Catalog(Protocol):
+    """The index, as far as the curator needs it."""
+
+    pins_changed: asyncio.Event
+
+    async def inventory(self) -> Inventory:
+        """Everything that is known now."""
+
+    async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
+        """Nothing is known any more of what belongs to these."""
+
+    async def forget_tags(self, tags: Sequence[tuple[Repository, str]]) -> None:
+        """These are gone from here."""
+
+    async def pinned(self) -> list[tuple[Pin, Digest | None]]:
+        """Every pin, and what its tag is now."""
+
+    async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
+        """Those that are here."""
+
+    async def keep(self, wanted: Collection[Digest]) -> None:
+        """Never evict these."""
+
+    async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
+        """Remember or forget pins."""
+
+
+class Proven(Protocol):
+    """What is known of which content belongs to which repository, as far as the curator needs it."""
+
+    def forget(self, is_meant: Callable[[Repository], bool]) -> None:
+        """Upstream is asked again for what is still here of these."""
+
+
+class PinAnswer(NamedTuple):
+    """What came of a pin: the names, and how many bytes all pins hold of the cap."""
+
+    names: list[str]
+    pinned_bytes: int
+    max_size_bytes: int
+
+
+class Curator:
+    """See the module. :meth:`start` it before anything is evicted; whoever starts it calls :meth:`aclose`.
+
+    What looks at all that is cached runs in a thread of its own: a hundred thousand blobs take a tenth of a second.
+    """
+
+    def __init__(
+        self,
+        store: Shelf,
+        index: Catalog,
+        opaque: OpaqueManifests,
+        proven: Proven,
+        *,
+        cap_bytes: int,
+        events: events.Events,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._opaque = opaque
+        self._proven = proven
+        self._cap_bytes = cap_bytes
+        self._events = events
+        self._thread = Threads("curator", 1)
+        self._parsed: LRUCache[Digest, tuple[Digest, ...]] = LRUCache(_PARSED_MAX_BYTES, getsizeof=_parsed_bytes)
+        self._following = Background("pins", self._follow, interval_seconds=_AGAIN_SECONDS, events=events)
+        self._changing = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Work out what pins need, and again whenever a pinned tag moves or a pinned manifest arrives.
+
+        Whatever is stored, it does not keep the program from starting: until it has been worked out, what was pinned in
+        the last run stays pinned.
+        """
+        try:
+            await self._refresh()
+        except Exception:  # noqa: BLE001 -- see above; following tries again
+            self._events.emit(events.Crashed(message="pins at the start", traceback=traceback.format_exc()))
+        self._following.start()
+
+    async def aclose(self) -> None:
+        """Stop following."""
+        await self._following.aclose()
+        self._thread.close()
+
+    async def listing(self, pattern: Pattern | None) -> list[Listed]:
+        """What is cached, by name."""
+        inventory = await self._index.inventory()
+        return await self._thread.run(contents.listing, inventory, pattern, await self._needs(inventory))
+
+    async def purge(self, pattern: Pattern, *, apply: bool) -> PurgePlan:
+        """What purging *pattern* takes; taken if *apply*."""
+        async with self._changing:
+            inventory = await self._index.inventory()
+            plan = await self._thread.run(contents.plan_purge, inventory, pattern, await self._needs(inventory))
+            if apply:
+                await self._index.forget_tags([(tag.repository, tag.name) for tag in plan.tags])
+                if pattern.names_repositories:
+                    await self._index.forget_repositories(pattern.matches)
+                    self._proven.forget(pattern.matches)
+                count, size_bytes = await self._store.purge(plan.digests)
+                self._events.emit(
+                    events.Purged(pattern=_text(pattern), tags=len(plan.tags), objects=count, size_bytes=size_bytes)
+                )
+        return plan
+
+    async def pin(self, pattern: Pattern) -> PinAnswer:
+        """Pin what *pattern* names."""
+        async with self._changing:
+            pins = contents.pins_for(await self._index.inventory(), pattern)
+            await self._index.change_pins(add=pins)
+            return await self._answer(pattern, pins, pinned=True)
+
+    async def unpin(self, pattern: Pattern) -> PinAnswer:
+        """Take the pins away that *pattern* names."""
+        async with self._changing:
+            pins = contents.unpins_for(await self._index.inventory(), pattern)
+            await self._index.change_pins(remove=pins)
+            return await self._answer(pattern, pins, pinned=False)
+
+    async def _answer(self, pattern: Pattern, pins: list[Pin], *, pinned: bool) -> PinAnswer:
+        names = sorted(map(str, pins))
+        if names:
+            self._events.emit(events.Pinned(pattern=_text(pattern), names=names, pinned=pinned))
+        return PinAnswer(names, await self._refresh(), self._cap_bytes)
+
+    async def _follow(self) -> float:
+        await self._index.pins_changed.wait()
+        await self._refresh()
+        return 0.0
+
+    async def _refresh(self) -> int:
+        """Tell the index what pins need; how many bytes of that are here. Looks at nothing but what is pinned."""
+        self._index.pins_changed.clear()
+        try:
+            wanted, held_bytes = await self._pinned_content()
+            await self._index.keep(wanted)
+        except BaseException:
+            self._index.pins_changed.set()
+            raise
+        return held_bytes
+
+    async def _pinned_content(self) -> tuple[set[Digest], int]:
+        """All that pins need, and how many bytes of it are here."""
+        wanted: set[Digest] = set()
+        held_bytes = 0
+        level = set(contents.roots_of(await self._index.pinned()))
+        while level:
+            wanted |= level
+            here = await self._index.stored(level)
+            held_bytes += sum(blob.size_bytes for blob in here.values())
+            level = set()
+            async for read in self._read([digest for digest, blob in here.items() if blob.media_type is not None]):
+                level.update(part for parts in read.values() for part in parts if part not in wanted)
+        return wanted, held_bytes
+
+    async def _needs(self, inventory: Inventory) -> contents.Needs:
+        """What the manifests of *inventory* need of what is in it."""
+        # One object for each digest, however often it is named; what is not here is nobody's need.
+        here = await self._thread.run(lambda: {digest: digest for digest in inventory.blobs})
+        known: dict[Digest, tuple[Digest, ...]] = {}
+
+        def remember(read: Mapping[Digest, tuple[Digest, ...]]) -> None:
+            for digest, parts in read.items():
+                known[digest] = tuple(here[part] for part in parts if part in here)
+
+        unread = await self._thread.run(self._already_parsed, inventory, remember)
+        async for read in self._read(unread):
+            await self._thread.run(remember, read)
+            await self._thread.run(self._parsed.update, read)
+        return lambda digest: known.get(digest, ())
+
+    def _already_parsed(
+        self, inventory: Inventory, remember: Callable[[Mapping[Digest, tuple[Digest, ...]]], None]
+    ) -> list[Digest]:
+        """Runs in the thread, as all that uses ``_parsed``. The manifests that have to be read."""
+        unread = []
+        for digest, blob in inventory.blobs.items():
+            if blob.media_type is not None:
+                parts = self._parsed.get(digest)
+                unread += [digest] if parts is None else []
+                remember({digest: parts or ()})
+        return unread
+
+    async def _read(self, digests: Sequence[Digest]) -> AsyncIterator[dict[Digest, tuple[Digest, ...]]]:
+        """What manifests name, a few of them at a time; each that cannot be read is told of."""
+        for first in range(0, len(digests), _MANIFESTS_AT_ONCE):
+            read = await self._store.needs(digests[first : first + _MANIFESTS_AT_ONCE])
+            for digest, parts in read.items():
+                if parts.opaque:
+                    self._opaque.name(digest, parts.opaque)
+            yield {digest: parts.digests for digest, parts in read.items()}
+
+
+def _parsed_bytes(parts: tuple[Digest, ...]) -> int:
+    return _DIGEST_BYTES * (len(parts) + 1)
+
+
+def _text(pattern: Pattern) -> str:
+    tag = f":{pattern.tag}" if pattern.tag else ""
+    return f"{pattern.repository}{tag}" + (f"@{pattern.digest}" if pattern.digest else "")

@@ -1,0 +1,153 @@
+"""Which content belongs to which repository, as far as upstream has said so.
+
+A digest is *proven* in a repository when upstream supplied it from there or confirmed it there (HEAD), or when a
+manifest that is proven there names it. What is here already, but not proven under the name that it is asked for by, is
+somebody else's: where there is an account, upstream is asked before it is handed out. The account may read more than
+whoever asks for it under a name of their own making.
+
+The answer for hits is in memory; behind that are the index, and the repository's own manifests.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from registry_cache.catalog.manifests import ManifestReader
+from registry_cache.model.oci import Digest, Manifest, Repository
+from registry_cache.ports.storage import BlobStore
+
+# Pairs of digest and repository in memory: two hundred bytes each.
+_PAIRS_MAX = 32_768
+# Manifests whose parts have been noted.
+_NAMED_MAX = 4096
+# Of a repository that is asked for something unknown, so many manifests are read, and not again for a while.
+_MANIFESTS_READ = 64
+_AGAIN_SECONDS = 10.0
+_SCANNED_MAX = 4096
+
+
+class ProvenLinks(Protocol):
+    """The index, as far as proof needs it."""
+
+    def link(self, repository: Repository, digest: Digest) -> None:
+        """*digest* is proven in *repository*. Buffered."""
+
+    async def is_linked(self, repository: Repository, digest: Digest) -> bool:
+        """Whether that has been written down."""
+
+    async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
+        """Manifests that are here and proven in *repository*, the last used first."""
+
+
+class Proof:
+    """See the module.
+
+    Args:
+        is_required: what is not proven has to be asked for upstream: there is an account.
+    """
+
+    def __init__(self, links: ProvenLinks, store: BlobStore, manifests: ManifestReader, *, is_required: bool) -> None:
+        self._links = links
+        self._store = store
+        self._manifests = manifests
+        self.is_required = is_required
+        self._proven: dict[Digest, set[Repository]] = {}  # the oldest first
+        self._pairs = 0
+        self._named: dict[tuple[Repository, Digest], None] = {}
+        self._scanned: dict[Repository, float] = {}  # monotonic seconds
+
+    def __repr__(self) -> str:
+        return f"<Proof {self._pairs} pairs>"
+
+    # --- on the path of every hit ---------------------------------------------------------------------------------
+
+    def holds(self, repository: Repository, digest: Digest) -> bool:
+        """Whether it is known in memory that *digest* is proven in *repository*."""
+        return repository in self._proven.get(digest, ())
+
+    def admits(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a hit may be served at once; if it is proven, it is linked."""
+        if repository in self._proven.get(digest, ()):
+            self._links.link(repository, digest)
+            return True
+        return not self.is_required
+
+    def admits_tagged(self, repository: Repository, digest: Digest) -> None:
+        """As :meth:`admits`, of what a tag of *repository* was when upstream was last asked: that proves it."""
+        if repository in self._proven.get(digest, ()):
+            self._links.link(repository, digest)
+        else:
+            self.supplied(repository, digest)
+
+    def named(self, repository: Repository, digest: Digest, body: bytes) -> None:
+        """The manifest *digest* is served under *repository*: if it is proven there, so is what it names."""
+        if (repository, digest) not in self._named and self.holds(repository, digest):
+            self._manifests.read(digest, body, lambda manifest: self._note(repository, digest, manifest))
+
+    # --- what proves ------------------------------------------------------------------------------------------------
+
+    def supplied(self, repository: Repository, digest: Digest) -> None:
+        """Upstream has supplied or confirmed *digest* under *repository*."""
+        self._mark(repository, (digest,))
+        self._links.link(repository, digest)
+
+    def _note(self, repository: Repository, digest: Digest, manifest: Manifest) -> None:
+        self._named[repository, digest] = None
+        while len(self._named) > _NAMED_MAX:
+            del self._named[next(iter(self._named))]
+        self._mark(repository, (part.digest for part in manifest.parts))
+
+    def _mark(self, repository: Repository, digests: Iterable[Digest]) -> None:
+        for digest in digests:
+            where = self._proven.setdefault(digest, set())
+            if repository not in where:
+                where.add(repository)
+                self._pairs += 1
+        while self._pairs > _PAIRS_MAX:
+            self._pairs -= len(self._proven.pop(next(iter(self._proven))))
+
+    def forget(self, is_meant: Callable[[Repository], bool]) -> None:
+        """The operator has purged repositories: upstream is asked again for what is still here of them."""
+        for digest in [*self._proven]:
+            self._proven[digest] = {where for where in self._proven[digest] if not is_meant(where)}
+            if not self._proven[digest]:
+                del self._proven[digest]
+        self._pairs = sum(map(len, self._proven.values()))
+        self._named = {key: None for key in self._named if not is_meant(key[0])}
+        self._scanned.clear()
+
+    # --- where memory does not know -------------------------------------------------------------------------------
+
+    async def known(self, repository: Repository, digest: Digest) -> bool:
+        """Whether *digest* is proven in *repository*, as far as that can be told without upstream."""
+        if self.holds(repository, digest):
+            return True
+        if await self._links.is_linked(repository, digest):
+            self._mark(repository, (digest,))
+            return True
+        if time.monotonic() - self._scanned.get(repository, -_AGAIN_SECONDS) < _AGAIN_SECONDS:
+            return False
+        for manifest in await self._links.manifests_of(repository, _MANIFESTS_READ):
+            await self._read(repository, manifest)
+            if self.holds(repository, digest):
+                return True
+        self._scanned.pop(repository, None)
+        while len(self._scanned) >= _SCANNED_MAX:
+            del self._scanned[next(iter(self._scanned))]
+        self._scanned[repository] = time.monotonic()
+        return False
+
+    async def _read(self, repository: Repository, digest: Digest) -> None:
+        """Note what a stored manifest names; a large one is waited for."""
+        blob = await self._store.open(digest)
+        if blob is None:
+            return
+        try:
+            if blob.body is not None:
+                self._note(repository, digest, await self._manifests.wait(digest, blob.body))
+        finally:
+            blob.close()
+
+    async def missing(self, repository: Repository, digest: Digest) -> bool:
+        """Whether upstream has to be asked before *digest*, which is here, is served under *repository*."""
+        return not (await self.known(repository, digest) or not self.is_required)

@@ -1,0 +1,140 @@
+"""``registry-cache doctor``: what is wrong, and what to do about it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import click
+from rich.console import Console
+
+from registry_cache.cli.admin import cache_dir_option, json_option, running, settings_of
+from registry_cache.cli.common import INSTALLED_CONFIG, say, service_config_option
+from registry_cache.cli.output import console, styled
+from registry_cache.doctor import host, network
+from registry_cache.doctor.check import Check
+from registry_cache.model.errors import RegistryCacheError, SettingsError
+from registry_cache.observe.figures import Stats
+from registry_cache.settings.model import Settings, unknown_environment
+from registry_cache.warming.puller import Name, Puller, PullFailed
+
+_SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "broken": ("✘", "bold red")}
+_NAME_WIDTH = 15
+
+
+@click.command(
+    "doctor",
+    epilog="""\b
+Examples:
+  registry-cache doctor
+  registry-cache doctor --pull
+  registry-cache doctor --config /etc/registry-cache.toml --json
+""",
+)
+@service_config_option
+@cache_dir_option
+@click.option(
+    "--pull", is_flag=True, help="Also pull the image through the running cache (may cost two pulls of quota)."
+)
+@click.option("--image", default="hello-world", show_default=True, help="A small image that the account may pull.")
+@json_option
+def command(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool, as_json: bool) -> None:
+    """Check settings, disk, service, upstream, credential, quota, dockerd, clock and prune habits.
+
+    Each with its remedy. What a running service was started with counts, not this command's own settings. Upstream is
+    asked by HEAD, which costs no quota.
+
+    Exit codes: 0 when nothing is broken (there may be warnings), 1 when something is.
+    """
+    try:
+        Name.parse(image)
+    except RegistryCacheError as error:
+        raise click.BadParameter(str(error), param_hint="--image") from error
+    checks = asyncio.run(_run(config, cache_dir, image, pull=pull, show=not as_json))
+    broken = sum(check.state == "broken" for check in checks)
+    if as_json:
+        click.echo(json.dumps({"broken": broken, "checks": [check._asdict() for check in checks]}, indent=2))
+    else:
+        warnings = sum(check.state == "warning" for check in checks)
+        say(f"{broken or 'Nothing'} broken, {warnings or 'no'} warning{'' if warnings == 1 else 's'}.")
+    sys.exit(1 if broken else 0)
+
+
+async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool, show: bool) -> list[Check]:
+    """All checks; each is shown as soon as it is known."""
+    checks = []
+    terminal = console()
+    with terminal.status("looking…") if show and terminal.is_terminal else contextlib.nullcontext():
+        async for check in _checks(config, cache_dir, image, pull=pull):
+            checks.append(check)
+            if show:
+                # Rich ends the program when the pipe is closed (doctor | head): the rest is looked at unseen.
+                with contextlib.suppress(SystemExit):
+                    _show(terminal, check)
+    return checks
+
+
+async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool) -> AsyncIterator[Check]:
+    try:
+        settings = settings_of(config, cache_dir)
+    except SettingsError as error:
+        yield Check("settings", "broken", str(error), "correct it: registry-cache serve --help lists every setting")
+        return
+    found = running(settings)
+    settings = host.with_installed_token(found.settings)
+    yield _settings(settings, found.config or config)
+    if check := host.settings_file(found.config or config):
+        yield check
+    yield host.secret(settings)
+    answer = await _stats(found.url)
+    stats = answer if isinstance(answer, Stats) else None
+    for check in host.cache_directory(settings, stats.store.size_bytes if stats else None):
+        yield check
+    yield network.service(answer, found.url, settings)
+    reachable = True
+    async for check in network.upstream(settings):
+        reachable = reachable and not (check.name == "upstream" and check.state == "broken")
+        yield check
+    if reachable:
+        async for check in network.account(settings, image):
+            yield check
+    instance = found.instance or (stats.instance if stats else None)
+    async for check in network.docker(settings, os.environ, found.url, instance):
+        yield check
+    if check := host.name_server():
+        yield check
+    yield host.prune_habits()
+    if pull:
+        yield await network.real_pull(found.url, image)
+
+
+async def _stats(url: str) -> Stats | PullFailed:
+    async with aiohttp.ClientSession() as session:
+        try:
+            return await Puller(session, url).stats()
+        except PullFailed as failure:
+            return failure
+
+
+def _settings(settings: Settings, config: Path | None) -> Check:
+    _, unknown = unknown_environment(os.environ)
+    if unknown:
+        return Check("settings", "warning", "; ".join(unknown), "correct the name, or unset the variable")
+    if config is None and os.geteuid() != 0 and INSTALLED_CONFIG.is_file():
+        text = f"this user's, not those of the installed service ({INSTALLED_CONFIG})"
+        return Check("settings", "warning", text, "run doctor as root")
+    if not settings.is_loopback and settings.username:
+        text = f"LISTEN is {settings.listen}: whoever reaches it can pull what {settings.username} can"
+        return Check("settings", "warning", text, "firewall the port, or listen on 127.0.0.1 only")
+    return Check("settings", "ok", "valid")
+
+
+def _show(terminal: Console, check: Check) -> None:
+    sign, style = _SIGNS[check.state]
+    terminal.print(styled((sign, style), f" {check.name:<{_NAME_WIDTH}}  {check.text}"))
+    if check.remedy and check.state != "ok":
+        terminal.print(styled(" " * (_NAME_WIDTH + 4), ("→ ", style), check.remedy))

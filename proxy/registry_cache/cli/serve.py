@@ -1,0 +1,156 @@
+"""``registry-cache serve``: run the cache."""
+
+import asyncio
+import os
+import resource
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+from aiohttp import web
+
+from registry_cache import __version__
+from registry_cache.assembly.proxy import Proxy, open_proxy
+from registry_cache.cli.common import config_option, settings_flags
+from registry_cache.cli.stopping import Stopping
+from registry_cache.model import events
+from registry_cache.model.errors import StoreError
+from registry_cache.model.units import format_size
+from registry_cache.observe import logs
+from registry_cache.runtime.pointers import announced, runtime_directory
+from registry_cache.runtime.systemd import Notifier
+from registry_cache.settings.model import Settings, load_settings, not_honoured, unknown_environment
+
+_BACKLOG = 1024
+# For the rest of the log when the grace is over.
+_LAST_WORDS_SECONDS = 0.2
+
+
+@click.command(
+    "serve",
+    epilog="""\b
+Examples:
+  registry-cache serve
+  registry-cache serve --cache-dir /srv/cache --max-size 200GB
+  registry-cache serve --username ci --password-file /run/secrets/dockerhub
+  registry-cache serve --config /etc/registry-cache.toml
+  registry-cache serve --config /etc/docker/registry/config.yml    # as a registry:2 in proxy mode had it
+""",
+)
+@config_option
+@settings_flags(Settings)
+def command(config: Path | None, **flags: Any) -> None:
+    """Run the cache until SIGTERM.
+
+    Exit codes: 0 after SIGTERM or SIGINT, 143 and 130 after a second one, 1 when the cache cannot run (its directory,
+    its address), 2 for wrong settings.
+    """
+    settings = load_settings(config, flags)
+    warnings = [*unknown_environment(os.environ)[1], *not_honoured(config, os.environ)]
+    bus = events.Events()
+    log = logs.Log(settings.log_format or logs.default_format(), settings.log_level)
+    bus.subscribe(log)
+    logs.bridge_libraries(bus)
+    for warning in warnings:
+        bus.emit(events.Warned(message=warning))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            stopping = Stopping(settings.shutdown_grace, lambda: log.close(_LAST_WORDS_SECONDS))
+            runner.run(_serve(settings, bus, config.absolute() if config else None, stopping))
+    except (StoreError, OSError) as error:
+        log.close()
+        click.echo(f"registry-cache: {error}", err=True)
+        sys.exit(1)
+    log.close()
+
+
+async def _serve(settings: Settings, bus: events.Events, config: Path | None, stopping: Stopping) -> None:
+    _allow_many_files()
+    stopping.listen()
+    notifier = Notifier(os.environ, warn=lambda message: bus.emit(events.Warned(message=message)))
+    async with notifier, open_proxy(settings, bus) as proxy:
+        # aiohttp waits this long twice, before and after it stops reading request bodies, and takes zero for ever.
+        runner = web.ServerRunner(proxy.server, shutdown_timeout=max(stopping.transfers_seconds / 2, 0.001))
+        await runner.setup()
+        try:
+            try:
+                await _site(runner, settings).start()
+            except OSError as error:
+                raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno or 0)}") from error
+            address = proxy.identity.address = _address(runner)
+            proxy.identity.config = str(config or "")
+            _warn(settings, bus)
+            bus.emit(
+                events.Ready(
+                    address=address,
+                    version=__version__,
+                    cache_dir=str(settings.cache_dir),
+                    max_size_bytes=int(settings.max_size),
+                    upstream=settings.upstream,
+                )
+            )
+            notifier.ready(lambda: _status(proxy, settings))
+            if (settings.log_format or logs.default_format()) == "console":
+                _print_how_to_use(address)
+            with announced(runtime_directory(os.environ), settings.cache_dir):
+                await stopping.wait()
+            bus.emit(events.Stopping(grace_seconds=settings.shutdown_grace))
+            notifier.stopping(settings.shutdown_grace)
+        finally:
+            await runner.cleanup()
+            proxy.upstream.interrupt()  # who waits for upstream now waits for nobody's client
+
+
+def _status(proxy: Proxy, settings: Settings) -> str:
+    """One line for ``systemctl status``."""
+    count, ratio = proxy.metrics.requests.total(), proxy.metrics.hit_ratio
+    hits = "" if ratio is None else f", {ratio:.1%} hits"
+    used = format_size(proxy.store.totals().size_bytes)
+    return f"{count} requests{hits}, {used} of {format_size(settings.max_size)} used"
+
+
+def _site(runner: web.ServerRunner, settings: Settings) -> web.BaseSite:
+    """Where clients connect. ``[::]`` is every address, IPv4 ones too: the event loop would make it IPv6 alone."""
+    if settings.listen_host != "::":
+        return web.TCPSite(runner, settings.listen_host or None, settings.listen_port, backlog=_BACKLOG)
+    listener = socket.create_server(
+        ("::", settings.listen_port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+    )
+    return web.SockSite(runner, listener, backlog=_BACKLOG)
+
+
+def _allow_many_files() -> None:
+    """A client takes up to three files: its socket, the dup that sendfile uses, the blob."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _address(runner: web.ServerRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _warn(settings: Settings, bus: events.Events) -> None:
+    if not settings.is_loopback and settings.username:
+        bus.emit(
+            events.Warned(
+                message=f"LISTEN is {settings.listen} and a credential is configured: whoever reaches this port can "
+                f"pull whatever {settings.username!r} can, private repositories too. Bind to 127.0.0.1, or firewall it."
+            )
+        )
+
+
+def _print_how_to_use(address: str) -> None:
+    click.echo(
+        f"""
+Point dockerd here: put this into /etc/docker/daemon.json
+
+    {{ "registry-mirrors": ["{address}"] }}
+
+and run: systemctl reload docker    (or: kill -HUP $(pidof dockerd))
+Figures: {address}/_stats
+"""
+    )

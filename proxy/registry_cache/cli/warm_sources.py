@@ -1,0 +1,95 @@
+"""Which images ``registry-cache warm`` is asked for: arguments, Compose files, lists, the host's own."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from registry_cache.hostprune.address import engine_socket
+from registry_cache.hostprune.engine import connect
+from registry_cache.model.errors import DigestInvalid, EngineError, NameInvalid, TagInvalid
+from registry_cache.settings.model import Settings
+from registry_cache.warming.compose import read_project
+from registry_cache.warming.interpolation import ComposeInvalid
+from registry_cache.warming.puller import Name, full_platform, is_elsewhere
+from registry_cache.warming.warm import Wish, joined
+
+
+class _Wishes:
+    """Gathers them; ``notes`` say what is not for this cache."""
+
+    def __init__(self, platforms: tuple[str, ...]) -> None:
+        self.platforms = platforms
+        self.found: list[Wish] = []
+        self.notes: list[str] = []
+
+    def add(self, text: str, where: str, platform: str | None = None, *, may_be_absent: bool = False) -> None:
+        if is_elsewhere(text):
+            self.notes.append(f"{text} ({where}): not from Docker Hub")
+            return
+        platforms = (full_platform(platform),) if platform else self.platforms
+        try:
+            self.found.append(Wish(Name.parse(text), platforms, may_be_absent))
+        except (NameInvalid, TagInvalid, DigestInvalid) as error:
+            raise click.UsageError(f"{where}: {text!r} is no image name: {error}") from error
+
+
+def wishes_from(
+    images: Sequence[str],
+    platforms: tuple[str, ...],
+    settings: Settings,
+    *,
+    compose: Sequence[Path],
+    profiles: Sequence[str],
+    env_files: Sequence[Path],
+    lists: Sequence[Path],
+    from_docker: bool,
+) -> tuple[list[Wish], list[str]]:
+    """What is asked for, each image once; and what was left out, and why."""
+    wishes = _Wishes(platforms)
+    for image in images:
+        if is_elsewhere(image):
+            raise click.UsageError(f"{image}: this cache serves Docker Hub only")
+        wishes.add(image, "argument")
+    if compose:
+        _from_compose(wishes, compose, profiles, env_files)
+    for path in lists:
+        _from_list(wishes, path)
+    if from_docker:
+        _from_docker(wishes, settings)
+    return joined(wishes.found), wishes.notes
+
+
+def _from_compose(wishes: _Wishes, paths: Sequence[Path], profiles: Sequence[str], env_files: Sequence[Path]) -> None:
+    try:
+        project = read_project(paths, os.environ, profiles=profiles, env_files=env_files)
+    except ComposeInvalid as error:
+        raise click.UsageError(str(error)) from error
+    wishes.notes += project.notes
+    for each in project.images:
+        wishes.add(each.image, f"service {each.service}", each.platform, may_be_absent=each.is_built)
+
+
+def _from_list(wishes: _Wishes, path: Path) -> None:
+    try:
+        lines = list(click.open_file(str(path)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if text := line.partition("#")[0].strip():
+            wishes.add(text, f"{path}, line {number}")
+
+
+def _from_docker(wishes: _Wishes, settings: Settings) -> None:
+    async def names() -> list[str]:
+        async with connect(engine_socket(settings.prune.docker_host, os.environ)) as engine:
+            return await engine.names()
+
+    try:
+        found = asyncio.run(names())
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
+    for text in found:
+        wishes.add(text, "this host")

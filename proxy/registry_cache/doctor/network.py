@@ -1,0 +1,279 @@
+"""Looks at what is around: the running cache, upstream, its token service and clock, dockerd."""
+
+import email.utils
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import aiohttp
+
+from registry_cache.assembly.proxy import build_upstream
+from registry_cache.doctor.check import Check
+from registry_cache.hostprune.address import engine_socket
+from registry_cache.hostprune.engine import connect
+from registry_cache.model import events
+from registry_cache.model.errors import (
+    CredentialRefused,
+    EngineError,
+    EngineUnreachable,
+    HeadRefused,
+    RateLimited,
+    RegistryCacheError,
+    SettingsError,
+    UpstreamError,
+)
+from registry_cache.model.oci import Reference
+from registry_cache.model.units import format_duration, format_size
+from registry_cache.observe.figures import Stats
+from registry_cache.settings.model import Settings
+from registry_cache.upstream.client import Upstream
+from registry_cache.upstream.ratelimit import Quota
+from registry_cache.upstream.tls import tls_context
+from registry_cache.warming.puller import Name, Puller, PullFailed, host_platform, reason_of
+
+# Tokens and certificates are judged by the clock; Hub's tokens live for five minutes.
+_CLOCK_WARNING_SECONDS = 60.0
+_CLOCK_BROKEN_SECONDS = 300.0
+_FEW_PULLS = 0.1
+_SMALL_DISK = 0.15
+_NIXOS = Path("/etc/NIXOS")
+_DAEMON_JSON = Path("/etc/docker/daemon.json")
+
+
+def service(answer: Stats | PullFailed, url: str, settings: Settings) -> Check:
+    """The service answers, and what it says of its credential.
+
+    Args:
+        answer: its ``/_stats``, or why they could not be had.
+    """
+    if isinstance(answer, PullFailed) and answer.status:  # somebody answers there
+        return Check("service", "broken", str(answer), "see what listens there: ss -ltnp")
+    if isinstance(answer, PullFailed):
+        remedy = "start it: systemctl start registry-cache, or registry-cache serve; why it stopped: journalctl -u "
+        return Check("service", "broken", f"no cache answers on {url}", remedy + "registry-cache")
+    if answer.upstream.credential_rejected:
+        text = f"{url} answers, but upstream rejects its credential"
+        return Check("service", "broken", text, _new_token(settings))
+    return Check("service", "ok", f"{url} answers, version {answer.version}")
+
+
+def _new_token(settings: Settings) -> str:
+    path = settings.password_file
+    if path is not None and path.is_relative_to("/run/credentials"):
+        # systemd copied it when the service started: a changed file alone changes nothing.
+        where = "the file that its unit names (make install: /etc/credstore/registry-cache.password)"
+        return f"make a new access token, write it into {where}, then: systemctl restart registry-cache"
+    return f"make a new access token and write it into PASSWORD_FILE ({path}); the service reads it again by itself"
+
+
+async def upstream(settings: Settings) -> AsyncIterator[Check]:
+    """Reachable, TLS, clock."""
+    timeout = aiohttp.ClientTimeout(settings.connect_timeout + settings.read_timeout)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
+            session.get(f"{settings.upstream}/v2/", ssl=tls_context(settings.ca_file)) as response,
+        ):
+            date = response.headers.get("Date")
+            if response.status not in (200, 401):
+                remedy = "is UPSTREAM a registry? A proxy or a captive portal may stand in between"
+                yield Check("upstream", "broken", f"{settings.upstream} answers {response.status}", remedy)
+                return
+    except aiohttp.ClientSSLError as error:
+        remedy = "if a company's proxy signs certificates itself, name its authority with CA_FILE; check the clock"
+        yield Check("upstream", "broken", f"{settings.upstream}: TLS: {reason_of(error)}", remedy)
+        return
+    except (aiohttp.ClientError, OSError) as error:
+        remedy = "check DNS, the firewall and the proxy variables (HTTPS_PROXY); cached images are served meanwhile"
+        yield Check("upstream", "broken", f"{settings.upstream}: {reason_of(error)}", remedy)
+        return
+    tls = ", TLS is good" if settings.upstream.startswith("https") else ""
+    yield Check("upstream", "ok", f"{settings.upstream} answers{tls}")
+    yield clock(date, time.time())
+
+
+def clock(date: str | None, now: float) -> Check:
+    """The machine's clock against upstream's ``Date`` header."""
+    try:
+        off = now - email.utils.parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return Check("clock", "warning", "upstream does not say what time it is", "compare it by hand: date -u")
+    if abs(off) <= _CLOCK_WARNING_SECONDS:
+        return Check("clock", "ok", "within a minute of upstream's")
+    text = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} upstream's"
+    state = "broken" if abs(off) > _CLOCK_BROKEN_SECONDS else "warning"
+    return Check("clock", state, text, "have it set: timedatectl set-ntp true")  # type: ignore[arg-type]
+
+
+class _Watch:
+    """What an upstream client told while it was asked."""
+
+    def __init__(self) -> None:
+        self.withheld = ""
+        self.token_status: int | None = None
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.CredentialWithheld):
+            self.withheld = event.realm
+        elif isinstance(event, events.UpstreamRequest) and event.kind == "token":
+            self.token_status = event.status
+
+
+async def account(settings: Settings, image: str) -> AsyncIterator[Check]:
+    """Token service, credential, quota; by HEAD, which Docker Hub does not count."""
+    bus, watch = events.Events(), _Watch()
+    bus.subscribe(watch)
+    client = build_upstream(settings, bus)
+    try:
+        yield await _credential(client, watch, settings, image)
+        if watch.withheld:
+            remedy = "if that host is upstream's token service, name it in TRUSTED_REALMS"
+            yield Check("token service", "broken", f"the credential was not sent to {watch.withheld}", remedy)
+        if client.limits.quota is not None:
+            yield _quota(client.limits.quota)
+    finally:
+        await client.aclose()
+
+
+async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
+    client: Upstream, watch: _Watch, settings: Settings, image: str
+) -> Check:
+    who = f"as {settings.username}" if settings.username and settings.password_file else "anonymously"
+    name = Name.parse(image)
+    try:
+        await client.manifest_head(Reference.parse(name.repository, name.reference), attempts=1)
+    except CredentialRefused as error:
+        return Check("credential", "broken", str(error), f"check USERNAME; or {_new_token(settings)}")
+    except RateLimited as error:
+        remedy = "wait, or use an account with a higher limit; cached images are served meanwhile"
+        return Check("quota", "broken", f"upstream limits us: {error}", remedy)
+    except HeadRefused as error:
+        return _not_for(image, who, error)
+    except UpstreamError as error:
+        if watch.token_status not in (None, 200):
+            remedy = "is the token service's host (auth.docker.io for Docker Hub) allowed by the firewall?"
+            return Check("token service", "broken", str(error), remedy)
+        return Check("credential", "broken", f"upstream does not answer: {error}", "try again; see status.docker.com")
+    except RegistryCacheError as error:
+        return _not_for(image, who, error)
+    return Check("credential", "ok", f"upstream answers {who}")
+
+
+def _not_for(image: str, who: str, error: RegistryCacheError) -> Check:
+    text = f"upstream answers {who}, but not for {image}: {error}"
+    return Check("credential", "warning", text, "name an image that the account may pull with --image")
+
+
+def _quota(quota: Quota) -> Check:
+    window = format_duration(quota.window_seconds)
+    text = f"{quota.remaining} of {quota.limit} pulls left in {window}" + (
+        f" for {quota.source}" if quota.source else ""
+    )
+    if quota.remaining <= quota.limit * _FEW_PULLS:
+        remedy = "a longer TAG_TTL and pins save pulls; cached images are served whatever is left"
+        return Check("quota", "warning", text, remedy)
+    return Check("quota", "ok", text)
+
+
+async def docker(
+    settings: Settings, environ: Mapping[str, str], url: str, instance: str | None
+) -> AsyncIterator[Check]:
+    """dockerd's ``registry-mirrors`` as it has them in effect, and its disk.
+
+    Args:
+        url: where this cache listens.
+        instance: who this cache is; None when it does not run.
+    """
+    try:
+        socket = engine_socket(settings.prune.docker_host, environ)
+        async with connect(socket) as engine:
+            mirrors = [mirror.rstrip("/") for mirror in engine.info.registry_mirrors]
+            found = [await instance_at(mirror) for mirror in mirrors]
+            yield mirror_check(mirrors, found, url, instance)
+            disk = engine.disk()
+    except (EngineUnreachable, SettingsError) as error:
+        yield Check("dockerd", "warning", str(error), "fine if this host runs no Docker; else run doctor as root")
+        return
+    except EngineError as error:
+        yield Check("dockerd", "warning", str(error), "look at dockerd's own log: journalctl -u docker")
+        return
+    text = f"{format_size(disk.free_bytes)} of {format_size(disk.total_bytes)} free in {disk.path}"
+    if disk.free_inodes < disk.total_inodes * _SMALL_DISK:
+        text += f", {disk.free_inodes} of {disk.total_inodes} inodes"
+    if disk.free_bytes < disk.total_bytes * _SMALL_DISK or disk.free_inodes < disk.total_inodes * _SMALL_DISK:
+        yield Check("docker disk", "warning", text, "registry-cache prune shows what could go, and why")
+    else:
+        yield Check("docker disk", "ok", text)
+
+
+async def instance_at(url: str) -> str | None:
+    """Which cache answers on *url*: empty for something that is none, None for nothing at all."""
+    try:
+        async with aiohttp.ClientSession(trust_env=False) as session:
+            return (await Puller(session, url).stats()).instance
+    except PullFailed as error:
+        return "" if error.status else None
+
+
+def mirror_check(mirrors: list[str], found: list[str | None], url: str, instance: str | None) -> Check:
+    """Whether dockerd asks this cache, and before all others.
+
+    Args:
+        found: for each mirror, what :func:`instance_at` said.
+    """
+    name = "dockerd mirror"
+    remedy = _mirror_remedy(url)
+    if not mirrors:
+        return Check(name, "broken", "dockerd has no registry-mirrors: pulls go past the cache", remedy)
+    listed = ", ".join(mirrors)
+    if instance is None:
+        text = f"dockerd asks {listed}; whether that is this cache cannot be told, it does not run"
+        return Check(name, "warning", text, "start the cache, then run doctor again")
+    if instance not in found:
+        what = ", ".join(
+            f"{mirror} ({'does not answer' if who is None else 'another cache' if who else 'no registry-cache'})"
+            for mirror, who in zip(mirrors, found, strict=True)
+        )
+        return Check(name, "broken", f"dockerd does not ask this cache, but {what}", remedy)
+    place = found.index(instance)
+    if place:
+        text = f"dockerd asks {', '.join(mirrors[:place])} before this cache"
+        return Check(name, "warning", text, "put this cache first in registry-mirrors")
+    return Check(name, "ok", f"dockerd pulls through this cache ({mirrors[0]})")
+
+
+def _mirror_remedy(url: str) -> str:
+    """What to do so that dockerd asks *url*; its file may have it already, unread, or be unreadable for it."""
+    if _NIXOS.exists():
+        return f'virtualisation.docker.daemon.settings.registry-mirrors = [ "{url}" ]; then rebuild (restarts docker)'
+    reload = "systemctl reload docker (or: kill -HUP $(cat /run/docker.pid))"
+    try:
+        written = json.loads(_DAEMON_JSON.read_bytes())["registry-mirrors"]
+    except ValueError as error:
+        return f"{_DAEMON_JSON} is not JSON ({error}): correct it, then: {reload}"
+    except (OSError, KeyError, TypeError):
+        written = []
+    if isinstance(written, list) and any(str(mirror).rstrip("/") == url for mirror in written):
+        return f"{_DAEMON_JSON} names it, but dockerd has not read it: {reload}"
+    return f'put "registry-mirrors": ["{url}"] into {_DAEMON_JSON}, then: {reload}'
+
+
+async def real_pull(url: str, image: str) -> Check:
+    """A small image, through the running cache, every byte verified."""
+    size = hits = 0
+    try:
+        name = Name.parse(image)
+        async with aiohttp.ClientSession(auto_decompress=False) as session:
+            puller = Puller(session, url)
+            pulled = await puller.manifests(name, [host_platform()])
+            for blob in pulled.blobs:
+                hits += await puller.blob(name, blob, lambda _count: None)
+                size += blob.size_bytes
+    except RegistryCacheError as error:
+        remedy = "the service's log has the line of this request: journalctl -u registry-cache"
+        return Check("pull", "broken", str(error), remedy)
+    text = (
+        f"{image}: {format_size(size)} in {len(pulled.blobs)} blobs, {hits} of them cached already; digests are right"
+    )
+    return Check("pull", "ok", text)

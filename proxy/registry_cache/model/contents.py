@@ -1,0 +1,282 @@
+"""What is cached, by name, and what an operator's wish about it means: pure decisions on a snapshot.
+
+A manifest *needs* itself, its children, its config and its layers. A pin is a wish for a tag or a digest: what it needs
+stays. Purging a name takes only what nothing that stays needs; a digest that is named goes whoever needs it.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import msgspec
+
+from registry_cache.model.errors import DigestInvalid, NameInvalid
+from registry_cache.model.oci import DOCKER_HUB, Digest, Repository
+
+Needs = Callable[[Digest], Collection[Digest]]
+
+_HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io")
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """A blob or manifest that is here; ``media_type`` is set for manifests.
+
+    Hidden from the cycle collector: a hundred thousand of them would have it stop the process for a tenth of a second.
+    """
+
+    size_bytes: int
+    media_type: str | None
+    last_use: float  # Unix seconds
+
+
+class Parts(NamedTuple):
+    """What a stored manifest names; ``opaque`` says why that is not known, or not all of it."""
+
+    digests: tuple[Digest, ...]
+    opaque: str = ""
+
+
+class Tag(NamedTuple):
+    """What a tag was when upstream was last asked; ``fetched_at`` in Unix seconds."""
+
+    repository: Repository
+    name: str
+    digest: Digest
+    fetched_at: float
+
+
+class Pin(NamedTuple):
+    """A wish that a tag or digest stays; ``target`` is one of the two."""
+
+    repository: Repository
+    target: str
+
+    def __str__(self) -> str:
+        return familiar(self.repository, self.target)
+
+
+class PinSummary(NamedTuple):
+    """What is pinned: how many pins, the bytes that are here for them, and the first few pins by name."""
+
+    number: int
+    size_bytes: int
+    first: list[Pin]
+
+
+class Inventory(NamedTuple):
+    """Everything that the index knows, at one moment."""
+
+    blobs: Mapping[Digest, Stored]
+    tags: Collection[Tag]
+    links: Mapping[Digest, Collection[Repository]]
+    pins: Collection[Pin]
+
+
+class Pattern(NamedTuple):
+    """Which names are meant. Wildcards are the shell's; a digest has none."""
+
+    repository: str  # "*" for a digest alone
+    tag: str | None
+    digest: Digest | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Pattern":
+        """A pattern as people write image names: ``nginx``, ``nginx:1.*``, ``org/app@sha256:…``, ``sha256:…``.
+
+        Raises:
+            NameInvalid, DigestInvalid: it cannot name anything.
+        """
+        if text.startswith(("sha256:", "sha512:")):
+            return cls("*", None, Digest.parse(text))
+        name, at, digest = text.partition("@")
+        tag: str | None = None
+        if ":" in name.rpartition("/")[2]:
+            name, _, tag = name.rpartition(":")
+        first, slash, rest = name.partition("/")
+        if slash and first in _HUB_HOSTS:
+            name = rest
+        if "/" not in name and name != "*":
+            name = f"library/{name}"
+        if not re.fullmatch(r"[a-z0-9._/*?\[\]-]+", name) or name.endswith("/") or tag == "":
+            raise NameInvalid(f"{text[:200]!r} names no image: write nginx, nginx:1.27, org/app or sha256:…")
+        return cls(name, None if at else tag, Digest.parse(digest) if at else None)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it names one repository, without wildcards."""
+        return not re.search(r"[*?\[]", self.repository + (self.tag or ""))
+
+    @property
+    def names_repositories(self) -> bool:
+        """Whether it means all of a repository, not one tag or digest."""
+        return self.tag is None and self.digest is None
+
+    def matches(self, repository: Repository) -> bool:
+        """Whether *repository* is meant."""
+        return fnmatchcase(repository.name, self.repository)
+
+    def matches_tag(self, tag: Tag) -> bool:
+        """Whether *tag* is meant: by its name, or by the digest it is."""
+        if self.digest is not None:
+            return tag.digest == self.digest
+        return self.matches(tag.repository) and (self.tag is None or fnmatchcase(tag.name, self.tag))
+
+
+def familiar(repository: Repository, target: str) -> str:
+    """The name as people write it: ``nginx:1.27``, ``org/app@sha256:…``."""
+    return f"{repository.name.removeprefix('library/')}{'@' if ':' in target else ':'}{target}"
+
+
+def closure(roots: Iterable[Digest], needs: Needs) -> set[Digest]:
+    """*roots* and everything that they need, however deep."""
+    found: set[Digest] = set()
+    todo = list(roots)
+    while todo:
+        digest = todo.pop()
+        if digest not in found:
+            found.add(digest)
+            todo += needs(digest)
+    return found
+
+
+def pin_roots(inventory: Inventory) -> list[Digest]:
+    """The manifests that pins are for: of a tag, what the tag is now."""
+    now = {(tag.repository, tag.name): tag.digest for tag in inventory.tags}
+    return roots_of((pin, now.get((pin.repository, pin.target))) for pin in inventory.pins)
+
+
+def roots_of(pinned: Iterable[tuple[Pin, Digest | None]]) -> list[Digest]:
+    """As :func:`pin_roots`.
+
+    Args:
+        pinned: pins, and what their tags are now.
+    """
+    roots = []
+    for pin, digest in pinned:
+        try:
+            roots.append(Digest.parse(pin.target))
+        except DigestInvalid:
+            roots += [digest] if digest is not None else []
+    return roots
+
+
+class PurgePlan(NamedTuple):
+    """What a purge takes: names, and content with its bytes; ``kept`` says what stays although it was named."""
+
+    tags: list[Tag]
+    digests: list[Digest]
+    size_bytes: int
+    kept: list[str]
+
+
+def plan_purge(inventory: Inventory, pattern: Pattern, needs: Needs) -> PurgePlan:
+    """What purging *pattern* takes."""
+    pinned = closure(pin_roots(inventory), needs)
+    pinned_names = {(pin.repository, pin.target) for pin in inventory.pins}
+    if pattern.digest is not None:
+        return _plan_digest(inventory, pattern.digest, needs, pinned)
+    named = [tag for tag in inventory.tags if pattern.matches_tag(tag)]
+    tags = [tag for tag in named if (tag.repository, tag.name) not in pinned_names]
+    kept = [
+        f"{familiar(tag.repository, tag.name)} is pinned" for tag in named if (tag.repository, tag.name) in pinned_names
+    ]
+    going = closure((tag.digest for tag in tags), needs)
+    if pattern.names_repositories:  # also what was pulled by digest
+        linked = [digest for digest, where in inventory.links.items() if all(map(pattern.matches, where))]
+        going |= closure(linked, needs)
+    gone_names = {(tag.repository, tag.name) for tag in tags}
+    staying_tags = {tag.digest for tag in inventory.tags if (tag.repository, tag.name) not in gone_names}
+    roots = staying_tags | {
+        digest
+        for digest, blob in inventory.blobs.items()
+        if blob.media_type is not None
+        and (digest not in going or not all(map(pattern.matches, inventory.links.get(digest, ()))))
+    }
+    elsewhere = {digest for digest in going if not all(map(pattern.matches, inventory.links.get(digest, ())))}
+    gone = going - closure(roots | elsewhere, needs) - pinned
+    return _plan(inventory, tags, gone, kept)
+
+
+def _plan_digest(inventory: Inventory, digest: Digest, needs: Needs, pinned: set[Digest]) -> PurgePlan:
+    if digest in pinned:
+        return PurgePlan([], [], 0, [f"{digest} is pinned, or needed by something pinned"])
+    tags = [tag for tag in inventory.tags if tag.digest == digest]
+    others = [d for d, blob in inventory.blobs.items() if blob.media_type is not None]
+    going = closure([digest], needs)
+    staying = closure((other for other in others if other not in going), needs)
+    return _plan(inventory, tags, {digest} | (going - staying - pinned), [])
+
+
+def _plan(inventory: Inventory, tags: list[Tag], gone: set[Digest], kept: list[str]) -> PurgePlan:
+    here = sorted(gone & inventory.blobs.keys())
+    return PurgePlan(tags, here, sum(inventory.blobs[digest].size_bytes for digest in here), kept)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Listed:
+    """A line of ``list``: a tag, or a pin.
+
+    ``size_bytes`` is what of it is here.
+    """
+
+    name: str
+    digest: Digest
+    size_bytes: int
+    last_use: float
+    pinned: bool
+
+
+def _last_use(held: Collection[Stored]) -> float:
+    """When an image was last asked for: by its manifests, because layers are shared with images that are in use."""
+    manifests = [blob for blob in held if blob.media_type is not None]
+    return max((blob.last_use for blob in manifests or held), default=0.0)
+
+
+def listing(inventory: Inventory, pattern: Pattern | None, needs: Needs) -> list[Listed]:
+    """Every cached tag, then pinned names of which nothing is here yet, in the order of names."""
+    pinned = {(pin.repository, pin.target) for pin in inventory.pins}
+    lines = []
+    for tag in inventory.tags:
+        if pattern is not None and not pattern.matches_tag(tag):
+            continue
+        key = (tag.repository, tag.name)
+        held = [inventory.blobs[digest] for digest in closure([tag.digest], needs) if digest in inventory.blobs]
+        last_use = _last_use(held)
+        size = sum(blob.size_bytes for blob in held)
+        lines.append(Listed(familiar(*key), tag.digest, size, last_use, key in pinned))
+    known = {(tag.repository, tag.name) for tag in inventory.tags}
+    for pin in inventory.pins:
+        if (pin.repository, pin.target) not in known and (pattern is None or pattern.matches(pin.repository)):
+            held = []
+            if pin.target.startswith("sha"):
+                root = Digest(pin.target)
+                held = [inventory.blobs[d] for d in closure([root], needs) if d in inventory.blobs]
+            last_use = _last_use(held)
+            digest = Digest(pin.target if held else "")
+            lines.append(Listed(str(pin), digest, sum(blob.size_bytes for blob in held), last_use, pinned=True))
+    return sorted(lines)
+
+
+def pins_for(inventory: Inventory, pattern: Pattern) -> list[Pin]:
+    """What pinning *pattern* pins: every tag it matches, or the one tag or digest that it names."""
+    if pattern.digest is not None:
+        where = [r for r in inventory.links.get(pattern.digest, ()) if pattern.matches(r)]
+        if pattern.repository != "*":
+            where = [Repository(DOCKER_HUB, pattern.repository)]
+        return [Pin(repository, str(pattern.digest)) for repository in where[:1]]
+    found = [Pin(tag.repository, tag.name) for tag in inventory.tags if pattern.matches_tag(tag)]
+    if not found and pattern.tag is not None and pattern.is_exact:
+        return [Pin(Repository.parse(pattern.repository), pattern.tag)]  # a wish for what is to come
+    return found
+
+
+def unpins_for(inventory: Inventory, pattern: Pattern) -> list[Pin]:
+    """Which pins unpinning *pattern* takes away."""
+    return [
+        pin
+        for pin in inventory.pins
+        if (pin.target == pattern.digest if pattern.digest is not None else pattern.matches(pin.repository))
+        and (pattern.tag is None or fnmatchcase(pin.target, pattern.tag))
+    ]

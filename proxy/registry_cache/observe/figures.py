@@ -1,0 +1,223 @@
+"""The figures of ``/_stats`` and of the admin interface, as types: the service fills them, page and terminal read them.
+
+Within one ``schema`` fields are only added, with a default, so that an older command understands a newer service. A
+field that goes, or comes to mean something else, is a new schema.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from registry_cache.model.errors import RegistryCacheError
+
+SCHEMA = 1
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What the types of this module have in common. Sizes are in bytes, times in Unix seconds."""
+
+
+class ByteFigures(Figures, frozen=True, kw_only=True):
+    """Body bytes since the start."""
+
+    served: int
+    from_cache: int
+    from_upstream: int
+
+
+class RepositoryFigures(Figures, frozen=True, kw_only=True):
+    """What was asked for of one repository since the start, and the part of it that was served from here."""
+
+    name: str
+    requests: int
+    bytes: int
+    hits: int
+    from_cache: int
+
+
+class AllRepositories(Figures, frozen=True, kw_only=True):
+    """Every repository that is counted, together; ``count`` is how many."""
+
+    count: int
+    requests: int
+    bytes: int
+    hits: int
+    from_cache: int
+
+
+class PrefetchFigures(Figures, frozen=True, kw_only=True):
+    """Bytes fetched before a client asked for them, and those of them that no client asked for."""
+
+    fetched_bytes: int
+    wasted_bytes: int
+
+
+class RefusedFigures(Figures, frozen=True, kw_only=True):
+    """Requests refused whatever they asked for, since the start; ``client`` and ``reason`` are the last one's."""
+
+    requests: int
+    last_at: float
+    client: str
+    reason: str
+
+
+class UnstoredFigures(Figures, frozen=True, kw_only=True):
+    """Content that reached its clients and could not be kept, since the start; ``reason`` is the last one's."""
+
+    objects: int
+    last_at: float
+    reason: str
+
+
+class StoreFigures(Figures, frozen=True, kw_only=True):
+    """What is in the store now; evictions since the start.
+
+    Attributes:
+        read_only: why nothing is stored; empty when all is well.
+    """
+
+    size_bytes: int
+    max_size_bytes: int
+    partial_bytes: int
+    blobs: int
+    manifests: int
+    tags: int
+    evicted_objects: int
+    evicted_bytes: int
+    quarantined: int
+    read_only: str = ""
+
+
+class DiskFigures(Figures, frozen=True, kw_only=True):
+    """The filesystem of the cache directory: bytes, and files (0 where it has no bound for them)."""
+
+    size_bytes: int
+    free_bytes: int
+    min_free_bytes: int
+    free_files: int = 0
+    min_free_files: int = 0
+
+
+class QuotaFigures(Figures, frozen=True, kw_only=True):
+    """What upstream's ``ratelimit-*`` headers said last."""
+
+    limit: int
+    remaining: int
+    window_seconds: int
+    source: str
+    observed_at: float
+
+
+class UpstreamFigures(Figures, frozen=True, kw_only=True):
+    """Upstream as it is seen from here; requests and failures since the start.
+
+    Attributes:
+        down: the origins whose breaker is open.
+        answered_at: when it last answered anything; None for never.
+        limited_for_seconds: how long it wants to be left alone after a 429; 0: not at all.
+    """
+
+    reachable: bool
+    down: list[str]
+    answered_at: float | None
+    credential_rejected: bool
+    limited_for_seconds: float
+    requests: dict[str, int]
+    failures: int
+    rate_limit: QuotaFigures | None
+
+
+class Transfer(Figures, frozen=True, kw_only=True):
+    """A flight that is under way; ``size_bytes`` is None while upstream has not told it."""
+
+    repository: str
+    digest: str
+    received_bytes: int
+    size_bytes: int | None
+    readers: int
+
+
+class Stats(Figures, frozen=True, kw_only=True):
+    """``GET /_stats``; its form is fixed.
+
+    Attributes:
+        requests: by what came of them, since the start.
+        latency_seconds: of hits and misses, the quantiles; None before the first.
+        events: other things that happened, by the event of the log.
+        unstored: None while everything could be kept.
+        refused: by kind: malformed, cross_site, host, path.
+    """
+
+    schema: int = SCHEMA
+    version: str
+    instance: str
+    uptime_seconds: float
+    requests: dict[str, int]
+    hit_ratio: float | None
+    byte_hit_ratio: float | None
+    bytes: ByteFigures
+    latency_seconds: dict[str, dict[str, float | None]]
+    repositories: list[RepositoryFigures]
+    all_repositories: AllRepositories
+    prefetch: PrefetchFigures
+    events: dict[str, int]
+    refused: dict[str, RefusedFigures] = {}
+    unstored: UnstoredFigures | None = None
+    store: StoreFigures
+    disk: DiskFigures | None
+    upstream: UpstreamFigures
+    flights: int
+    transfers: list[Transfer]
+
+
+class PinFigures(Figures, frozen=True, kw_only=True):
+    """How many pins there are, and the bytes that are here for them."""
+
+    number: int
+    size_bytes: int
+
+
+class NextEviction(Figures, frozen=True, kw_only=True):
+    """A blob that would go if room were needed now."""
+
+    digest: str
+    size_bytes: int
+    last_use: float
+    repositories: list[str]
+
+
+class FullStats(Stats, frozen=True, kw_only=True):
+    """The admin interface's ``/stats``; ``history`` is by the name of the span, its fields those of ``Counts``."""
+
+    history: dict[str, dict[str, int]]
+    pins: PinFigures
+    next_evictions: list[NextEviction]
+
+
+class OtherSchema(RegistryCacheError):
+    """The figures are those of a service whose version this command does not understand."""
+
+
+S = TypeVar("S", bound=Stats)
+
+
+def read(document: Any, kind: type[S]) -> S:
+    """The figures in *document*, which is parsed JSON.
+
+    Raises:
+        OtherSchema: of another version's service; the text says which, and what to do.
+    """
+    told = document if isinstance(document, dict) else {}
+    schema, version = told.get("schema", 0), str(told.get("version", "unknown"))[:100]
+    try:
+        if schema != SCHEMA:
+            raise OtherSchema(
+                f"the running service has version {version} (figures of schema {schema}), this command knows schema "
+                f"{SCHEMA}: restart the service, or use the command of its version"
+            )
+        return msgspec.convert(told, kind)
+    except msgspec.ValidationError as error:
+        raise OtherSchema(
+            f"the running service has version {version} and gives figures that this command does not understand "
+            f"({error}): restart the service"
+        ) from error

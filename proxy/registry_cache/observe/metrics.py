@@ -1,0 +1,211 @@
+"""Counters, fed by events. Plain integers: a hit costs a microsecond here, and Prometheus reads them later."""
+
+import heapq
+import time
+from bisect import bisect_left
+from collections import Counter, OrderedDict, deque
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from registry_cache.model import events
+from registry_cache.observe.figures import (
+    AllRepositories,
+    ByteFigures,
+    PrefetchFigures,
+    RefusedFigures,
+    RepositoryFigures,
+    UnstoredFigures,
+)
+from registry_cache.observe.history import Counts
+
+_HITS = ("hit", "revalidated", "stale")
+RESULTS = ("hit", "miss", "collapsed", "revalidated", "stale", "bypass", "error")
+BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SAMPLES = 4096
+_REPOSITORIES = 10_000
+_TOP_REPOSITORIES = 20
+_RECENT = 50
+_MISTAKES = 5
+# Statuses that are the client's own doing, and upstream's no: anybody can make as many of them as they like.
+_MISTAKEN = frozenset({400, 403, 404, 405, 416, 421, 499})
+
+
+class RepositoryUse(NamedTuple):
+    """What was asked for of one repository, or of several, and the part of it that was served from here."""
+
+    requests: int
+    bytes: int
+    hits: int
+    from_cache: int
+
+
+class Latency:
+    """Durations in seconds: the last few thousand for quantiles, all of them in buckets for Prometheus."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=_SAMPLES)
+        self.buckets = [0] * (len(BUCKETS_SECONDS) + 1)
+        self.sum_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.recent.append(seconds)
+        self.buckets[bisect_left(BUCKETS_SECONDS, seconds)] += 1
+        self.sum_seconds += seconds
+
+    def quantiles(self) -> dict[str, float | None]:
+        ordered = sorted(self.recent)
+        last = len(ordered) - 1
+        return {f"p{q}": round(ordered[last * q // 100], 6) if ordered else None for q in (50, 90, 99)}
+
+
+class Metrics:
+    """What has happened since the start."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.requests: Counter[str] = Counter()
+        self.served_bytes: Counter[str] = Counter()  # by cache result
+        self.repeated_bytes = 0  # of what came from here: sent to who did not want it again
+        self.received_bytes = 0
+        self.upstream: Counter[str] = Counter()
+        self.upstream_failures = 0
+        self.happened: Counter[str] = Counter()  # by event: quarantined, flight_resumed, not_stored…
+        self.evicted_objects = 0
+        self.evicted_bytes = 0
+        self.prefetched_bytes = 0
+        self.prefetch_wasted_bytes = 0
+        self.latency = {"hit": Latency(), "miss": Latency()}
+        # By name, the fields of RepositoryUse; the one not asked for the longest goes first when there are too many.
+        self.repositories: OrderedDict[str, list[int]] = OrderedDict()
+        self.recent_misses: deque[events.Request] = deque(maxlen=_RECENT)
+        self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
+        self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
+        self.refused: dict[str, RefusedFigures] = {}  # by kind
+        self.unstored: UnstoredFigures | None = None
+
+    def __call__(self, event: events.Event) -> None:
+        """Subscribe this to the events."""
+        if isinstance(event, events.Request):
+            self._request(event)
+        elif isinstance(event, events.UpstreamReceived):
+            self.received_bytes += event.bytes
+        elif isinstance(event, events.UpstreamRequest):
+            self.upstream[event.kind] += 1
+            self.upstream_failures += event.status == 0 or event.status >= 500  # noqa: PLR2004 -- HTTP
+        elif isinstance(event, events.Evicted):
+            self.evicted_objects += event.objects
+            self.evicted_bytes += event.size_bytes
+        elif isinstance(event, events.Prefetched):
+            self.prefetched_bytes += event.size_bytes
+        elif isinstance(event, events.PrefetchWasted):
+            self.prefetch_wasted_bytes += event.size_bytes
+        elif isinstance(event, events.RequestRefused):
+            before = self.refused.get(event.kind)
+            self.refused[event.kind] = RefusedFigures(
+                requests=1 if before is None else before.requests + 1,
+                last_at=event.time,
+                client=event.client,
+                reason=event.reason,
+            )
+        else:
+            if isinstance(event, events.NotStored):
+                self._not_stored(event)
+            self.happened[str(type(event).__struct_config__.tag)] += 1
+            if event.level in ("warning", "error"):
+                self.recent_trouble.append(event)
+
+    def _request(self, event: events.Request) -> None:
+        result = event.cache
+        self.requests[result] += 1
+        self.served_bytes[result] += event.bytes
+        if result in _HITS:
+            if event.repeated_bytes:
+                self.repeated_bytes += event.repeated_bytes
+            self.latency["hit"].observe(event.duration_ms / 1000)
+        elif result in ("miss", "collapsed"):
+            self.latency["miss"].observe(event.duration_ms / 1000)
+            if result == "miss":
+                self.recent_misses.append(event)
+        repository = event.repository
+        if repository and result != "error":
+            counts = self.repositories.get(repository)
+            if counts is None:
+                counts = self._new_repository(repository)
+            else:
+                self.repositories.move_to_end(repository)
+            counts[0] += 1
+            counts[1] += event.bytes
+            if result in _HITS:
+                counts[2] += 1
+                counts[3] += event.bytes - event.repeated_bytes
+        if event.error or result == "stale":
+            self._trouble(event)
+
+    def _trouble(self, event: events.Request) -> None:
+        if event.status not in _MISTAKEN:
+            self.recent_trouble.append(event)
+        elif event.detail != "refused":  # which makes one line for many
+            self.recent_mistakes.append(event)
+
+    def _not_stored(self, event: events.NotStored) -> None:
+        objects = 1 if self.unstored is None else self.unstored.objects + 1
+        self.unstored = UnstoredFigures(objects=objects, last_at=event.time, reason=event.reason)
+
+    def _new_repository(self, name: str) -> list[int]:
+        if len(self.repositories) >= _REPOSITORIES:
+            self.repositories.popitem(last=False)
+        counts = self.repositories[name] = [0] * len(RepositoryUse._fields)
+        return counts
+
+    def trouble(self) -> list[events.Event]:
+        """What an operator may want to look at, the oldest first: nothing that clients do pushes the rest out."""
+        return sorted([*self.recent_trouble, *self.recent_mistakes], key=lambda event: event.time)
+
+    @property
+    def from_cache_bytes(self) -> int:
+        """Body bytes that cost upstream nothing, and that somebody wanted."""
+        return sum(self.served_bytes[result] for result in _HITS) - self.repeated_bytes
+
+    def counts(self) -> Counts:
+        """Everything so far, as the history keeps it."""
+        requests = self.requests
+        return Counts(
+            hits=sum(requests[result] for result in _HITS),
+            misses=requests["miss"] + requests["collapsed"],
+            errors=requests["error"],
+            cached_bytes=self.from_cache_bytes,
+            served_bytes=self.served_bytes.total(),
+            received_bytes=self.received_bytes,
+            evicted_bytes=self.evicted_bytes,
+        )
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Hits over hits and misses; ``None`` before the first of either."""
+        ratio = self.counts().hit_ratio
+        return None if ratio is None else round(ratio, 4)
+
+    def all_repositories(self) -> RepositoryUse:
+        """Every repository that is counted here, together."""
+        counts = self.repositories.values()
+        return RepositoryUse(*(sum(map(itemgetter(field), counts)) for field in range(len(RepositoryUse._fields))))
+
+    def snapshot(self) -> dict[str, Any]:
+        """The fields of :class:`registry_cache.observe.figures.Stats` that are counted here."""
+        served = self.served_bytes.total()
+        wanted = served - self.repeated_bytes
+        top = heapq.nlargest(_TOP_REPOSITORIES, self.repositories.items(), key=lambda item: item[1][1])
+        return {
+            "uptime_seconds": round(time.monotonic() - self.started, 3),
+            "requests": {result: self.requests[result] for result in RESULTS},
+            "hit_ratio": self.hit_ratio,
+            "byte_hit_ratio": round(self.from_cache_bytes / wanted, 4) if wanted else None,
+            "bytes": ByteFigures(served=served, from_cache=self.from_cache_bytes, from_upstream=self.received_bytes),
+            "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},
+            "repositories": [RepositoryFigures(name=name, **RepositoryUse(*counts)._asdict()) for name, counts in top],
+            "all_repositories": AllRepositories(count=len(self.repositories), **self.all_repositories()._asdict()),
+            "prefetch": PrefetchFigures(fetched_bytes=self.prefetched_bytes, wasted_bytes=self.prefetch_wasted_bytes),
+            "refused": dict(self.refused),
+            "unstored": self.unstored,
+            "events": dict(sorted(self.happened.items())),
+        }

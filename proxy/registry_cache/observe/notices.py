@@ -1,0 +1,116 @@
+"""What an operator should look at now and what to do about it, from ``/_stats``: for the page and the terminal."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from registry_cache.model.units import format_ago, format_size
+from registry_cache.observe.figures import Stats
+
+_QUOTA_LOW = 0.1
+# How long after the last one.
+_REFUSED_SECONDS = 900.0
+_REFUSED_BECAUSE = {
+    "malformed": "that are no HTTP",
+    "cross_site": "of web pages of other sites",
+    "host": "for a Host that is no name of this cache",
+    "path": "with something before /v2/",
+}
+_REFUSED_REMEDY = {
+    "malformed": "Something else speaks to this port: TLS, a scanner, or a broken client.",
+    "cross_site": "Somebody's browser at that address shows a page that tries to pull through the cache.",
+    "host": "If it is a name of this cache, put it into HOSTS. If not, somebody made it resolve here.",
+    "path": "Clients there have a mirror's URL with a path: it is http://HOST:PORT and nothing behind it.",
+}
+
+
+class Notice(NamedTuple):
+    """Something that is not as it should be."""
+
+    level: Literal["warning", "error"]
+    what: str
+    remedy: str
+
+
+def notices(stats: Stats, now: float) -> Iterator[Notice]:
+    """The worst first.
+
+    Args:
+        now: Unix seconds.
+    """
+    found = [*_of_upstream(stats, now), *_of_the_store(stats, now), *_of_clients(stats, now)]
+    yield from sorted(found, key=lambda notice: notice.level != "error")
+
+
+def _of_upstream(stats: Stats, now: float) -> Iterator[Notice]:
+    upstream = stats.upstream
+    if upstream.credential_rejected:
+        yield Notice(
+            "error",
+            "Upstream rejects the credential: only what is cached is served.",
+            "Make a new access token. After make install: write it into /etc/credstore/registry-cache.password, then "
+            "systemctl restart registry-cache. Else: into PASSWORD_FILE, which is read again by itself. "
+            "registry-cache doctor tells more.",
+        )
+    if not upstream.reachable:
+        yield Notice(
+            "error",
+            f"Upstream does not answer: {', '.join(upstream.down)}. What is cached is served, other pulls fail.",
+            "It is tried again by itself. registry-cache doctor tells whether it is the network, TLS or upstream.",
+        )
+    if upstream.limited_for_seconds:
+        yield Notice(
+            "warning",
+            f"Upstream said 429 and is left alone for {upstream.limited_for_seconds:.0f} s.",
+            "What is cached is served. If the cache pulls anonymously: an account (USERNAME) has more pulls.",
+        )
+    quota = upstream.rate_limit
+    if quota and quota.observed_at + quota.window_seconds > now and quota.remaining < quota.limit * _QUOTA_LOW:
+        yield Notice(
+            "warning",
+            f"{quota.remaining} of {quota.limit} pulls are left.",
+            "Put off what is not cached, or raise TAG_TTL and MAX_SIZE; the recent misses show who pulls what.",
+        )
+
+
+def _of_the_store(stats: Stats, now: float) -> Iterator[Notice]:
+    store, disk = stats.store, stats.disk
+    if disk and disk.free_bytes < disk.min_free_bytes:
+        yield Notice(
+            "warning",
+            f"{format_size(disk.free_bytes)} are free on the disk, less than MIN_FREE "
+            f"({format_size(disk.min_free_bytes)}): cached content is evicted.",
+            "Make room: registry-cache prune shows which of the host's own images can go.",
+        )
+    unstored = stats.unstored
+    if unstored and not store.read_only and now - unstored.last_at < _REFUSED_SECONDS:
+        yield Notice(
+            "error",
+            f"{unstored.objects} contents were not stored, the last one {format_ago(now - unstored.last_at)} ago: "
+            f"{unstored.reason}. They reached their clients; each pull of them asks upstream again.",
+            "Make room: on the disk (df, df -i; registry-cache prune for the host's own images), or with a larger "
+            "MAX_SIZE.",
+        )
+    if store.read_only:
+        yield Notice(
+            "error",
+            f"Nothing is stored: {store.read_only}. What is cached is served, everything else passes by.",
+            "It is tried again every few seconds. Look whether the disk is full, read-only or failing (df, dmesg), and "
+            "whether another program holds index.sqlite3.",
+        )
+    if store.quarantined:
+        yield Notice(
+            "error",
+            f"{store.quarantined} rotten {'file was' if store.quarantined == 1 else 'files were'} put aside.",
+            "They are fetched anew when asked for. Look at the disk (dmesg, smartctl), then run registry-cache verify.",
+        )
+
+
+def _of_clients(stats: Stats, now: float) -> Iterator[Notice]:
+    for kind, refused in sorted(stats.refused.items()):
+        if now - refused.last_at < _REFUSED_SECONDS:
+            yield Notice(
+                "warning",
+                f"{refused.requests} requests {_REFUSED_BECAUSE.get(kind, kind)} were refused, the last one from "
+                f"{refused.client or 'an unknown client'}: {refused.reason}.",
+                _REFUSED_REMEDY.get(kind, "The log has their lines."),
+            )

@@ -1,0 +1,263 @@
+"""A flight: one upstream stream for one cold digest, and any number of clients that read it while it grows.
+
+The first request starts it, later ones join it, whatever ranges they want. It lives on when its readers leave, unless
+others wait for its slot; it resumes where upstream broke, and its last bytes are released only when the digest has been
+verified. What the store cannot take goes to the readers through memory (:mod:`registry_cache.pull.relay`).
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from registry_cache.model.errors import ReadFailed, RegistryCacheError, UpstreamError
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.ports.storage import Hash, Partial, Piece, Sink
+from registry_cache.pull.boarding import Seat
+from registry_cache.pull.relay import Relay
+
+
+class BlobBody(Protocol):
+    """The body of one upstream GET; it begins at ``start``, which may be elsewhere than asked for."""
+
+    start: int
+    total_bytes: int | None
+
+    async def read(self) -> Piece:
+        """The next piece, empty at the end; raises UpstreamError when the transfer breaks."""
+
+    async def drain(self, take: Callable[[Piece], None]) -> None:
+        """Hand the rest to *take*, piece by piece, in a thread; raises what it raises, and UpstreamError."""
+
+
+class BlobSource(Protocol):
+    """Where flights get their bytes: ``upstream/``."""
+
+    def blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> AbstractAsyncContextManager[BlobBody]:
+        """One GET, one try."""
+
+
+class Flight:
+    """See the module. Made and owned by :class:`registry_cache.pull.flights.Flights`.
+
+    ``available`` bytes may be read by anyone. ``size_bytes`` is what upstream announced, None before that or where
+    upstream announced nothing. ``seat`` is None for what no client has asked for: it takes none of the clients' slots.
+    """
+
+    def __init__(self, repository: Repository, digest: Digest, *, seat: Seat | None) -> None:
+        self.repository = repository
+        self.digest = digest
+        self.seat = seat
+        self.size_bytes: int | None = None
+        self.available = 0
+        self.readers: set[FlightReader] = set()
+        self.partial: Partial | None = None
+        self.relay: Relay | None = None  # the store refused: what comes goes through memory
+        self.error: RegistryCacheError | None = None
+        self.complete = False
+        self.leaving = False  # nobody reads it and its slot is wanted: who comes now starts another one
+        self.asked_upstream = False  # it does not when an earlier run left the whole blob, only not yet published
+        self.boarded = asyncio.Event()  # it has had a slot
+        self.started = asyncio.Event()  # headers can go out, or it failed
+        self._progress = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "failed" if self.error else "flying"
+        state = f"unstored, {state}" if self.unstored else state
+        return f"<Flight {self.digest} {state} {self.available}/{self.size_bytes} readers={len(self.readers)}>"
+
+    @property
+    def unstored(self) -> bool:
+        """Whether the store refused it."""
+        return self.relay is not None
+
+    @property
+    def offset(self) -> int:
+        """How many bytes have come."""
+        if self.relay is not None:
+            return self.relay.stop
+        return self.partial.offset if self.partial is not None else 0
+
+    @property
+    def over(self) -> bool:
+        """No more bytes will come."""
+        return self.complete or self.error is not None
+
+    @property
+    def on_its_way(self) -> bool:
+        """Verified, and about to be stored: as good as a hit."""
+        return self.complete and not self.unstored and self.size_bytes is not None
+
+    def release(self, offset: int) -> None:
+        """Let readers have what is in, the bytes up to *offset*, but never the whole of an unverified blob."""
+        if self.size_bytes is None:
+            return  # the end is not known, so nothing can be held back: everything waits for the digest
+        self.started.set()
+        self._advance(min(offset, self.size_bytes - 1) if self.size_bytes else 0)
+
+    def announce(self, size_bytes: int) -> None:
+        """Upstream has told elsewhere how long the blob is whose transfer did not say it."""
+        offset = self.offset
+        if self.size_bytes is None and size_bytes and size_bytes >= offset:
+            self.size_bytes = size_bytes
+            self.release(offset)
+
+    def _advance(self, available: int) -> None:
+        if available > self.available:
+            self.available = available
+            self.wake()
+
+    def rewind(self, offset: int) -> None:
+        """The bytes behind *offset* were not what upstream sends now: whoever has got more of them is lost."""
+        for reader in self.readers:
+            if reader.reaching > offset:
+                reader.error = UpstreamError("what was sent of the blob so far is not what upstream has")
+        self.available = min(self.available, offset)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something has changed for the readers."""
+        progress, self._progress = self._progress, asyncio.Event()
+        progress.set()
+
+    def end(self, *, error: RegistryCacheError | None = None) -> None:
+        """No more bytes will come; the first reason counts."""
+        if self.over:
+            return
+        self.error, self.complete = error, error is None
+        self.boarded.set()
+        self.started.set()
+        self.wake()
+
+    def pass_by(self) -> None:
+        """The store does not take what comes from here on."""
+        if self.partial is None:
+            self.relay = Relay(0, hashlib.new(self.digest.algorithm))
+        else:
+            self.relay = Relay(self.partial.offset, self.partial.hashed())
+        self.wake()
+
+    def verified(self, size_bytes: int) -> None:
+        """All of it is there, and is what its digest says."""
+        self.size_bytes = size_bytes
+        self._advance(size_bytes)
+        self.end()
+
+    async def change(self) -> None:
+        """Until there is more to read, or something else has changed."""
+        await self._progress.wait()
+
+
+class Tower(Protocol):
+    """What a reader needs of :class:`registry_cache.pull.flights.Flights`."""
+
+    def left(self, flight: Flight) -> None:
+        """A reader has gone."""
+
+    async def send_direct(
+        self, repository: Repository, digest: Digest, sink: Sink, start: int, stop: int, known: Hash | None = None
+    ) -> None:
+        """See :meth:`registry_cache.pull.flights.Flights.send_direct`."""
+
+
+class FlightReader:
+    """One client of a flight, from before its headers until it is closed."""
+
+    def __init__(self, tower: Tower, flight: Flight, *, joined: bool) -> None:
+        self.flight = flight
+        self.joined = joined
+        self.reaching = 0  # so far it has been sent bytes, or is being
+        self.error: RegistryCacheError | None = None
+        self._tower: Tower | None = tower
+        flight.readers.add(self)
+
+    async def boarded(self, patience_seconds: float) -> bool:
+        """Whether the flight gets its turn within that time."""
+        try:
+            async with asyncio.timeout(patience_seconds):
+                await self.flight.boarded.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def size(self) -> int | None:
+        """The size of the blob in bytes, as soon as upstream has answered; None if it did not tell it.
+
+        Raises:
+            RegistryCacheError: the flight failed before it began.
+        """
+        await self.flight.started.wait()
+        if self.flight.error is not None:
+            raise self.flight.error
+        return self.flight.size_bytes
+
+    async def send(self, sink: Sink, start: int, stop: int) -> None:
+        """Send the bytes [start, stop) of the blob to *sink*, following the flight as it grows.
+
+        Raises:
+            RegistryCacheError: the flight failed; the connection must not look as if the body were whole.
+        """
+        flight, position = self.flight, start
+        while position < stop and self._tower is not None:
+            relay = flight.relay
+            if relay is not None and position >= relay.began and not relay.reaches(position):
+                await self._alone(self._tower, sink, position, stop)
+                return
+            if relay is not None:
+                relay.read(position)  # so that it knows how far its readers are
+            if position < flight.available:
+                position = await self._send_some(sink, position, min(flight.available, stop))
+            elif flight.over:
+                raise flight.error or UpstreamError("the flight ended early")
+            else:
+                await flight.change()
+            if self.error is not None:
+                raise self.error
+
+    async def _send_some(self, sink: Sink, position: int, stop: int) -> int:
+        """Send some of [position, stop), which is there; where the rest begins."""
+        flight, relay = self.flight, self.flight.relay
+        self.reaching = max(self.reaching, stop)
+        if relay is not None and position >= relay.began:
+            piece = relay.read(position)[: stop - position]
+            await sink.write(piece)
+            return position + len(piece)
+        if relay is not None:
+            stop = min(stop, relay.began)
+        if flight.partial is None:
+            raise UpstreamError("the flight has no bytes any more")
+        try:
+            await flight.partial.send(sink, position, stop)
+        except ReadFailed:
+            if self.error is not None:
+                raise self.error from None
+            raise
+        return stop
+
+    async def _alone(self, tower: Tower, sink: Sink, start: int, stop: int) -> None:
+        """Go on with a stream of its own."""
+        # Whoever gets the whole blob from one stream gets it verified; of a part of it nobody can say anything.
+        whole = start == 0 and stop == self.flight.size_bytes
+        known = hashlib.new(self.flight.digest.algorithm) if whole else None
+        await tower.send_direct(self.flight.repository, self.flight.digest, sink, start, stop, known)
+
+    async def landed(self) -> None:
+        """Wait until the flight has ended, or is known not to be stored.
+
+        Raises:
+            RegistryCacheError: it failed.
+        """
+        while not self.flight.over and not self.flight.unstored:
+            await self.flight.change()
+        if self.flight.error is not None:
+            raise self.flight.error
+
+    def close(self) -> None:
+        """The client has what it wanted, or is gone; may be called twice."""
+        if self._tower is not None:
+            tower, self._tower = self._tower, None
+            self.flight.readers.discard(self)
+            tower.left(self.flight)

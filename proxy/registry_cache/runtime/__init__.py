@@ -1,0 +1,1 @@
+"""Threads, background loops, work that is shared, systemd."""

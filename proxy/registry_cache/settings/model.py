@@ -1,0 +1,458 @@
+"""Every setting: its name, its type, its default and what it is for.
+
+Flags over environment (``REGISTRY_CACHE_…``) over a TOML file over the defaults below. The environment and the
+``config.yml`` of a ``registry:2`` are understood too (:mod:`registry_cache.settings.registry2`), below our own.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import model_validator as model_check
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from registry_cache.model.errors import SettingsError
+from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
+from registry_cache.settings import registry2
+
+ENV_PREFIX = "REGISTRY_CACHE_"
+
+
+def _listen(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    host = host.strip("[]")
+    # Without the colon, "5000" would mean every interface, which nobody who writes that can be held to want.
+    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 -- ports
+        raise ValueError("allowed is HOST:PORT such as 127.0.0.1:5000 or [::1]:5000")
+    if host and host != "localhost":
+        try:
+            ipaddress.ip_address(host)
+        except ValueError as error:
+            raise ValueError("allowed is an IP address or localhost before the port, such as 127.0.0.1:5000") from error
+    return value
+
+
+def _upstream(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("allowed is a URL such as https://registry-1.docker.io")
+    if parts.username or parts.password:
+        raise ValueError("allowed is a URL without a credential in it: use USERNAME and PASSWORD_FILE")
+    return value.rstrip("/")
+
+
+def _words(value: object) -> object:
+    """A list from ``a,b c``: environment variables and flags carry lists as text."""
+    return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
+
+
+def _host_names(value: list[str]) -> list[str]:
+    for host in value:
+        if host != "*" and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", host):
+            raise ValueError("allowed are host names without a port, such as cache.example.org, or *")
+    return value
+
+
+def _readable_file(value: Path) -> Path:
+    # Not is_file(): it raises where a folder on the way is closed to this user.
+    if not os.access(value, os.R_OK) or not value.is_file():
+        raise ValueError("allowed is an existing, readable file")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Size = Annotated[ByteSize, BeforeValidator(parse_size)]
+DiskThreshold = Annotated[Threshold, BeforeValidator(parse_threshold)]
+Words = Annotated[list[str], BeforeValidator(_words)]
+ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
+
+
+def _default_cache_dir() -> Path:
+    """systemd's CacheDirectory= if there is one, else the conventional place for root or for a user."""
+    if directory := os.environ.get("CACHE_DIRECTORY"):
+        return Path(directory.split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/cache/registry-cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "registry-cache"
+
+
+def _default_password_file() -> Path | None:
+    """The credential ``password`` of systemd's LoadCredential=, if the unit was given one."""
+    if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
+        path = Path(directory) / "password"
+        try:
+            return path if path.is_file() else None
+        except OSError as error:
+            raise SettingsError(f"PASSWORD_FILE: {str(path)!r}: the unit's credential: {error.strerror}") from error
+    return None
+
+
+def _default_state_file() -> Path:
+    """systemd's StateDirectory= if there is one, else the conventional place for root or for a user."""
+    if directory := os.environ.get("STATE_DIRECTORY"):
+        return Path(directory.split(":")[0]) / "images.json"
+    if os.geteuid() == 0:
+        return Path("/var/lib/registry-cache/images.json")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "registry-cache/images.json"
+
+
+class PruneSettings(BaseModel):
+    """``registry-cache prune``: when the host's own images are pruned, and which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    free_below: DiskThreshold = Field(
+        Threshold(percent=15), description="Prune only when less than this is free where Docker keeps its data."
+    )
+    free_target: DiskThreshold | None = Field(
+        None, description="Stop pruning as soon as this much is free (default: free_below plus 5 % of the filesystem)."
+    )
+    min_age: Duration = Field(7 * 86400.0, description="A dangling image younger than this on this host stays.")
+    keep: Words = Field([], description="Images never pruned: name patterns such as postgres:*, or digests.")
+    include_tagged: bool = Field(False, description="Also prune tagged images that nothing uses.")
+    tagged_min_age: Duration = Field(30 * 86400.0, description="A tagged image used within this time stays.")
+    include_build_cache: bool = Field(False, description="Also prune build cache that is not in use.")
+    build_cache_min_age: Duration = Field(30 * 86400.0, description="Build cache used within this time stays.")
+    min_container_age: Duration = Field(
+        300.0, description="A container younger than this counts as a run under way; 0 turns this off."
+    )
+    lock_file: Path = Field(
+        Path("/run/lock/registry-cache-run.lock"), description="The run lock: shared by runs, exclusive for the prune."
+    )
+    lock_wait: Duration = Field(
+        600.0, description="The longest that guard waits for the run lock; then it says who holds it, and ends."
+    )
+    lock_group: str | None = Field(
+        None, description="Only this group's users may take the run lock (mode 0660; default: everybody)."
+    )
+    state_file: Path = Field(
+        default_factory=_default_state_file,
+        description="The record of when images were last seen in use (default: images.json in "
+        "/var/lib/registry-cache, or in ~/.local/state/registry-cache without root).",
+    )
+    docker_host: str | None = Field(
+        None, description="The Docker Engine to talk to (default: DOCKER_HOST, else the usual sockets)."
+    )
+    data_root: Path | None = Field(
+        None, description="Watch the free space of this directory's filesystem (default: what the engine says)."
+    )
+
+
+class Settings(BaseSettings):
+    """The settings of one process, validated as a whole."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, enable_decoding=False
+    )
+
+    listen: Annotated[str, AfterValidator(_listen)] = Field(
+        "127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at."
+    )
+    hosts: Annotated[list[str], BeforeValidator(_words), AfterValidator(_host_names)] = Field(
+        [],
+        description="Names by which clients call the cache, beside localhost and addresses (the Host header). On "
+        "loopback others are refused, on other addresses only if this is set; `*`: none is.",
+    )
+    cache_dir: Path = Field(
+        default_factory=_default_cache_dir,
+        description="Where cached content lives; blobs/ in it is the truth (default: /var/cache/registry-cache, or "
+        "~/.cache/registry-cache without root; a systemd unit's CacheDirectory= first).",
+    )
+    max_size: Size = Field(
+        ByteSize(20_000_000_000), description="The cap: blobs and partials together never take more bytes."
+    )
+    min_free: Size | None = Field(
+        None, description="Free disk space never used up (default: the smaller of 1 GB and 5 % of the filesystem)."
+    )
+    upstream: Annotated[str, AfterValidator(_upstream)] = Field(
+        "https://registry-1.docker.io", description="The registry that misses are fetched from."
+    )
+    username: str | None = Field(None, description="Account for upstream; anonymous without it.")
+    password_file: ReadableFile | None = Field(
+        default_factory=_default_password_file,
+        description="File that holds the account's access token (PAT); read again when a token is needed (default: the "
+        "credential `password` of a systemd unit).",
+    )
+    ca_file: ReadableFile | None = Field(
+        None, description="PEM file of certificate authorities to trust beside the system's."
+    )
+    trusted_realms: Words = Field(
+        [], description="Hosts that may be sent the credential beside upstream's own host and domain."
+    )
+    private_hosts: Words = Field(
+        [],
+        description="Hosts on private addresses that upstream may redirect to, or name as its token service; needed "
+        "where upstream itself is public.",
+    )
+    anonymous_fallback: bool = Field(
+        False, description="Go on without the account when upstream rejects the credential."
+    )
+    tag_ttl: Duration = Field(900.0, description="How long a tag is served without asking upstream again.")
+    keep_deleted_tags: bool = Field(
+        False, description="Keep serving a cached tag that upstream has deleted or made private."
+    )
+    connect_timeout: Duration = Field(5.0, description="For the connection to upstream, TLS included.")
+    read_timeout: Duration = Field(15.0, description="A read from upstream that stalls this long counts as broken.")
+    request_timeout: Duration = Field(
+        25.0, description="The longest a client waits for the first byte of uncached content, retries included."
+    )
+    stale_timeout: Duration = Field(
+        2.5, description="How long upstream may take to confirm an expired tag before the stale one is served."
+    )
+    rate_limit_wait: Duration = Field(
+        15.0, description="The longest an uncached pull waits for upstream's rate limit to pass, instead of a 429."
+    )
+    negative_ttl: Duration = Field(
+        10.0, description="How long upstream's no to a tag, manifest, blob or list is answered from memory; 0: never."
+    )
+    retries: int = Field(5, ge=0, le=100, description="How often a broken transfer from upstream is taken up again.")
+    max_flights: int = Field(32, ge=1, le=1024, description="Blobs fetched from upstream at the same time.")
+    blob_connections: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="Connections for one large blob, where upstream gives each less than 400 Mbit/s; 1: always one.",
+    )
+    prefetch_concurrency: int = Field(
+        6, ge=0, le=64, description="Layers fetched before a running pull asks for them, at the same time; 0: none."
+    )
+    prefetch_max_size: Size = Field(
+        ByteSize(2_000_000_000),
+        description="The most bytes fetched ahead that no client has asked for yet (at most a quarter of MAX_SIZE).",
+    )
+    max_connections: int = Field(2048, ge=8, le=65536, description="Client connections served at the same time.")
+    client_timeout: Duration = Field(
+        60.0, description="A client that neither sends its request nor takes a byte for this long is dropped."
+    )
+    scrub_rate: Size = Field(
+        ByteSize(10_000_000), description="Bytes per second that the background scrub re-hashes; 0 turns it off."
+    )
+    shutdown_grace: Duration = Field(30.0, description="How long running transfers may go on after SIGTERM.")
+    log_format: Literal["json", "console"] | None = Field(
+        None, description="json, or console for people (default: console on a terminal, else json)."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least severe event logged."
+    )
+    prune: PruneSettings = Field(PruneSettings(), description="The host's image prune policy.")
+
+    # Whether an account without its token is an error: it is for whoever uses it.
+    needs_token: ClassVar[bool] = True
+
+    @model_check(mode="after")
+    def _credential_is_whole(self) -> Self:
+        if self.username and not self.password_file and self.needs_token:
+            raise ValueError("USERNAME is set but PASSWORD_FILE is not: allowed is both or neither")
+        if self.password_file and not self.username and "password_file" in self.model_fields_set:
+            raise ValueError("PASSWORD_FILE is set but USERNAME is not: allowed is both or neither")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- the signature is the library's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags (given to the constructor) over environment over the TOML file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def listen_host(self) -> str:
+        """The address without brackets; an empty host means every interface."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def listen_port(self) -> int:
+        """0 lets the kernel choose."""
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def local_url(self) -> str:
+        """Where the cache answers on this machine, without a trailing slash."""
+        host = self.listen_host
+        if host in ("", "0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
+            host = "127.0.0.1"
+        return f"http://{'[' + host + ']' if ':' in host else host}:{self.listen_port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the cache."""
+        host = self.listen_host
+        return host == "localhost" or (bool(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def load_settings(
+    config: Path | None = None, flags: Mapping[str, Any] | None = None, *, with_token: bool = True
+) -> Settings:
+    """Settings from *flags*, the environment, the file *config* (TOML, or a registry:2's YAML) and the defaults.
+
+    Args:
+        flags: by setting name; nested ones as a mapping (``{"prune": {"min_age": "7d"}}``); ``None`` is not set.
+        with_token: an account needs its token. False for those who look at another process, whose unit has it.
+
+    Raises:
+        SettingsError: something is wrong; the text is one line for the operator.
+    """
+    mistakes, _ = unknown_environment(os.environ)
+    if mistakes:
+        raise SettingsError(mistakes[0])
+    if config is not None and not os.access(config, os.R_OK):
+        why = "this user may not read it" if os.access(config, os.F_OK) else "there is no such file, or it is hidden"
+        raise SettingsError(f"--config: {str(config)!r}: {why}")
+    if config is not None and not config.is_file():
+        raise SettingsError(f"--config: {str(config)!r} is not a file")
+    old = _of_registry2(config)
+    is_toml = config is not None and not registry2.is_config(config)
+
+    class Configured(Settings):
+        model_config = SettingsConfigDict(toml_file=config if is_toml else None)
+        needs_token = with_token
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            *sources: PydanticBaseSettingsSource,
+            **named: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            flags, environment, file = Settings.settings_customise_sources(settings_cls, *sources, **named)
+            return flags, environment, InitSettingsSource(settings_cls, old), file
+
+    try:
+        configured = Configured(**_without_none(flags or {}))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"--config: {str(config)!r} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise SettingsError(_one_line(error) + (_place(error, config) if is_toml else "")) from error
+    # The subclass exists only to name the sources; callers get the plain class.
+    return Settings.model_construct(configured.model_fields_set, **dict(configured))
+
+
+def _of_registry2(config: Path | None) -> dict[str, Any]:
+    """What a registry:2's environment and ``config.yml`` set, by the names of our settings."""
+    old = _translation(config, os.environ)
+    # The unit's own credential is ours, and ours wins.
+    if old.password is None or _default_password_file() is not None:
+        return dict(old.values)
+    return {**old.values, "password_file": registry2.password_file(old.password)}
+
+
+def _translation(config: Path | None, environ: Mapping[str, str]) -> registry2.Translation:
+    return registry2.translate(config if config is not None and registry2.is_config(config) else None, environ)
+
+
+def not_honoured(config: Path | None, environ: Mapping[str, str]) -> list[str]:
+    """One line for each setting of a registry:2 that does nothing here, and why.
+
+    Raises:
+        SettingsError: it would be unsafe to go on without one of them; one line for each.
+    """
+    old = _translation(config, environ)
+    if old.refusals:
+        raise SettingsError("\n".join(old.refusals))
+    return old.notes
+
+
+def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
+    """*settings* with the values that a running service told of itself (``Settings.model_dump(mode="json")``).
+
+    What it was started with counts, not what this command's environment says; ``prune`` is this command's own.
+    """
+    values = {name: value for name, value in running.items() if name in Settings.model_fields and name != "prune"}
+    for name in ("cache_dir", "password_file", "ca_file"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    return settings.model_copy(update=values)
+
+
+def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, Mapping) else value
+        for name, value in flags.items()
+        if value is not None
+    }
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first error in one line: the setting, the value, what is allowed."""
+    first, *more = error.errors(include_url=False)
+    names = [str(part) for part in first["loc"]]
+    name = "__".join(names).upper()
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"no such setting{_suggestion(name)}"
+    elif name:
+        # In the words that our own checks have. A URL may carry a password.
+        value = re.sub(r"://[^/@]*@", "://…@", repr(first["input"]))
+        message = f"{value}: {message.replace('Input should be', 'allowed is')}"
+    also = f" (and {len(more)} more)" if more else ""
+    return f"{name}: {message}{also}" if name else f"{message}{also}"
+
+
+def _place(error: ValidationError, config: Path | None) -> str:
+    """`` (in FILE)`` where what is wrong is a key of that file; flags and the environment win over it."""
+    if config is None:
+        return ""
+    place: Any = tomllib.loads(config.read_text())
+    first = error.errors(include_url=False)[0]
+    for part in first["loc"]:
+        place = place.get(part) if isinstance(place, dict) else None
+    return f" (in {config})" if place is not None and place == first["input"] else ""
+
+
+def setting_names() -> list[str]:
+    """Every setting as the environment has it, without the prefix: ``TAG_TTL``, ``PRUNE__KEEP``."""
+    names = [name.upper() for name in Settings.model_fields if name != "prune"]
+    return names + [f"PRUNE__{name.upper()}" for name in PruneSettings.model_fields]
+
+
+def _suggestion(name: str, closeness: float = 0.6) -> str:
+    """``: did you mean …?`` for a name that is no setting; empty when none resembles it.
+
+    Args:
+        closeness: how much it has to resemble one, from 0 to 1 (:func:`difflib.get_close_matches`).
+    """
+    wanted, known = name.upper().replace("-", "_"), setting_names()
+    # A key of [prune] that stands outside it is meant as well.
+    by_key = {known_name.removeprefix("PRUNE__"): known_name for known_name in reversed(known)}
+    matches = difflib.get_close_matches(wanted, [*known, *by_key], n=1, cutoff=closeness)
+    return f": did you mean {by_key.get(matches[0], matches[0])}?" if matches else ""
+
+
+# What Kubernetes sets for a Service that is named registry-cache, or registry-cache-something.
+_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
+_MISTYPED = 0.8
+
+
+def unknown_environment(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """``REGISTRY_CACHE_…`` variables that are no setting: one line for each.
+
+    Returns:
+        those that resemble a setting, which are mistakes; and the others, which may be somebody else's.
+    """
+    known = {*setting_names(), "CONFIG"}
+    mistakes: list[str] = []
+    others: list[str] = []
+    for variable in sorted(environ):
+        name = variable.removeprefix(ENV_PREFIX)
+        if not variable.startswith(ENV_PREFIX) or name in known or _KUBERNETES.fullmatch(name):
+            continue
+        meant = _suggestion(name, _MISTYPED)
+        (mistakes if meant else others).append(f"{variable} is not a setting{meant}")
+    return mistakes, others

@@ -1,0 +1,83 @@
+"""Rotten files are put aside: the file that was read, never the good one that has taken its name meanwhile."""
+
+import asyncio
+
+from registry_cache.model import events
+from registry_cache.model.oci import Digest
+from registry_cache.store.files import Files, Inode
+from registry_cache.store.layout import Layout, file_name
+from registry_cache.store.locks import Locks
+from registry_cache.store.reading import Reading
+from registry_cache.store.removal import Removal
+from registry_cache.store.room import Room
+from registry_cache.store.row_writer import RowWriter
+
+# They are evidence, not content: so many are kept, the oldest go first.
+_KEPT = 8
+
+
+class Quarantine:
+    """See the module."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        files: Files,
+        room: Room,
+        rows: RowWriter,
+        removal: Removal,
+        locks: Locks,
+        events: events.Events,
+    ) -> None:
+        self._layout = layout
+        self._files = files
+        self._room = room
+        self._rows = rows
+        self._removal = removal
+        self._locks = locks
+        self._events = events
+        self._turn = asyncio.Lock()  # a name may come again while it is removed
+
+    async def put_aside(self, reading: Reading, digest: Digest, reason: str, inode: Inode | None) -> None:
+        """Take a rotten blob out of service; it is fetched anew when it is next asked for.
+
+        Args:
+            inode: of the file that is rotten, which its finder keeps open; None for whatever is there.
+        """
+        async with self._locks.hold([digest]):
+            try:
+                there = await self._files.identify(self._layout.blob(digest))
+                if there is None or (inode is not None and there != inode):
+                    return  # somebody was faster, or removed it by hand
+                self._events.emit(events.Quarantined(digest=digest, reason=reason))
+                await self._take_out(reading, digest)
+            except OSError as error:
+                self._events.emit(events.StorageFailed(operation="quarantine", reason=f"{digest}: {error}"))
+        await self.drop(keep=_KEPT)
+
+    async def _take_out(self, reading: Reading, digest: Digest) -> None:
+        path, name = self._layout.blob(digest), file_name(digest)
+        seen, known = await self._files.look(path), await self._rows.of([digest])
+        with reading.leaving([digest]):
+            async with self._turn:
+                try:
+                    await self._files.move(path, self._layout.quarantined(name))
+                except OSError:
+                    await self._files.remove([path])  # evidence is worth less than that nobody is served it
+                else:
+                    self._room.quarantine(name, seen.size_bytes if seen else 0)
+        self._removal.gone(known)
+
+    async def drop(self, *, keep: int = 0) -> int:
+        """Remove all but the last *keep* files; how many bytes that gave back."""
+        freed_bytes = 0
+        async with self._turn:
+            names = self._room.quarantined
+            for name in names[: max(0, len(names) - keep)]:
+                try:
+                    await self._files.remove([self._layout.quarantined(name)])
+                except OSError as error:
+                    self._events.emit(events.StorageFailed(operation="remove", reason=str(error)))
+                else:
+                    freed_bytes += self._room.unquarantine(name)
+        return freed_bytes

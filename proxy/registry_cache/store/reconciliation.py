@@ -1,0 +1,134 @@
+"""Rows are made to agree with blobs/, beside the running service: after a crash, a lost index, a refused write."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+from registry_cache.model import events
+from registry_cache.model.errors import DigestInvalid, IndexRefused
+from registry_cache.model.oci import Digest
+from registry_cache.ports.storage import BlobEntry, Index
+from registry_cache.store.files import Files, Seen
+from registry_cache.store.layout import ALGORITHMS, Layout
+from registry_cache.store.locks import Locks
+from registry_cache.store.room import Room
+from registry_cache.store.row_writer import RowWriter
+
+
+class Reconciler:
+    """See the module.
+
+    ``is_counted``: whether the room knows every file; else it knows only those that had a row when the store started.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        files: Files,
+        index: Index,
+        room: Room,
+        rows: RowWriter,
+        locks: Locks,
+        folders: Sequence[tuple[str, str]],
+        events: events.Events,
+    ) -> None:
+        self.is_counted = False
+        self._found = False  # any file
+        self._layout = layout
+        self._files = files
+        self._index = index
+        self._room = room
+        self._rows = rows
+        self._locks = locks
+        self._folders = folders
+        self._events = events
+
+    async def reconcile(self) -> None:
+        """Compare everything. New doubt that comes up meanwhile stays.
+
+        Raises:
+            IndexRefused: rows cannot be written; the doubt stays.
+            OSError: a folder cannot be read; the doubt stays.
+        """
+        self._found = False
+        began, reason, refusals = time.monotonic(), self._index.doubt, self._rows.refusals
+        await self._rows.again()
+        for algorithm, prefix in await self._worth_comparing():
+            await self._folder(algorithm, prefix)
+        await self._rows.settled()
+        stored = await self._rows.totals()
+        if not stored.objects and self._found:
+            raise IndexRefused("rows can neither be counted nor read")
+        self._room.stored = stored
+        self.is_counted = True
+        if self._index.doubt != reason or self._rows.refusals != refusals:
+            return  # the next round looks again
+        await self._index.settle_doubt()
+        if not self._room.stored.objects:
+            return  # a new cache: nothing to tell
+        self._events.emit(
+            events.IndexRebuilt(
+                reason=reason,
+                blobs=self._room.stored.objects,
+                size_bytes=self._room.stored.size_bytes,
+                duration_ms=(time.monotonic() - began) * 1000,
+            )
+        )
+
+    async def _worth_comparing(self) -> Sequence[tuple[str, str]]:
+        """Without rows, only what is there."""
+        if (await self._index.totals()).objects:
+            return self._folders
+        there = {name: await self._files.folders(self._layout.algorithm(name)) for name in ALGORITHMS}
+        return [(algorithm, prefix) for algorithm, prefix in self._folders if prefix in there[algorithm]]
+
+    async def _folder(self, algorithm: str, prefix: str) -> None:
+        known = await self._index.entries_between(f"{algorithm}:{prefix}", f"{algorithm}:{prefix}g")
+        found: set[Digest] = set()
+        for name, _ in await self._files.sizes(self._layout.blobs(algorithm, prefix)):
+            try:
+                found.add(Digest.parse(f"{algorithm}:{name}"))
+                self._found = True
+            except DigestInvalid:
+                continue  # not ours: left alone
+        for digest in sorted(known.keys() ^ found):
+            async with self._locks.hold([digest]):
+                await self._compare(digest)
+
+    async def _compare(self, digest: Digest) -> None:
+        """Give the file of *digest* its row, or take a row without a file away. Under the lock of the digest.
+
+        One that has another size than its row is found when it is opened.
+        """
+        row = await self._rows.of([digest])
+        seen = await self._files.look(self._layout.blob(digest))
+        if seen is None:
+            self._rows.forget(row)
+        elif digest not in row:
+            entry = BlobEntry(digest, seen.size_bytes, self._media_type(digest, seen), seen.changed_at)
+            await self._rows.add(entry)
+            self._rows.placed(digest)
+
+    async def adopt(self, digest: Digest) -> BlobEntry | None:
+        """A file that the index does not know, if it is here: the index was lost, or is being rebuilt.
+
+        Served even if it cannot have a row yet: the doubt that let us look for it stays.
+
+        Raises:
+            OSError: nobody can tell.
+        """
+        async with self._locks.hold([digest]):
+            seen = await self._files.look(self._layout.blob(digest))
+            if seen is None:
+                return None
+            entry = BlobEntry(digest, seen.size_bytes, self._media_type(digest, seen), self._index.clock.now())
+            with contextlib.suppress(IndexRefused):
+                came = await self._rows.add(entry)
+                self._rows.placed(digest)
+                if not self.is_counted:
+                    self._room.store(came)
+        return entry
+
+    def _media_type(self, digest: Digest, seen: Seen) -> str | None:
+        """What was served as a manifest stays one, whatever it looks like."""
+        return self._index.media_type_kept(digest) or seen.media_type

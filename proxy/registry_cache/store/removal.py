@@ -1,0 +1,69 @@
+"""Blobs go: out of memory first, then the file, then the row. Whatever the reason, they go this way."""
+
+from collections.abc import Mapping, Sequence
+
+from registry_cache.model import events
+from registry_cache.model.oci import Digest
+from registry_cache.ports.storage import Tally
+from registry_cache.store.files import Files
+from registry_cache.store.layout import Layout
+from registry_cache.store.reading import Reading
+from registry_cache.store.room import Room
+from registry_cache.store.row_writer import RowWriter
+
+# A thread that unlinks, or deletes rows, keeps its core until it waits, and on two cores a hit waits for that. p99 of
+# hits while 10 000 blobs went: 1.9 ms with 100 at once, 0.7 with ten; on another machine 0.44 with ten (1.0 to 3.3
+# times that without eviction, in six runs) and 0.39 with four (1.6 to 1.9). It takes 0.6 s with ten, 1 s with four.
+REMOVED_AT_ONCE = 4
+
+
+class Removal:
+    """See the module. Who calls it holds the locks of the digests."""
+
+    def __init__(
+        self, layout: Layout, files: Files, room: Room, rows: RowWriter, reading: Reading, events: events.Events
+    ) -> None:
+        self._layout = layout
+        self._files = files
+        self._room = room
+        self._rows = rows
+        self._reading = reading
+        self._events = events
+
+    async def remove(self, digests: Sequence[Digest]) -> Tally:
+        """Remove files and see to their rows; what that gave back, by what had been counted as stored.
+
+        Dying in between, the index claims too much, never too little. What the disk does not remove stays counted.
+        """
+        known, total = await self._rows.of(digests), Tally()
+        with self._reading.leaving(digests):
+            for first in range(0, len(digests), REMOVED_AT_ONCE):
+                gone = await self._unlink(digests[first : first + REMOVED_AT_ONCE])
+                total = total.plus(self.gone({digest: known[digest] for digest in gone if digest in known}))
+        return total
+
+    async def _unlink(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Those of *digests* that have no file any more."""
+        paths = {digest: self._layout.blob(digest) for digest in digests}
+        try:
+            await self._files.remove(list(paths.values()))
+        except OSError as error:
+            self._events.emit(events.StorageFailed(operation="remove", reason=str(error)))
+            return [digest for digest, path in paths.items() if await self._is_gone(path)]
+        return digests
+
+    async def _is_gone(self, path: str) -> bool:
+        try:
+            await self._files.remove([path])  # one that cannot be removed keeps no other
+            return await self._files.identify(path) is None
+        except OSError:
+            return False
+
+    def gone(self, rows: Mapping[Digest, Tally]) -> Tally:
+        """The files of *rows* are not there any more: count them out. Synchronous, as all accounting is."""
+        total = Tally()
+        for row in rows.values():
+            total = total.plus(row)
+        self._room.remove(total)
+        self._rows.forget(rows)
+        return total

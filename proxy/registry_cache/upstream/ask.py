@@ -1,0 +1,24 @@
+"""One request and who sends it: each concern of an exchange wraps a :data:`Send` and is one itself."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from registry_cache.upstream.reply import Reply
+
+
+class Ask(NamedTuple):
+    """One HTTP request; ``repository`` is whose content it asks for, as far as that is known."""
+
+    method: str
+    url: str
+    repository: str
+    headers: Mapping[str, str] = {}
+
+    def with_authorization(self, value: str | None) -> "Ask":
+        """The same request with an ``Authorization`` header, or without one."""
+        headers = {name: text for name, text in self.headers.items() if name != "Authorization"}
+        return self._replace(headers={**headers, "Authorization": value} if value else headers)
+
+
+# Raises UpstreamError when no answer comes; whoever gets the reply closes it.
+Send = Callable[[Ask], Awaitable[Reply]]

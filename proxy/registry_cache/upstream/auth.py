@@ -1,0 +1,274 @@
+"""Tokens: from a 401's challenge to the ``Authorization`` header of the next try.
+
+The credential goes to realms that the configuration trusts, over TLS unless upstream itself is plain http, and nowhere
+else. Source: distribution docs, "Token Authentication Specification".
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+from cachetools import LRUCache, TLRUCache
+
+from registry_cache.model import events
+from registry_cache.model.errors import NameUnknown, RateLimited, UpstreamError
+from registry_cache.runtime.singleflight import SingleFlight
+from registry_cache.upstream.account import Account
+from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.challenges import Challenge
+from registry_cache.upstream.credential import RealmTrust
+from registry_cache.upstream.redact import Redactor
+from registry_cache.upstream.redirected import REDIRECTS, check_downgrade
+from registry_cache.upstream.tokens import parse_token
+from registry_cache.upstream.urls import joined, origin_of, shown
+
+_MAX_REDIRECTS = 3
+# A token that is younger and yet refused is not refused for its age.
+_FRESH_SECONDS = 5.0
+_MAX_CANDIDATES = 3
+_SCHEMES = ("bearer", "basic")  # in the order of preference
+
+
+class _Key(NamedTuple):
+    """What a token is for, and whose it is."""
+
+    challenge: Challenge
+    with_account: bool
+
+
+class _Token(NamedTuple):
+    header: str
+    received_at: float  # monotonic seconds
+    expires_at: float
+
+
+class TokenReply(NamedTuple):
+    """What came back from a token service; the body is capped by whoever fetched it."""
+
+    status: int
+    body: bytes
+    location: str = ""
+    retry_in_seconds: float = 0.0
+
+
+# GET of a token URL with the given ``Authorization`` header, or without one.
+FetchToken = Callable[[str, str | None], Awaitable[TokenReply]]
+
+
+class Authenticator:
+    """Answers challenges, and remembers tokens until shortly before they expire."""
+
+    def __init__(
+        self,
+        *,
+        account: Account,
+        trust: RealmTrust,
+        fetch: FetchToken,
+        ping: Callable[[str | None], Awaitable[tuple[int, list[Challenge]]]],
+        redactor: Redactor,
+        events: events.Events,
+    ) -> None:
+        self._account = account
+        self._trust = trust
+        self._fetch = fetch
+        self._ping = ping
+        self._redactor = redactor
+        self._events = events
+        self._tokens: TLRUCache[_Key, _Token] = TLRUCache(
+            4096, ttu=lambda _key, token, _now: token.expires_at, timer=time.monotonic
+        )
+        self._challenges: LRUCache[str, Challenge] = LRUCache(4096)  # that worked, by repository
+        self._template: tuple[str, Challenge] | None = None
+        self._elsewhere: LRUCache[tuple[str, str], _Key] = LRUCache(1024)  # by origin and repository
+        self._fetching: SingleFlight[_Token] = SingleFlight()
+
+    @property
+    def credential_rejected(self) -> bool:
+        """Whether the configured account was refused when it was last used."""
+        return self._account.is_rejected
+
+    async def aclose(self) -> None:
+        """Stop token requests that nobody waits for any more."""
+        await self._fetching.aclose()
+
+    # --- upstream's own -----------------------------------------------------------------------------------------
+
+    async def header(self, repository: str) -> str | None:
+        """The ``Authorization`` that upstream is expected to want for *repository*; None when it has not said yet.
+
+        Saves the round trip of a 401 for each new repository: what was learnt from one holds for the next.
+        """
+        challenge = self._challenges.get(repository)
+        if challenge is None and self._template is not None:
+            known, template = self._template
+            challenge = template._replace(scope=template.scope.replace(f":{known}:", f":{repository}:"))
+        return await self.answer(challenge, []) if challenge is not None else None
+
+    def candidates(self, challenges: Iterable[Challenge], ask: Ask, sent: str | None) -> list[Challenge]:
+        """What may answer a 401, in the order to try; one that is there twice gets a second fresh token.
+
+        The challenge that worked before comes first: after its token has expired, some registries name a realm that
+        refuses everybody (nvcr.io).
+        """
+        offered = [_keyed(challenge, ask.repository) for challenge in challenges if challenge.scheme in _SCHEMES]
+        offered.sort(key=lambda challenge: _SCHEMES.index(challenge.scheme))
+        known = self._challenges.get(ask.repository)
+        was_fresh = sent is not None and self._is_fresh(sent)
+        if known is not None:
+            offered.insert(0, known)
+        found = list(dict.fromkeys(offered))[:_MAX_CANDIDATES]
+        if len(found) == 1 and ask.method != "HEAD" and not was_fresh and found[0].scheme == "bearer":
+            found.append(found[0])
+        return found
+
+    async def answer(self, challenge: Challenge, tried: Sequence[str]) -> str | None:
+        """The ``Authorization`` that answers *challenge* and is not among *tried*; None when there is none to give.
+
+        Raises:
+            CredentialRefused: the account is not accepted.
+            NameUnknown, Denied: the token service gives none for this name.
+            UpstreamError: the token service does not answer as it should.
+        """
+        if challenge.scheme == "basic":
+            # The registry itself asks: that is upstream's own host, which the credential is for.
+            basic = await self._account.basic()
+            return None if basic in tried else basic
+        key = _Key(challenge, with_account=True)
+        cached = self._tokens.get(key)
+        if cached is not None and cached.header in tried:
+            self._tokens.pop(key, None)
+        header = await self._bearer(key)
+        return None if header in tried else header
+
+    def worked(self, repository: str, challenge: Challenge) -> None:
+        """Upstream accepted what answered *challenge*."""
+        self._challenges[repository] = challenge
+        if f":{repository}:" in challenge.scope or challenge.scheme == "basic":
+            self._template = (repository, challenge)
+
+    async def refused(self, tried: Sequence[str]) -> None:
+        """Upstream accepts none of *tried*: whether that is the account's fault is found out here.
+
+        Raises:
+            CredentialRefused: it is.
+        """
+        basic = next((header for header in tried if header.startswith("Basic ")), None)
+        if basic is not None:
+            await self._account.refused_by_registry(basic, lambda: self._login_works_by_basic(basic))
+
+    async def _login_works_by_basic(self, basic: str) -> bool:
+        status, _ = await self._ping(basic)
+        return status != 401  # noqa: PLR2004 -- HTTP
+
+    def _is_fresh(self, header: str) -> bool:
+        now = time.monotonic()
+        return any(
+            token.header == header and now - token.received_at < _FRESH_SECONDS for token in self._tokens.values()
+        )
+
+    # --- other hosts --------------------------------------------------------------------------------------------
+
+    def known_elsewhere(self, ask: Ask) -> str | None:
+        """The ``Authorization`` that the host of *ask* accepted before for this repository."""
+        key = self._elsewhere.get((origin_of(ask.url), ask.repository))
+        token = self._tokens.get(key) if key is not None else None
+        return token.header if token is not None else None
+
+    async def answer_elsewhere(self, challenges: Iterable[Challenge], ask: Ask) -> str | None:
+        """The ``Authorization`` for a host that upstream redirects to; None when there is none to give.
+
+        The account goes there only if that host is trusted with it. Else one anonymous token is asked for, of a token
+        service that belongs to that host.
+        """
+        bearers = [_keyed(challenge, ask.repository) for challenge in challenges if challenge.scheme == "bearer"]
+        if not bearers:
+            return None
+        trusted = await asyncio.to_thread(self._trust.allows, ask.url)
+        if not trusted and not await asyncio.to_thread(RealmTrust(ask.url).allows, bearers[0].realm):
+            return None
+        key = _Key(bearers[0], with_account=trusted)
+        self._tokens.pop(key, None)
+        header = await self._bearer(key)
+        self._elsewhere[origin_of(ask.url), ask.repository] = key
+        return header
+
+    # --- tokens -------------------------------------------------------------------------------------------------
+
+    async def _bearer(self, key: _Key) -> str:
+        token = self._tokens.get(key)
+        if token is None:
+            token = (await self._fetching.do(key, lambda: self._token(key))).value
+        return token.header
+
+    async def _token(self, key: _Key) -> _Token:
+        basic = await self._account.basic() if key.with_account else None
+        if basic is not None and key.challenge.scope:
+            self._account.check_scope(key.challenge.scope)
+        reply, was_sent = await self._ask_realm(key.challenge, basic)
+        if was_sent and basic is not None:
+            if reply.status == 401:  # noqa: PLR2004 -- HTTP
+                self._account.reject(basic, key.challenge.realm, reply.body)
+                reply, _ = await self._ask_realm(key.challenge, await self._account.basic())
+            elif reply.status == 403:  # noqa: PLR2004 -- HTTP
+                await self._account.refused_scope(key.challenge, basic, reply.body, self._login_works)
+                reply, _ = await self._ask_realm(key.challenge, await self._account.basic())
+            elif reply.status == 200:  # noqa: PLR2004 -- HTTP
+                self._account.accepted()
+        token = self._tokens[key] = self._parsed(reply)
+        return token
+
+    async def _login_works(self, basic: str) -> bool:
+        """Whether the account gets a token as ``docker login`` asks for one: for no name at all."""
+        status, challenges = await self._ping(None)
+        bearer = next((challenge for challenge in challenges if challenge.scheme == "bearer"), None)
+        if bearer is None:
+            return status != 401  # noqa: PLR2004 -- HTTP
+        reply, _ = await self._ask_realm(bearer._replace(scope="", error=""), basic)
+        if reply.status not in (200, 401, 403):
+            raise UpstreamError(f"the token service answered {reply.status}")
+        return reply.status == 200  # noqa: PLR2004 -- HTTP
+
+    async def _ask_realm(self, challenge: Challenge, basic: str | None) -> tuple[TokenReply, bool]:
+        """The token service's answer, and whether *basic* was sent to whoever gave it."""
+        query = {name: value for name in ("service", "scope") if (value := getattr(challenge, name))}
+        url = joined(challenge.realm, challenge.realm) if challenge.realm else ""
+        if not url:
+            raise UpstreamError("upstream's challenge does not say where a token can be had")
+        url += ("&" if "?" in url else "?") + urlencode(query) if query else ""
+        for _ in range(_MAX_REDIRECTS):
+            sent = basic if basic is not None and await self._may_see(url) else None
+            reply = await self._fetch(url, sent)
+            if reply.status not in REDIRECTS or not reply.location:
+                return reply, sent is not None
+            after = joined(url, reply.location)
+            check_downgrade(url, after)
+            url = after
+        raise UpstreamError(f"the token service redirects more than {_MAX_REDIRECTS} times")
+
+    async def _may_see(self, url: str) -> bool:
+        if await asyncio.to_thread(self._trust.allows, url):
+            return True
+        self._events.emit(events.CredentialWithheld(realm=self._redactor.clean(shown(url))))
+        return False
+
+    def _parsed(self, reply: TokenReply) -> _Token:
+        if reply.status == 429:  # noqa: PLR2004 -- HTTP
+            raise RateLimited("the token service limits us", retry_in_seconds=max(1.0, reply.retry_in_seconds))
+        if reply.status in (401, 403):
+            raise NameUnknown("no such image, or one that nobody may read without an account: set USERNAME")
+        if reply.status != 200:  # noqa: PLR2004 -- HTTP
+            raise UpstreamError(f"the token service answered {reply.status}")
+        token = parse_token(reply.body)
+        self._redactor.learn(token.value)
+        now = time.monotonic()
+        return _Token(f"Bearer {token.value}", now, now + token.seconds)
+
+
+def _keyed(challenge: Challenge, repository: str) -> Challenge:
+    """*challenge* as a key: without what is only said in passing, and with a scope where none is told."""
+    scope = challenge.scope
+    if challenge.scheme == "bearer" and not scope.strip() and repository:
+        scope = f"repository:{repository}:pull"
+    return challenge._replace(scope=scope, error="")

@@ -1,0 +1,391 @@
+"""The questions that the rest of the program asks of upstream, and the answers in its own words.
+
+Small answers (manifests, tags, tokens, HEADs) come through :mod:`.transport`; blob bodies through :mod:`.bulk`, under
+the same rules: :mod:`.exchange`. No foreign exception leaves this package.
+"""
+
+import asyncio
+import contextlib
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from registry_cache.model import events
+from registry_cache.model.errors import HeadRefused, RateLimited, UpstreamError, UpstreamRefused
+from registry_cache.model.oci import MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Repository
+from registry_cache.model.ranges import ContentRange
+from registry_cache.upstream.account import Account
+from registry_cache.upstream.addresses import AddressRules
+from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.auth import Authenticator, TokenReply
+from registry_cache.upstream.blob_body import BlobBody
+from registry_cache.upstream.bulk import BulkClient, BulkReply
+from registry_cache.upstream.challenges import Challenge, parse_challenges
+from registry_cache.upstream.credential import Credential, RealmTrust
+from registry_cache.upstream.decoding import decoded
+from registry_cache.upstream.exchange import Exchange
+from registry_cache.upstream.headers import Link, content_digest, content_length, media_type
+from registry_cache.upstream.judged import message_of
+from registry_cache.upstream.ratelimit import RateLimit, parse_retry_after
+from registry_cache.upstream.redact import Redactor
+from registry_cache.upstream.reply import Reply
+from registry_cache.upstream.resilience import backoff_seconds
+from registry_cache.upstream.shapes import ListKind, is_list, manifest_type
+from registry_cache.upstream.transport import SmallClient
+from registry_cache.upstream.urls import origin_of
+from registry_cache.upstream.watched import Breakers, Prober
+
+_MEDIA_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,150}", re.ASCII)
+_OTHER_TYPES = ("text/", "image/", "application/xhtml", "application/octet")
+_UNKNOWN_TYPE = "application/octet-stream"
+_TOKEN_MAX_BYTES = 64 * 1024
+LIST_MAX_BYTES = 16 * 1024 * 1024
+_SMALL_ATTEMPTS = 3
+# An origin that will be tried again this soon is waited for; else the client hears at once that it is down.
+_PATIENCE_SECONDS = 5.0
+
+
+class ManifestHead(NamedTuple):
+    """What upstream says of a manifest without sending it; what it does not say is None, or octet-stream."""
+
+    digest: Digest | None
+    media_type: str
+    size_bytes: int | None
+
+
+class FetchedManifest(NamedTuple):
+    """A manifest as upstream sent it; not yet verified."""
+
+    body: bytes
+    media_type: str
+    digest: str | None  # the Docker-Content-Digest header, if there was one
+
+
+class FetchedList(NamedTuple):
+    """The answer to tags/list or referrers; ``link`` leads to the next page under the name that was asked for."""
+
+    body: bytes
+    content_type: str
+    link: str | None
+    filters_applied: str | None
+
+
+class Upstream:
+    """One registry, as seen by one account.
+
+    Args:
+        base_url: without a trailing slash.
+        tls: for every connection, the token service's and the CDN's too.
+        private_hosts: hosts that redirects and challenges may lead to although their addresses are private.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        tls: ssl.SSLContext,
+        credential: Credential | None,
+        trusted_realms: list[str],
+        anonymous_fallback: bool,
+        private_hosts: list[str],
+        connect_timeout_seconds: float,
+        read_timeout_seconds: float,
+        connections: int,
+        user_agent: str,
+        events: events.Events,
+    ) -> None:
+        self._events = events
+        self.origin = origin_of(base_url)
+        self.redactor = Redactor()
+        self.limits = RateLimit(self.origin, self.redactor, events)
+        self.breakers = Breakers(self.origin, events)
+        self.answered_at: float | None = None  # Unix seconds
+        addresses = AddressRules(base_url, [*private_hosts, *trusted_realms])
+        self._client = SmallClient(
+            tls=tls,
+            connections=connections + 32,
+            addresses=addresses,
+            redactor=self.redactor,
+            connect_timeout_seconds=connect_timeout_seconds,
+            read_timeout_seconds=read_timeout_seconds,
+            user_agent=user_agent,
+        )
+        self._bulk = BulkClient(
+            tls=tls,
+            connect_timeout_seconds=connect_timeout_seconds,
+            read_timeout_seconds=read_timeout_seconds,
+            connections=connections,
+            user_agent=user_agent,
+            addresses=addresses,
+            redactor=self.redactor,
+        )
+        # The slowest whole small exchange: a body that trickles in is as bad as one that stalls.
+        self._small_timeout_seconds = connect_timeout_seconds + 2 * read_timeout_seconds
+        self._watched = self.breakers.around(self._client.send)
+        account = Account(
+            credential,
+            anonymous_fallback=anonymous_fallback,
+            registry=self.origin,
+            redactor=self.redactor,
+            events=events,
+        )
+        self.auth = Authenticator(
+            account=account,
+            trust=RealmTrust(base_url, trusted_realms),
+            fetch=self._fetch_token,
+            ping=self._ping,
+            redactor=self.redactor,
+            events=events,
+        )
+        self._exchange = Exchange(
+            base_url,
+            auth=self.auth,
+            with_account=account.exists,
+            limits=self.limits,
+            breakers=self.breakers,
+            addresses=addresses,
+            redactor=self.redactor,
+            events=events,
+            answered=self._answered,
+        )
+        self._small_chain = self._exchange.chain(self._client.send)
+        self._bulk_chain = self._exchange.chain(self._bulk.send)
+        self._prober = Prober(self.breakers, self._client.send, events, bounded=self._bounded)
+        self._prober.start()
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.origin}>"
+
+    def interrupt(self) -> None:
+        """End every blob transfer under way at once, whatever its thread waits for; for the end of the process."""
+        self._bulk.interrupt()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._prober.aclose()
+        await self.auth.aclose()
+        await self._client.aclose()
+        self._bulk.close()
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    async def manifest_head(self, reference: Reference, *, attempts: int = _SMALL_ATTEMPTS) -> ManifestHead:
+        """What *reference* is now. Hub does not count this as a pull.
+
+        Raises:
+            HeadRefused: a GET has to find out; its no may be another's than the registry's.
+            ManifestUnknown, CredentialRefused, RateLimited, UpstreamError.
+        """
+        async with self._small("manifest_head", "HEAD", _manifest_path(reference), reference, attempts) as reply:
+            size = content_length(reply.headers) or None
+            if size is not None and size > MANIFEST_MAX_BYTES:
+                raise UpstreamError(f"the manifest is longer than {MANIFEST_MAX_BYTES} bytes")
+            return ManifestHead(content_digest(reply.headers), _type(reply) or _UNKNOWN_TYPE, size)
+
+    async def manifest(self, reference: Reference, *, attempts: int = _SMALL_ATTEMPTS) -> FetchedManifest:
+        """The manifest itself. Hub counts this as a pull.
+
+        By digest, any bytes that have it are what was asked for. By tag, they have to be able to be a manifest.
+
+        Raises:
+            ManifestUnknown, NameUnknown, Denied, CredentialRefused, RateLimited, UpstreamError.
+        """
+        async with self._small("manifest_get", "GET", _manifest_path(reference), reference, attempts) as reply:
+            body = await self._body(reply, MANIFEST_MAX_BYTES, reference.digest)
+            digest, kind = content_digest(reply.headers), await manifest_type(body)
+            if reference.digest is None and kind is None:
+                raise UpstreamError("upstream answered with something that is no manifest")
+            return FetchedManifest(body, _type(reply) or kind or _UNKNOWN_TYPE, digest)
+
+    async def blob_head(self, repository: Repository, digest: Digest) -> int:
+        """The size of a blob, in bytes; found out by a GET of one byte where a HEAD does not tell.
+
+        Raises:
+            BlobUnknown, NameUnknown, Denied, CredentialRefused, RateLimited, UpstreamError.
+        """
+        path = _blob_path(repository, digest)
+        with contextlib.suppress(HeadRefused):
+            async with self._small("blob_head", "HEAD", path, repository) as reply:
+                if length := content_length(reply.headers):
+                    return length
+        async with self._small("blob_get", "GET", path, repository, range_="bytes=0-0") as reply:
+            span = ContentRange.parse(reply.headers.only("content-range"))
+            length = content_length(reply.headers) if reply.status == 200 else span and span.total  # noqa: PLR2004
+            if length is None:
+                raise UpstreamError("upstream does not say how long the blob is")
+            return length
+
+    async def listing(self, repository: Repository, path: str) -> FetchedList:
+        """The answer to a tags/list or referrers question.
+
+        Args:
+            path: path and query, on upstream.
+
+        Raises:
+            NameUnknown, ManifestUnknown, Denied, CredentialRefused, UpstreamRefused, RateLimited, UpstreamError.
+        """
+        kind: ListKind = "referrers" if "/referrers/" in path else "tags"
+        async with self._small("other", "GET", path, repository) as reply:
+            body = await self._body(reply, LIST_MAX_BYTES, None)
+            if not await is_list(body, kind):
+                raise UpstreamError(f"upstream answered with something that is no list of {kind}")
+            content_type = _type(reply) or "application/json"
+            filters = reply.headers.get("oci-filters-applied")
+            return FetchedList(body, content_type, _link(reply, path), filters and self.redactor.clean(filters)[:200])
+
+    @contextlib.asynccontextmanager
+    async def blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[BlobBody]:
+        """One GET of a blob from *start*; a single try.
+
+        The body may begin elsewhere than asked: upstream may ignore the range. Look at ``body.start``.
+
+        Raises:
+            RangeRefused: a part was asked for, and the answer is neither that part nor the whole blob.
+            BlobUnknown, NameUnknown, Denied, CredentialRefused, RateLimited, UpstreamError.
+        """
+        ranged = bool(start) or stop is not None
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}
+        path = _blob_path(repository, digest)
+        reply = await self._exchange.ask("blob_get", "GET", path, repository, self._bulk_chain, **headers)
+        if not isinstance(reply, BulkReply):
+            raise TypeError(reply)
+        try:
+            body = BlobBody.of(reply, self._received, start if ranged else None)
+            yield body
+        except BaseException:
+            reply.close()
+            raise
+        body.close()
+
+    # --- small exchanges ----------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _small(
+        self,
+        kind: events.UpstreamKind,
+        method: str,
+        path: str,
+        of: Repository | Reference,
+        attempts: int = _SMALL_ATTEMPTS,
+        *,
+        range_: str | None = None,
+    ) -> AsyncIterator[Reply]:
+        """A small exchange, tried again while upstream seems to be worth it."""
+        repository = of.repository if isinstance(of, Reference) else of
+        headers = {"Accept": MANIFEST_ACCEPT} if kind.startswith("manifest") else {}
+        if range_ is not None:
+            headers["Range"] = range_
+        for attempt in range(1, attempts + 1):
+            try:
+                async with self._bounded():
+                    reply = await self._exchange.ask(kind, method, path, repository, self._small_chain, **headers)
+                break
+            except UpstreamError as error:
+                wait = max(backoff_seconds(attempt), error.retry_in_seconds)
+                is_answer = isinstance(error, (RateLimited, UpstreamRefused, HeadRefused))
+                if is_answer or attempt == attempts or wait > _PATIENCE_SECONDS:
+                    raise
+                self._events.emit(events.UpstreamFailed(origin=self.origin, reason=str(error), attempt=attempt))
+                await asyncio.sleep(wait)
+        try:
+            async with self._bounded():
+                yield reply
+        finally:
+            await reply.aclose()
+
+    async def _body(self, reply: Reply, limit: int, digest: Digest | None) -> bytes:
+        """A small body as it was meant: without an encoding that somebody in between put on it.
+
+        Args:
+            digest: bytes that have it are taken as they came, whatever they are called.
+        """
+        body = await reply.read_small(limit)
+        self._received(len(body))
+        length, encoding = content_length(reply.headers), reply.headers.get("content-encoding", "")
+        if length is not None and length != len(body):
+            raise UpstreamError(f"upstream announced {length} bytes and sent {len(body)}")
+        if not encoding or (digest is not None and await _hashed(body, digest.algorithm) == digest):
+            return body
+        return await asyncio.to_thread(decoded, body, encoding, limit)
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._small_timeout_seconds):
+                yield
+        except TimeoutError as error:
+            raise UpstreamError("upstream took too long to answer") from error
+
+    async def _fetch_token(self, url: str, authorization: str | None) -> TokenReply:
+        began, status = time.monotonic(), 0
+        try:
+            async with self._bounded():
+                reply = await self._watched(Ask("GET", url, "").with_authorization(authorization))
+                try:
+                    status = reply.status
+                    body = await reply.read_small(_TOKEN_MAX_BYTES)
+                    with contextlib.suppress(UpstreamError):
+                        body = decoded(body, reply.headers.get("content-encoding", ""), _TOKEN_MAX_BYTES)
+                    if status == 429 and origin_of(url) == self.origin:  # noqa: PLR2004 -- HTTP
+                        raise self.limits.refused(reply.headers, message_of(body, self.redactor), "other")
+                    wait = parse_retry_after(reply.headers) or 0.0
+                    return TokenReply(status, body, reply.headers.first("location"), wait)
+                finally:
+                    await reply.aclose()
+        finally:
+            duration_ms = (time.monotonic() - began) * 1000
+            self._events.emit(
+                events.UpstreamRequest(
+                    kind="token", method="GET", url=url.partition("?")[0], status=status, duration_ms=duration_ms
+                )
+            )
+
+    async def _ping(self, authorization: str | None) -> tuple[int, list[Challenge]]:
+        """The status of upstream's ``/v2/``, and what it challenges with: what a login is tried against."""
+        async with self._bounded():
+            ask = Ask("GET", self._exchange.base_url + "/v2/", "").with_authorization(authorization)
+            reply = await self._watched(ask)
+            try:
+                if reply.status not in (200, 401, 403, 404):
+                    raise UpstreamError(f"upstream answered {reply.status} to a login")
+                return reply.status, parse_challenges(reply.headers.lines("www-authenticate"))
+            finally:
+                await reply.aclose()
+
+    def _answered(self) -> None:
+        self.answered_at = time.time()
+
+    def _received(self, count: int) -> None:
+        if count:
+            self._events.emit(events.UpstreamReceived(bytes=count))
+
+
+def _manifest_path(reference: Reference) -> str:
+    return f"/v2/{reference.repository.name}/manifests/{reference.target}"
+
+
+def _blob_path(repository: Repository, digest: Digest) -> str:
+    return f"/v2/{repository.name}/blobs/{digest}"
+
+
+async def _hashed(body: bytes, algorithm: str = "sha256") -> Digest:
+    return await asyncio.to_thread(Digest.of, body, algorithm)
+
+
+def _type(reply: Reply) -> str:
+    """The media type of a manifest or list; empty where it is none, but a web page's or a file's."""
+    said = media_type(reply.headers)
+    if not _MEDIA_TYPE.fullmatch(said) or said.lower().startswith(_OTHER_TYPES):
+        return ""
+    return said
+
+
+def _link(reply: Reply, path: str) -> str | None:
+    """The next page, under the name that was asked for: of what upstream wrote, only the query is its own."""
+    link = Link.next_page(reply.headers)
+    query = link.target.partition("#")[0].partition("?")[2] if link is not None else ""
+    return f'<{path.partition("?")[0]}?{query}>; rel="next"' if query else None

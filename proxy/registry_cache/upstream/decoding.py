@@ -1,0 +1,55 @@
+"""``Content-Encoding`` of small answers, which nobody asked for and some servers in between apply all the same."""
+
+import zlib
+
+from registry_cache.model.errors import UpstreamError
+
+_PLAIN = frozenset({"", "identity", "none"})
+_MAX_LAYERS = 3
+
+
+def decoded(body: bytes, encoding: str, limit: int) -> bytes:
+    """*body* without its encodings; a body that is not what its label says is taken as it is.
+
+    Args:
+        limit: the most bytes that come out.
+
+    Raises:
+        UpstreamError: more come out, or the encoding is not known here.
+    """
+    names = [name for part in encoding.lower().split(",") if (name := part.strip()) not in _PLAIN]
+    if len(names) > _MAX_LAYERS:
+        raise UpstreamError("upstream encoded its answer more often than makes sense")
+    for name in reversed(names):
+        if name in ("gzip", "x-gzip"):
+            body = _inflated(body, limit, 31) if body.startswith(b"\x1f\x8b") else body
+        elif name == "deflate":
+            body = _inflated(body, limit, 15 if _is_zlib(body) else -15) if not _is_json(body) else body
+        elif not _is_json(body):
+            raise UpstreamError(f"upstream encoded its answer with {name[:40]!r}, which nobody asked for")
+    return body
+
+
+def _inflated(body: bytes, limit: int, window_bits: int) -> bytes:
+    """All members of a gzip file, or one zlib stream."""
+    out = b""
+    while body:
+        inflate = zlib.decompressobj(window_bits)
+        try:
+            out += inflate.decompress(body, limit + 1 - len(out))
+        except zlib.error as error:
+            raise UpstreamError(f"upstream's compressed answer is broken: {error}") from error
+        if len(out) > limit:
+            raise UpstreamError(f"upstream sent more than {limit} bytes where a small answer was due")
+        if not inflate.eof:
+            raise UpstreamError("upstream's compressed answer ends early")
+        body = inflate.unused_data if inflate.unused_data.startswith(b"\x1f\x8b") else b""
+    return out
+
+
+def _is_zlib(body: bytes) -> bool:
+    return len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0  # noqa: PLR2004 -- RFC 1950
+
+
+def _is_json(body: bytes) -> bool:
+    return body[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")

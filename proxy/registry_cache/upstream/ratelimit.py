@@ -1,0 +1,187 @@
+"""Upstream's limits: the quota it tells in headers, and the time it wants to be left alone after a 429.
+
+Source: Docker Hub, "pulls". Its pull limit counts manifest GETs only; its abuse limit counts everything. A 429 to a
+manifest closes the gate for manifests; blobs of images whose manifests are here go on, they cost no quota. A 429 to
+anything else closes both.
+"""
+
+import email.utils
+import time
+from typing import Literal, NamedTuple
+
+from registry_cache.model import events
+from registry_cache.model.errors import RateLimited
+from registry_cache.upstream.headers import Headers, number
+from registry_cache.upstream.redact import Redactor
+from registry_cache.upstream.shapes import parsed_json
+
+_DEFAULT_SECONDS = 60.0
+_DEFAULT_MAX_SECONDS = 900.0
+_MAX_SECONDS = 6 * 3600.0
+_QUOTA_MAX = 10**9
+# Whatever upstream says, GHCR names microseconds: it is asked once a second at most, then backing off.
+_FLOOR_SECONDS = 1.0
+_FLOOR_MAX_SECONDS = 60.0
+# What clients are told where upstream names no time: some wait for as long as it takes, and hang.
+TOLD_SECONDS = 5.0
+
+Question = Literal["pull", "head", "other"]
+
+
+class Quota(NamedTuple):
+    """What the ``ratelimit-*`` headers said last."""
+
+    limit: int
+    remaining: int
+    window_seconds: int
+    source: str
+    observed_at: float  # Unix seconds
+
+
+def parse_quota(headers: Headers, redactor: Redactor) -> Quota | None:
+    """The quota in ``ratelimit-limit: 100;w=21600`` and its companions; None where they are absent or make no sense."""
+    said, _, window = headers.first("ratelimit-limit").partition(";w=")
+    limit, remaining = _small(said), _small(headers.first("ratelimit-remaining").partition(";")[0])
+    if limit is None or remaining is None:
+        return None
+    source = redactor.clean(headers.first("docker-ratelimit-source"))[:100]
+    return Quota(limit, remaining, _small(window) or 0, source, time.time())
+
+
+def _small(text: str) -> int | None:
+    """A number that can be shown, and added to a time."""
+    found = number(text.strip())
+    return found if found is not None and found < _QUOTA_MAX else None
+
+
+def parse_retry_after(headers: Headers) -> float | None:
+    """Seconds that ``Retry-After`` names as a number or a date; None where it is neither.
+
+    A date is compared with the answer's own ``Date``: the clocks need not agree.
+    """
+    value = headers.first("retry-after")
+    if not value.isascii():
+        return None
+    if value.isdecimal():
+        return float(min(int(value[:9]), _MAX_SECONDS))
+    try:
+        return min(max(0.0, float(value[:20])), _MAX_SECONDS)
+    except ValueError:
+        pass
+    at = _unix_seconds(value)
+    if at is None:
+        return None
+    now = _unix_seconds(headers.first("date"))
+    return min(max(0.0, at - (time.time() if now is None else now)), _MAX_SECONDS)
+
+
+def _unix_seconds(date: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(date[:64]).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
+
+
+def refusal_message(body: bytes) -> str:
+    """What an error says, in any of its forms: registry errors, ``{"message"}``, plain text."""
+    parsed = parsed_json(body)
+    if isinstance(parsed, dict):
+        errors = parsed.get("errors")
+        first = errors[0] if isinstance(errors, list) and errors else parsed
+        for name in ("message", "details", "detail"):
+            if isinstance(first, dict) and isinstance(first.get(name), str) and first[name].strip():
+                return str(first[name])
+    text = " ".join(body.decode(errors="replace").split())
+    return "" if text.startswith("<") or body.startswith(b"\x1f\x8b") else text  # a page, a compressed one
+
+
+class Gate:
+    """Closed for a while after a 429; then one request a second finds out whether the limit is over."""
+
+    def __init__(self) -> None:
+        self._closed_until = 0.0  # monotonic seconds
+        self._next_try_at = 0.0
+        self._times = 0
+        self._question: Question = "other"
+        self._message = ""
+        self._said = False  # upstream named the time
+
+    @property
+    def closed_for_seconds(self) -> float:
+        """Until something may be asked again; 0 when it may now."""
+        return max(0.0, self._closed_until - time.monotonic())
+
+    def check(self) -> None:
+        """Let a request pass; raise RateLimited while the gate is closed."""
+        now = time.monotonic()
+        wait = max(self._closed_until, self._next_try_at if self._times else 0.0) - now
+        if wait > 0:
+            raise self._refusal(wait)
+        if self._times:  # the limit may be over: this one finds out, and the others wait for it
+            self._next_try_at = now + _FLOOR_SECONDS
+
+    def refusal(self) -> RateLimited:
+        """The error to raise right after it was closed."""
+        return self._refusal(self.closed_for_seconds)
+
+    def _refusal(self, wait: float) -> RateLimited:
+        told = wait if self._said else min(wait, TOLD_SECONDS)
+        return RateLimited(self._message, retry_in_seconds=wait, told_seconds=told)
+
+    def close(self, message: str, said_seconds: float | None, question: Question = "other") -> float:
+        """Close it for the time upstream named, else for a minute, doubling; returns the seconds."""
+        now = time.monotonic()
+        if now >= self._closed_until:  # those that were under way when it closed tell nothing new
+            self._times += 1
+        doubled = 2.0 ** min(max(self._times - 1, 0), 10)
+        if said_seconds is None:
+            seconds = min(_DEFAULT_SECONDS * doubled, _DEFAULT_MAX_SECONDS)
+        else:
+            seconds = max(said_seconds, min(_FLOOR_SECONDS * doubled, _FLOOR_MAX_SECONDS))
+        self._message, self._said, self._question = message, said_seconds is not None, question
+        self._closed_until = max(self._closed_until, now + seconds)
+        return self._closed_until - now
+
+    def passed(self, question: Question = "other") -> None:
+        """Upstream answered: the limit is over. A HEAD proves that for HEADs only, since it costs no quota."""
+        if time.monotonic() >= self._closed_until and question in ("pull", self._question):
+            self._times = 0
+
+
+class RateLimit:
+    """The limits of one origin."""
+
+    def __init__(self, origin: str, redactor: Redactor, events: events.Events) -> None:
+        self._origin = origin
+        self._redactor = redactor
+        self._events = events
+        self.pulls = Gate()
+        self.requests = Gate()
+        self.quota: Quota | None = None
+
+    def check(self, question: Question) -> None:
+        """Raise RateLimited while upstream wants to be left alone."""
+        self.requests.check()
+        if question != "other":
+            self.pulls.check()
+
+    def observe(self, headers: Headers, question: Question) -> None:
+        """Take note of an answer that is no 429."""
+        self.requests.passed()
+        if question != "other":
+            self.pulls.passed(question)
+        if quota := parse_quota(headers, self._redactor):
+            self.quota = quota
+            limit, remaining, window, source, _ = quota
+            self._events.emit(
+                events.QuotaObserved(limit=limit, remaining=remaining, window_seconds=window, source=source)
+            )
+
+    def refused(self, headers: Headers, message: str, question: Question) -> RateLimited:
+        """Take note of a 429; the error to raise."""
+        if quota := parse_quota(headers, self._redactor):
+            self.quota = quota
+        gate = self.pulls if question != "other" else self.requests
+        seconds = gate.close(message, parse_retry_after(headers), question)
+        self._events.emit(events.UpstreamLimited(origin=self._origin, retry_after_seconds=seconds, message=message))
+        return gate.refusal()

@@ -1,0 +1,92 @@
+"""The step that follows redirects: to the CDN without the account, to another name of upstream's with it."""
+
+from collections.abc import Callable
+
+from registry_cache.model.errors import RegistryCacheError, UpstreamError
+from registry_cache.upstream.addresses import AddressRefused, AddressRules
+from registry_cache.upstream.ask import Ask, Send
+from registry_cache.upstream.headers import is_json
+from registry_cache.upstream.reply import Reply
+from registry_cache.upstream.urls import joined, origin_of, repository_in, shown
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 5
+
+
+class Redirected:
+    """See the module.
+
+    Args:
+        own: to upstream's own origin.
+        elsewhere: to any other.
+        learn: called with a query that may be a signature, which is a credential.
+        limited: the error for a URL whose origin has answered 429.
+    """
+
+    def __init__(
+        self,
+        own: Send,
+        elsewhere: Send,
+        *,
+        base_url: str,
+        addresses: AddressRules,
+        learn: Callable[[str], None],
+        limited: Callable[[str], RegistryCacheError],
+    ) -> None:
+        self._own = own
+        self._elsewhere = elsewhere
+        self._origin = origin_of(base_url)
+        self._addresses = addresses
+        self._learn = learn
+        self._limited = limited
+
+    async def __call__(self, ask: Ask) -> Reply:
+        """See :data:`registry_cache.upstream.ask.Send`."""
+        reply = await self._own(ask)
+        for _ in range(_MAX_REDIRECTS):
+            if reply.status not in REDIRECTS:
+                return reply
+            location = reply.headers.first("location")
+            await reply.aclose()
+            ask = self._followed(ask, location)
+            if origin_of(ask.url) == self._origin:
+                reply = await self._own(ask)
+            else:
+                reply = await self._elsewhere(ask)
+                if (error := self._trouble(ask, reply)) is not None:
+                    await reply.aclose()
+                    raise error
+        await reply.aclose()
+        raise UpstreamError(f"upstream redirects more than {_MAX_REDIRECTS} times")
+
+    def _trouble(self, ask: Ask, reply: Reply) -> RegistryCacheError | None:
+        """What another host's refusal means, if it is no registry's: a new redirect may work.
+
+        Signed URLs expire, and CDNs refuse for reasons of their own.
+        """
+        if reply.status == 429:  # noqa: PLR2004 -- HTTP
+            return self._limited(ask.url)
+        is_question = ask.method == "HEAD" or "Range" in ask.headers or is_json(reply.headers)
+        if reply.status // 100 != 4 or is_question:  # noqa: PLR2004 -- HTTP
+            return None
+        return UpstreamError(f"{origin_of(ask.url)} refuses a redirected request with status {reply.status}")
+
+    def _followed(self, ask: Ask, location: str) -> Ask:
+        if not location:
+            raise UpstreamError("upstream redirects to nowhere")
+        url = joined(ask.url, location)
+        check_downgrade(ask.url, url)
+        try:
+            self._addresses.check_url(url)
+        except AddressRefused as error:
+            raise UpstreamError(f"upstream redirects to {shown(url)}: {error}") from error
+        query = url.partition("?")[2]
+        if query:
+            self._learn(query)
+        return ask._replace(url=url, repository=repository_in(url) or ask.repository)
+
+
+def check_downgrade(before: str, after: str) -> None:
+    """Raise UpstreamError if a redirect leads out of TLS."""
+    if before.startswith("https:") and not after.startswith("https:"):
+        raise UpstreamError(f"upstream redirects to {shown(after)!r}, which is not followed: it is not encrypted")

@@ -1,0 +1,163 @@
+"""The step that leaves alone an origin that is down or limits us, and finds out by itself when it is back."""
+
+import asyncio
+import contextlib
+import math
+import time
+import traceback
+from collections.abc import Callable
+
+from registry_cache.model import events
+from registry_cache.model.errors import HeadRefused, RegistryCacheError, UpstreamError
+from registry_cache.upstream.ask import Ask, Send
+from registry_cache.upstream.ratelimit import Gate, parse_retry_after
+from registry_cache.upstream.reply import Reply
+from registry_cache.upstream.resilience import Breaker
+from registry_cache.upstream.urls import origin_of
+
+_BREAKERS_MAX = 1000  # CDN hosts come and go; the healthy ones are forgotten
+_FORGOTTEN_AFTER_SECONDS = 600.0
+
+
+class Breakers:
+    """A circuit breaker for each origin, and a gate for each but *own*, whose limits are kept elsewhere."""
+
+    def __init__(self, own: str, events: events.Events) -> None:
+        self._own = own
+        self._events = events
+        self._breakers: dict[str, Breaker] = {}
+        self._gates: dict[str, Gate] = {}
+        self.opened = asyncio.Event()
+
+    @property
+    def down(self) -> list[str]:
+        """Origins that are held to be down."""
+        return [breaker.origin for breaker in self._breakers.values() if breaker.is_open]
+
+    def open_ones(self) -> list[Breaker]:
+        """Breakers that are open; those of hosts that nobody has asked for a while are forgotten."""
+        now = time.monotonic()
+        for origin, breaker in list(self._breakers.items()):
+            idle = now - breaker.asked_at > _FORGOTTEN_AFTER_SECONDS
+            if idle and breaker.is_open and origin != self._own:
+                del self._breakers[origin]
+        return [breaker for breaker in self._breakers.values() if breaker.is_open]
+
+    def of(self, url: str) -> Breaker:
+        """The breaker of the origin of *url*."""
+        origin = origin_of(url)
+        breaker = self._breakers.get(origin)
+        if breaker is None:
+            if len(self._breakers) >= _BREAKERS_MAX:
+                self._breakers = {name: kept for name, kept in self._breakers.items() if kept.is_open}
+                self._gates = {name: gate for name, gate in self._gates.items() if gate.closed_for_seconds}
+            breaker = self._breakers[origin] = Breaker(origin, self._events)
+        return breaker
+
+    def around(self, send: Send) -> Send:
+        """*send*, under the breaker and the gate of the origin that is asked."""
+
+        async def watched(ask: Ask) -> Reply:
+            breaker = self.of(ask.url)
+            gate = self._gates.get(breaker.origin)
+            if gate is not None:
+                gate.check()
+            breaker.asked_at = time.monotonic()
+            return await self._sent(send, ask, breaker)
+
+        return watched
+
+    async def probe(self, send: Send, breaker: Breaker) -> None:
+        """Ask the origin of *breaker* whether it answers; it is closed, or opened for longer."""
+        path = "/v2/" if breaker.origin == self._own else "/"
+        with contextlib.suppress(RegistryCacheError):
+            reply = await self._sent(send, Ask("GET", breaker.origin + path, ""), breaker, quiet=True)
+            await reply.aclose()
+
+    async def _sent(self, send: Send, ask: Ask, breaker: Breaker, *, quiet: bool = False) -> Reply:
+        with breaker.passing() as passage:
+            try:
+                reply = await send(ask)
+            except HeadRefused:
+                passage.succeeded()  # it is there, and does not understand HEAD
+                raise
+            except UpstreamError as error:
+                passage.failed(str(error), quiet=quiet)
+                self._note(breaker)
+                raise
+            if reply.status >= 500 and reply.status != 501:  # noqa: PLR2004 -- HTTP; 501 is an answer
+                passage.failed(f"status {reply.status}", quiet=quiet)
+                self._note(breaker)
+            else:
+                passage.succeeded()
+            if breaker.origin != self._own:
+                self._limit(breaker.origin, reply)
+            return reply
+
+    def _note(self, breaker: Breaker) -> None:
+        if breaker.is_open:
+            self.opened.set()
+
+    def _limit(self, origin: str, reply: Reply) -> None:
+        gate = self._gates.get(origin)
+        if reply.status == 429:  # noqa: PLR2004 -- HTTP
+            gate = self._gates.setdefault(origin, Gate())
+            seconds = gate.close(f"{origin} limits us", parse_retry_after(reply.headers))
+            self._events.emit(
+                events.UpstreamLimited(origin=origin, retry_after_seconds=seconds, message="too many requests")
+            )
+        elif gate is not None:
+            gate.passed()
+
+    def refusal(self, url: str) -> RegistryCacheError:
+        """The error for a 429 of another origin than upstream's own."""
+        gate = self._gates.get(origin_of(url))
+        return gate.refusal() if gate is not None else UpstreamError("upstream's limit was met elsewhere")
+
+
+class Prober:
+    """Asks origins that are down, while nobody else does: what is said of upstream stays true without clients.
+
+    Its owner starts and closes it.
+    """
+
+    def __init__(
+        self,
+        breakers: Breakers,
+        send: Send,
+        events: events.Events,
+        *,
+        bounded: Callable[[], contextlib.AbstractAsyncContextManager[None]],
+    ) -> None:
+        self._breakers = breakers
+        self._send = send
+        self._events = events
+        self._bounded = bounded
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, once; needs a running event loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="probes of upstream")
+
+    async def aclose(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._breakers.opened.wait()
+            self._breakers.opened.clear()
+            try:
+                while waiting := self._breakers.open_ones():
+                    await asyncio.sleep(max(0.1, math.ceil(min(b.retry_in_seconds for b in waiting) * 10) / 10))
+                    for breaker in self._breakers.open_ones():
+                        if not breaker.retry_in_seconds:
+                            async with self._bounded():
+                                await self._breakers.probe(self._send, breaker)
+            except RegistryCacheError:
+                self._breakers.opened.set()
+            except Exception:  # noqa: BLE001 -- a bug in a probe must not end all of them
+                self._events.emit(events.Crashed(message="probing upstream", traceback=traceback.format_exc()))

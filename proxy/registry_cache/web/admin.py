@@ -1,0 +1,150 @@
+"""The admin interface: a Unix socket in the cache directory, for root and the service's own user. Never the pull port.
+
+``GET /about``, ``GET /stats``, ``GET /list?pattern=``, ``POST /purge|pin|unpin?pattern=`` (``apply=1``); all answers
+are JSON.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from registry_cache.catalog.curator import Curator
+from registry_cache.model import events
+from registry_cache.model.contents import Pattern, familiar
+from registry_cache.model.errors import DigestInvalid, NameInvalid, StoreError
+from registry_cache.observe.figures import FullStats
+
+SOCKET_NAME = "admin.sock"
+_BACKLOG = 16
+_ROOT = 0
+
+AskStats = Callable[[], Awaitable[FullStats]]
+About = Callable[[], dict[str, Any]]
+
+
+class Admin(web.Server):
+    """Answers questions that come through the socket.
+
+    Args:
+        about: who this cache is, where it listens, its settings without secrets.
+    """
+
+    def __init__(self, curator: Curator, stats: AskStats, about: About) -> None:
+        super().__init__(self._dispatch, access_log=None)
+        self._curator = curator
+        self._full_stats = stats
+        self._about = about
+        self._answers: dict[tuple[str, str], Callable[[web.BaseRequest], Awaitable[object]]] = {
+            ("GET", "/about"): self._who,
+            ("GET", "/stats"): self._stats,
+            ("GET", "/list"): self._list,
+            ("POST", "/purge"): self._purge,
+            ("POST", "/pin"): self._pin,
+            ("POST", "/unpin"): self._unpin,
+        }
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        if not _is_allowed(request):
+            return _json(403, {"error": "only root and the user that runs the cache may ask"})
+        answer = self._answers.get((request.method, request.rel_url.path))
+        if answer is None:
+            return _json(404, {"error": "no such question; is the command of another version than the service?"})
+        try:
+            found = await answer(request)
+            # Off the loop: a list of all tags may be long.
+            return await asyncio.to_thread(_json, 200, found)
+        except (NameInvalid, DigestInvalid) as error:
+            return _json(400, {"error": str(error)})
+        except StoreError as error:
+            return _json(503, {"error": str(error)})
+
+    async def _who(self, _request: web.BaseRequest) -> object:
+        return self._about()
+
+    async def _stats(self, _request: web.BaseRequest) -> object:
+        return await self._full_stats()
+
+    async def _list(self, request: web.BaseRequest) -> object:
+        pattern = Pattern.parse(request.query["pattern"]) if "pattern" in request.query else None
+        return {"items": await self._curator.listing(pattern)}
+
+    async def _purge(self, request: web.BaseRequest) -> object:
+        apply = request.query.get("apply") == "1"
+        plan = await self._curator.purge(Pattern.parse(request.query.get("pattern", "")), apply=apply)
+        tags = [familiar(tag.repository, tag.name) for tag in plan.tags]
+        return {
+            "applied": apply,
+            "tags": tags,
+            "digests": plan.digests,
+            "size_bytes": plan.size_bytes,
+            "kept": plan.kept,
+        }
+
+    async def _pin(self, request: web.BaseRequest) -> object:
+        return (await self._curator.pin(Pattern.parse(request.query.get("pattern", ""))))._asdict()
+
+    async def _unpin(self, request: web.BaseRequest) -> object:
+        return (await self._curator.unpin(Pattern.parse(request.query.get("pattern", ""))))._asdict()
+
+
+def _is_allowed(request: web.BaseRequest) -> bool:
+    """The mode of the socket says it already; this holds even where somebody changed that."""
+    connection = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if connection is None:
+        return False
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid in (_ROOT, os.geteuid())
+
+
+def _json(status: int, value: object) -> web.Response:
+    body = msgspec.json.encode(value, enc_hook=str)
+    return web.Response(status=status, body=body, headers={"Content-Type": "application/json"})
+
+
+@contextlib.asynccontextmanager
+async def listening(admin: Admin, directory: Path, bus: events.Events) -> AsyncIterator[None]:
+    """Listen in *directory*, which is locked: a socket found there belongs to nobody alive.
+
+    Without a socket (a filesystem that has none) the cache still serves; that is a warning.
+    """
+    path = directory / SOCKET_NAME
+    runner = web.ServerRunner(admin)
+    await runner.setup()
+    try:
+        try:
+            await web.SockSite(runner, _bind(path)).start()
+        except OSError as error:
+            bus.emit(events.Warned(message=f"{path}: {error.strerror}: list, purge, pin and stats will not work"))
+        yield
+    finally:
+        await runner.cleanup()
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _bind(path: Path) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Through the folder's descriptor: a socket's path may have 107 bytes, a directory's many more.
+        # On the descriptor, before there is a name: bind(2) takes the mode over (Linux), so that it is never wider, and
+        # no link put in the name's place is followed.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(folder)
+    return listener

@@ -1,0 +1,81 @@
+"""The HTTP server: which handler a request goes to, and how many connections there may be.
+
+aiohttp's low-level server, without its router and middlewares: paths of the distribution API are parsed once, by us,
+and the plain application took twice the time for a hit.
+"""
+
+import asyncio
+import functools
+from typing import Any, cast
+
+from aiohttp import web
+
+from registry_cache.web.connection import Connection
+from registry_cache.web.errors import error_body
+from registry_cache.web.fast_connection import FastConnection, missing_attributes
+from registry_cache.web.fast_path import FastPath
+from registry_cache.web.ops import Ops
+from registry_cache.web.refusals import Refusals
+from registry_cache.web.routes import is_api
+from registry_cache.web.v2 import V2
+
+_BUSY_BODY = error_body("TOOMANYREQUESTS", "too many connections")
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; sandbox\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BUSY_BODY), _BUSY_BODY)
+)
+
+
+class _Refusal(asyncio.Protocol):
+    """One connection too many: told so, and closed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.WriteTransport, transport).write(_BUSY)  # which uvloop's do not inherit
+        transport.close()
+
+
+class Server(web.Server):
+    """See the module.
+
+    Args:
+        client_timeout_seconds: how long a connection may go without a whole request.
+    """
+
+    def __init__(
+        self,
+        v2: V2,
+        ops: Ops,
+        fast: FastPath,
+        refusals: Refusals,
+        *,
+        max_connections: int,
+        client_timeout_seconds: float,
+    ) -> None:
+        # keepalive_timeout also bounds the wait for the first request of a connection, and for the rest of a slow one.
+        super().__init__(
+            self._dispatch, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
+        )
+        kind = functools.partial(Connection) if missing_attributes() else functools.partial(FastConnection, fast=fast)
+        self._connection = functools.partial(kind, self, refusals, client_timeout_seconds=client_timeout_seconds)
+        self._v2 = v2
+        self._ops = ops
+        self._max_connections = max_connections
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        if isinstance(request.protocol, FastConnection):
+            request.protocol.begins(request)
+        if is_api(request.rel_url.raw_path):
+            try:
+                return await self._v2.handle(request)
+            except ConnectionError as error:
+                # The body cannot be finished, or nobody takes it: aiohttp's way to end a connection without a word.
+                request.protocol.force_close()
+                raise asyncio.CancelledError(str(error)) from error
+        return await self._ops.handle(request)
+
+    def __call__(self) -> Any:
+        """The protocol of a new connection."""
+        if len(self.connections) >= self._max_connections:
+            return _Refusal()
+        return self._connection(loop=self._loop, **self._kwargs)

@@ -1,0 +1,161 @@
+"""Responses that carry a blob: ranges, conditional requests, and what happens when it breaks half-way."""
+
+from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+
+from registry_cache.model.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.model.ranges import RANGES_MAX, ContentRange
+from registry_cache.ports.storage import OpenBlob, Sink
+from registry_cache.pull.answers import BlobAnswer, Served
+from registry_cache.pull.direct import Direct
+from registry_cache.pull.flight import FlightReader
+from registry_cache.pull.flights import Flights
+from registry_cache.pull.pullthrough import PullThrough
+from registry_cache.runtime.threads import Threads
+from registry_cache.web.exchange import Exchange, blob_headers, client_address, matches_etag, only_if_cached
+from registry_cache.web.parts import Plan, plan
+from registry_cache.web.repeats import Repeats
+from registry_cache.web.sending import SocketSink
+
+# Of a blob that is not stored: each part is a request upstream.
+_DIRECT_PARTS_MAX = 16
+
+
+class BlobResponder:
+    """Answers requests for blobs.
+
+    Args:
+        client_timeout_seconds: how long a client may go without taking a byte.
+        threads: for reads of files that are not in the page cache.
+    """
+
+    def __init__(
+        self, pull_through: PullThrough, flights: Flights, *, client_timeout_seconds: float, threads: Threads
+    ) -> None:
+        self._pull_through = pull_through
+        self._flights = flights
+        self._client_timeout_seconds = client_timeout_seconds
+        self._threads = threads
+        self._repeats = Repeats()
+
+    async def respond(self, exchange: Exchange, repository: Repository, digest: Digest) -> web.StreamResponse:
+        """The response to a blob request, sent to its end.
+
+        Raises:
+            RegistryCacheError: nothing has been sent.
+            ConnectionError: the client has to see that the body is not whole.
+        """
+        exchange.reference = exchange.digest = digest
+        if only_if_cached(exchange.request):
+            answer = await self._pull_through.cached_blob(repository, digest)
+        else:
+            answer = await self._pull_through.blob(
+                repository, digest, head=exchange.request.method == "HEAD", client=exchange.request.remote or ""
+            )
+        exchange.served = answer.served
+        try:
+            return await self._respond(exchange, repository, digest, answer)
+        finally:
+            if answer.content is not None:
+                answer.content.close()
+
+    async def _respond(
+        self, exchange: Exchange, repository: Repository, digest: Digest, answer: BlobAnswer
+    ) -> web.StreamResponse:
+        request, content = exchange.request, answer.content
+        headers = blob_headers(answer.served, digest, head=request.method == "HEAD")
+        if matches_etag(request, digest):
+            del headers["Content-Type"]
+            return web.Response(status=304, headers=headers)
+        passes_by = isinstance(content, Direct) or (isinstance(content, FlightReader) and content.flight.unstored)
+        parts_max = _DIRECT_PARTS_MAX if passes_by else RANGES_MAX
+        try:
+            chosen = plan(request, digest, answer.size_bytes, parts_max=parts_max)
+        except RangeNotSatisfiable:
+            if isinstance(content, FlightReader):
+                await content.landed()  # the size is upstream's word until the digest has been verified
+            raise
+        exchange.open_ended = chosen.open_ended
+        headers |= {**chosen.headers, "Content-Length": str(chosen.length)}
+        if request.method == "HEAD" or content is None:
+            return web.Response(status=chosen.status, headers=headers)
+        if not isinstance(content, FlightReader | Direct) and content.body is not None:
+            whole = content.body
+            body = b"".join(
+                piece if isinstance(piece, bytes) else whole[piece.start : piece.stop] for piece in chosen.body
+            )
+            exchange.body_bytes = len(body)
+            self._count_repeats(exchange, chosen)
+            return web.Response(status=chosen.status, body=body, headers=headers)
+        response = web.StreamResponse(status=chosen.status, headers=headers)
+        try:
+            await self._stream(exchange, response, repository, digest, content, chosen)
+        finally:
+            self._count_repeats(exchange, chosen)
+        return response
+
+    def _count_repeats(self, exchange: Exchange, chosen: Plan) -> None:
+        """An open-ended range goes on until the client hangs up: it may get more than it wanted, and that again."""
+        first = chosen.body[0]
+        if chosen.open_ended and isinstance(first, ContentRange):
+            client, stop = client_address(exchange.request), first.start + exchange.body_bytes
+            exchange.repeated_bytes = self._repeats.sent(client, exchange.digest, first.start, stop)
+
+    async def _stream(
+        self,
+        exchange: Exchange,
+        response: web.StreamResponse,
+        repository: Repository,
+        digest: Digest,
+        content: OpenBlob | FlightReader | Direct,
+        chosen: Plan,
+    ) -> None:
+        await response.prepare(exchange.request)
+        exchange.body_begun = True
+        sink = self.sink(exchange.request.protocol)
+        try:
+            for piece in chosen.body:
+                if isinstance(piece, bytes):
+                    await sink.write(piece)
+                else:
+                    trouble = await self.send(sink, repository, digest, content, piece.start, piece.stop)
+                    exchange.error = exchange.error or trouble
+            await response.write_eof()
+        except RegistryCacheError as error:
+            exchange.error = str(error)
+            exchange.served = Served("error", exchange.served.upstream_seconds)
+            # Never end the body as if it were whole: a truncated 200 breaks a pull for good (containerd#9552).
+            raise ConnectionAbortedError(str(error)) from error
+        finally:
+            exchange.body_bytes = sink.sent_bytes
+            sink.close()
+
+    def sink(self, protocol: BaseProtocol, head: bytes = b"") -> SocketSink:
+        """Where the next body on this connection goes, behind *head*; whoever asks closes it."""
+        return SocketSink(protocol, head, timeout_seconds=self._client_timeout_seconds, threads=self._threads)
+
+    async def send(
+        self,
+        sink: Sink,
+        repository: Repository,
+        digest: Digest,
+        content: OpenBlob | FlightReader | Direct,
+        start: int,
+        stop: int,
+    ) -> str:
+        """Send the bytes [start, stop) of *content*.
+
+        Returns:
+            Why the disk could not give them, if it could not: the rest came from upstream, unseen by the client.
+
+        Raises:
+            RegistryCacheError: upstream could not give them either; the connection must not look as if they were whole.
+            ConnectionError: the client is gone.
+        """
+        try:
+            await content.send(sink, start, stop)
+        except ReadFailed as error:
+            await self._flights.send_direct(repository, digest, sink, error.offset, stop)
+            return str(error)
+        return ""

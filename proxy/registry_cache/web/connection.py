@@ -1,0 +1,106 @@
+"""One client's connection, as aiohttp has it: who it is, how long it may take nothing, and what is no HTTP."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+
+from registry_cache.model.errors import BadRequest
+from registry_cache.model.units import well_formed
+from registry_cache.web.errors import rendered
+from registry_cache.web.exchange import INERT, JSON, plain_address
+from registry_cache.web.refusals import Refusals
+
+# Of one header's value: podman names hundreds of ranges in one, and half as many after each 400.
+_FIELD_MAX_BYTES = 16 * 1024
+_LINGER_SECONDS = 1.0
+
+
+class Connection(web.RequestHandler):
+    """See the module.
+
+    Args:
+        client_timeout_seconds: how long the client may leave sent bytes unacknowledged, or its window closed.
+    """
+
+    __slots__ = ("_client_timeout_seconds", "_gone", "_peer", "_refusals")
+
+    def __init__(
+        self, manager: web.Server, refusals: Refusals, *, client_timeout_seconds: float, **options: Any
+    ) -> None:
+        # Bodies of requests are thrown away, so nobody unpacks them.
+        super().__init__(manager, max_field_size=_FIELD_MAX_BYTES, auto_decompress=False, **options)
+        self._refusals = refusals
+        self._client_timeout_seconds = client_timeout_seconds
+        self._peer = ""
+        self._gone = asyncio.Event()  # the client sends no more
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            # The kernel drops who takes nothing: small bodies are in its hands, nobody here waits for them.
+            milliseconds = max(1, int(self._client_timeout_seconds * 1000))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """As aiohttp's, but what is no HTTP is the client's mistake: no crash of ours, and one line for many."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        error = BadRequest(well_formed((message or str(exc)).partition("\n")[0][:200]))
+        self._refusals.count("malformed", self._peer, str(error))
+        status, body, headers = rendered(error, "other")
+        response = _LastWords(self.linger, status=status, body=body, headers={**INERT, **JSON, **headers})
+        response.force_close()
+        return response
+
+    async def linger(self) -> None:
+        """Take what the client still sends, for a moment: closed at once, the kernel would take the answer back.
+
+        Source: RFC 9112, section 9.6.
+        """
+        if self.transport is not None and self.transport.can_write_eof():
+            self.transport.write_eof()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER_SECONDS):
+                    await self._gone.wait()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio's, which knows half-open connections
+        """Called by the event loop."""
+        self._gone.set()
+        return None
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """As aiohttp's, but what is wrong with the body of a request, which nobody needs, is no crash of ours."""
+        error = kw.get("exc_info")
+        if isinstance(error, RequestPayloadError | HttpProcessingError):
+            self._refusals.count("malformed", self._peer, well_formed(str(error).partition("\n")[0][:200]))
+        else:
+            super().log_exception(*args, **kw)
+
+
+class _LastWords(web.Response):
+    """An answer after which the connection ends, although the client may not have sent everything."""
+
+    def __init__(self, linger: Callable[[], Awaitable[None]], **options: Any) -> None:
+        super().__init__(**options)
+        self._linger = linger
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Called by aiohttp."""
+        await super().write_eof(data)
+        await self._linger()

@@ -1,0 +1,230 @@
+"""The /v2/ routes: parse once, call, respond, log.
+
+Source: OCI distribution spec 1.1, "Pull" and "Content discovery".
+"""
+
+import traceback
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+from aiohttp import web
+
+from registry_cache.model import events
+from registry_cache.model.errors import (
+    BlobUnknown,
+    Denied,
+    ManifestUnknown,
+    NameUnknown,
+    NotCached,
+    RegistryCacheError,
+    Unauthorized,
+    Unsupported,
+)
+from registry_cache.model.events import CacheResult
+from registry_cache.model.oci import Reference, Repository
+from registry_cache.model.units import well_formed
+from registry_cache.ports.storage import Index
+from registry_cache.pull.answers import ListAnswer, ManifestAnswer, Served
+from registry_cache.pull.pullthrough import PullThrough
+from registry_cache.web.blob_response import BlobResponder
+from registry_cache.web.errors import rendered
+from registry_cache.web.exchange import (
+    JSON,
+    Exchange,
+    answer_headers,
+    client_address,
+    manifest_headers,
+    matches_etag,
+    only_if_cached,
+)
+from registry_cache.web.fast_connection import FastConnection
+from registry_cache.web.gate import Gate
+from registry_cache.web.refusals import Refusals, refusal_kind
+from registry_cache.web.routes import Query, Route, hint, parse_path
+from registry_cache.web.sending import ClientStalled
+
+_CATALOG_MAX = 1000
+_CONTINUATIONS = 1000
+# What a name that was written wrongly leads to.
+_NOT_THERE = (Unauthorized, Denied, NameUnknown, ManifestUnknown, BlobUnknown)
+
+
+class V2:
+    """Answers /v2/ requests.
+
+    Args:
+        registries: the values of ``?ns=`` that are served, each the name of a configured upstream.
+    """
+
+    def __init__(
+        self,
+        pull_through: PullThrough,
+        index: Index,
+        blobs: BlobResponder,
+        *,
+        gate: Gate,
+        refusals: Refusals,
+        registries: frozenset[str],
+        events: events.Events,
+    ) -> None:
+        self._pull_through = pull_through
+        self._index = index
+        self._blobs = blobs
+        self._gate = gate
+        self._refusals = refusals
+        self._registries = registries
+        self._events = events
+        self._continuations: dict[str, None] = {}  # the oldest first
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer *request* and log it, whatever happens."""
+        exchange = Exchange(request)
+        status = 0  # the client left before the end of the answer
+        try:
+            try:
+                response = await self._answer(exchange)
+            except RegistryCacheError as error:
+                response = self._error_response(exchange, error)
+            except ConnectionError as error:
+                stalled = isinstance(error, ClientStalled)
+                exchange.error = "" if exchange.left_status == 206 and not stalled else str(error)  # noqa: PLR2004
+                if exchange.served.result == "error":
+                    exchange.error = str(error)
+                    status = 502  # broken off from here: what came was not what it had to be
+                raise
+            except Exception as error:  # a bug is a 500 in the spec's form and a line in the log
+                self._events.emit(events.Crashed(message=repr(error), traceback=traceback.format_exc()))
+                failure = RegistryCacheError("internal error; the log has the details")
+                if exchange.body_begun:
+                    status, exchange.served, exchange.error = 500, Served("error"), str(failure)
+                    raise ConnectionAbortedError(exchange.error) from error
+                response = self._error_response(exchange, failure)
+            status = response.status
+            return response
+        finally:
+            self._events.emit(exchange.event(status or exchange.left_status))
+
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        request = exchange.request
+        self._gate.check(request)
+        query = Query(request.rel_url.raw_query_string)
+        registry = query.registry(self._registries)
+        if request.method not in ("GET", "HEAD"):
+            raise Unsupported("this is a read-only cache: push to the registry itself")
+        route = parse_path(request.rel_url.raw_path, registry)
+        exchange.kind, exchange.repository = route.kind, route.repository
+        if isinstance(request.protocol, FastConnection):
+            request.protocol.learn(request, route)
+        if route.reference is not None:
+            return await self._manifest(exchange, route.reference)
+        if route.repository is None:
+            return await self._catalog(exchange) if route.kind == "catalog" else _ping(exchange)
+        if route.kind == "blob" and route.digest is not None:
+            return await self._blobs.respond(exchange, route.repository, route.digest)
+        return await self._list(exchange, route, route.repository, query)
+
+    async def _manifest(self, exchange: Exchange, reference: Reference) -> web.StreamResponse:
+        request = exchange.request
+        exchange.reference = reference.target
+        answer: ManifestAnswer
+        if only_if_cached(request):
+            answer = await self._pull_through.cached_manifest(reference)
+        else:
+            answer = await self._pull_through.manifest(reference, head=request.method == "HEAD")
+        exchange.served, exchange.digest = answer.served, answer.digest
+        headers = manifest_headers(answer.served, answer.digest, answer.media_type, head=request.method == "HEAD")
+        if matches_etag(request, answer.digest):
+            del headers["Content-Type"]
+            return web.Response(status=304, headers=headers)
+        if answer.body is None or request.method == "HEAD":
+            headers["Content-Length"] = str(answer.size_bytes)
+            return web.Response(headers=headers)
+        exchange.body_bytes = len(answer.body)
+        return web.Response(body=answer.body, headers=headers)
+
+    async def _list(self, exchange: Exchange, route: Route, repository: Repository, query: Query) -> web.StreamResponse:
+        digest = route.digest
+        path = f"/v2/{repository.name}/" + ("tags/list" if digest is None else f"referrers/{digest}")
+        exchange.reference = exchange.digest = digest or ""
+        told = f"{path}?{exchange.request.rel_url.raw_query_string}"
+        asked = told if told in self._continuations else path + query.question(route.kind)
+        answer: ListAnswer = await self._pull_through.listing(repository, asked)
+        exchange.served = answer.served
+        headers = answer_headers(answer.served)
+        found = answer.answer
+        headers["Content-Type"] = _fit(found.content_type) or "application/json"
+        if link := _own_link(_fit(found.link)):
+            headers["Link"] = link
+            self._remember(link[1:].partition(">")[0])
+        if filters := _fit(found.filters_applied):
+            headers["OCI-Filters-Applied"] = filters
+        exchange.body_bytes = len(found.body)
+        return web.Response(body=found.body, headers=headers)
+
+    def _remember(self, continuation: str) -> None:
+        """A next page has whatever parameters upstream gave it: what it told us to ask for may be asked for."""
+        self._continuations[continuation] = None
+        if len(self._continuations) > _CONTINUATIONS:
+            del self._continuations[next(iter(self._continuations))]
+
+    async def _catalog(self, exchange: Exchange) -> web.StreamResponse:
+        """What is cached, not what upstream has: Hub has no catalog either."""
+        query = exchange.request.query
+        limit = min(int(query.get("n", "")[:6]) if query.get("n", "").isdecimal() else 100, _CATALOG_MAX)
+        names = await self._index.repositories(query.get("last", "")[:256], limit + 1)
+        exchange.served = Served("bypass")
+        headers = answer_headers(exchange.served)
+        if len(names) > limit:
+            names = names[:limit]
+            if names:
+                headers["Link"] = f'</v2/_catalog?{urlencode({"n": limit, "last": names[-1]})}>; rel="next"'
+        return _json(exchange, {"repositories": list(names)}, headers)
+
+    def _error_response(self, exchange: Exchange, error: RegistryCacheError) -> web.Response:
+        kind = refusal_kind(error)
+        if kind is not None:
+            exchange.refused(error)
+            self._refusals.count(kind, client_address(exchange.request), exchange.error)
+        else:
+            # A "no" to only-if-cached is an answer, not an error, and no miss either: nobody was refused an image.
+            result: CacheResult = "bypass" if isinstance(error, NotCached) else "error"
+            exchange.served = Served(result, exchange.served.upstream_seconds)
+            exchange.error = "" if result == "bypass" else well_formed(str(error))
+        what_is_meant = hint(exchange.repository) if isinstance(error, _NOT_THERE) else ""
+        status, body, headers = rendered(error, exchange.kind, what_is_meant)
+        exchange.body_bytes = 0 if exchange.request.method == "HEAD" else len(body)
+        return web.Response(
+            status=status,
+            body=body,
+            headers={**answer_headers(exchange.served), **JSON, **headers},
+        )
+
+
+def _ping(exchange: Exchange) -> web.Response:
+    exchange.served = Served("bypass")  # neither cached nor cacheable: it would blur the hit ratio
+    return _json(exchange, {}, answer_headers(exchange.served))
+
+
+def _json(exchange: Exchange, value: object, headers: dict[str, str]) -> web.Response:
+    body = msgspec.json.encode(value)
+    exchange.body_bytes = len(body)
+    return web.Response(body=body, headers={**headers, **JSON})
+
+
+def _fit(value: str | None) -> str:
+    """A header's value that upstream chose, if it can be one of ours."""
+    return value if value is not None and value.isascii() and value.isprintable() else ""
+
+
+def _own_link(link: str) -> str | None:
+    """A pagination link that leads here: path and query of upstream's, whatever host it names."""
+    if not link.startswith("<") or ">" not in link:
+        return None
+    url, _, parameters = link[1:].partition(">")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    if not parts.path.startswith("/v2/"):
+        return None
+    return f"<{parts.path}{'?' + parts.query if parts.query else ''}>{parameters}"
