@@ -93,6 +93,11 @@ class Cache:
         """Wait until nothing is on its way to the disk any more: clients get their last byte before it is."""
         await asyncio.gather(*self.proxy.flights._tasks.values(), *self.proxy.pull_through._source.storing)
 
+    def forget(self) -> None:
+        """What has been emitted so far; what is counted from now on is new."""
+        self.emitted.clear()
+        self.answered = 0
+
     def seen(self, kind: type[events.Event]) -> list[Any]:
         return [event for event in self.emitted if isinstance(event, kind)]
 

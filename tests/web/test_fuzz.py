@@ -215,7 +215,7 @@ async def test_anything_on_the_wire(cache, filled, caplog):
             judge(whole, answer)
         assert not any(isinstance(event, events.Crashed) for event in cache.emitted), whole
         assert complaints(caplog) == [], whole
-        cache.emitted.clear()
+        cache.forget()
 
     loop = asyncio.get_running_loop()
     memory = resident_bytes()

@@ -84,7 +84,7 @@ async def serve_and_ask(cache, hub, document: str, tag: str) -> None:
         again = await cache.manifest(NAME, reply.headers["Docker-Content-Digest"])
         assert (again.status, again.body) == (200, reply.body)
     assert cache.seen(events.Crashed) == [], document[:500]
-    cache.emitted.clear()
+    cache.forget()
 
 
 async def test_hostile_json_hurts_nothing(start_cache, hub, monkeypatch):
@@ -113,7 +113,7 @@ async def test_hostile_json_hurts_nothing(start_cache, hub, monkeypatch):
     with contextlib.suppress(TimeIsOver):
         await asyncio.to_thread(ask)
     hub.faults.clear()
-    assert tried > SECONDS
+    assert tried > SECONDS, tried
     await cache.settled()
     assert (await cache.manifest(NAME, "true")).headers["Docker-Content-Digest"] == image.digest
     connector = aiohttp.UnixConnector(str(cache.root / "admin.sock"))
