@@ -9,6 +9,7 @@ from registry_cache.model.contents import (
     Stored,
     Tag,
     listing,
+    names_nothing,
     pins_for,
     plan_purge,
     unpins_for,
@@ -43,7 +44,7 @@ def inventory(*pins):
 
 
 def purged(pattern, *pins):
-    return plan_purge(inventory(*pins), Pattern.parse(pattern), needs)
+    return plan_purge(inventory(*pins), [Pattern.parse(each) for each in pattern.split()], needs)
 
 
 def names(plan):
@@ -63,10 +64,10 @@ def names(plan):
     ],
 )
 def test_names_are_read_as_docker_reads_them(text, repository, tag):
-    assert Pattern.parse(text) == (repository, tag, None)
+    assert Pattern.parse(text) == (repository, tag, None, "")
 
 
-@pytest.mark.parametrize(("text", "error"), [("", NameInvalid), ("a b", NameInvalid), ("sha256:12", DigestInvalid)])
+@pytest.mark.parametrize(("text", "error"), [("", NameInvalid), ("a b", NameInvalid), ("sha256:xy", DigestInvalid)])
 def test_what_names_nothing_is_refused(text, error):
     with pytest.raises(error):
         Pattern.parse(text)
@@ -88,10 +89,31 @@ def test_purging_everything_takes_the_shared_layer_too():
     assert "base" in names(purged("*"))
 
 
+def test_purging_several_names_takes_what_only_they_share():
+    together = purged("nginx org/app:1")
+    assert names(together) == {*NEEDS, "base", "nginx-layer", "new-layer", "app-layer"}
+    assert "base" not in names(purged("nginx:1 org/app:1"))  # nginx:2 stays, and needs it
+
+
+def test_purging_a_name_and_a_digest_takes_both_once():
+    plan = purged(f"nginx:1 {digest('nginx-1')} {digest('app-layer')}")
+    assert names(plan) == {"nginx-1", "nginx-layer", "app-layer"}
+    assert ([tag.name for tag in plan.tags], plan.size_bytes) == (["1"], 201)
+
+
+@pytest.mark.parametrize(
+    ("text", "nothing"), [("nginx", False), ("nginx:1", False), ("nginx:9", True), ("redis", True)]
+)
+def test_which_patterns_name_nothing(text, nothing):
+    assert names_nothing(inventory(), Pattern.parse(text)) is nothing
+    assert names_nothing(inventory(), Pattern.parse(str(digest(text)))) is True
+    assert names_nothing(inventory(), Pattern.parse(str(digest("base")))) is False
+
+
 def test_a_manifest_that_another_repository_has_too_stays():
     shared = inventory()
     shared.links[digest("nginx-1")].append(APP)
-    plan = plan_purge(shared, Pattern.parse("nginx:1"), needs)
+    plan = plan_purge(shared, [Pattern.parse("nginx:1")], needs)
     assert (len(plan.tags), plan.digests) == (1, [])
 
 
@@ -108,13 +130,14 @@ def test_what_is_pinned_stays():
 
 
 def test_listing_shows_the_whole_size_and_pins_that_are_yet_to_come():
-    lines = listing(inventory(Pin(NGINX, "1"), Pin(APP, "next")), None, needs)
+    lines, size_bytes = listing(inventory(Pin(NGINX, "1"), Pin(APP, "next")), None, needs)
     assert [(line.name, line.size_bytes, line.pinned) for line in lines] == [
         ("nginx:1", 201, True),
         ("nginx:2", 201, False),
         ("org/app:1", 201, False),
         ("org/app:next", 0, True),
     ]
+    assert size_bytes == 403  # the base that they share counts once
 
 
 def test_pins_for_a_repository_are_its_tags_and_for_a_tag_a_wish():
@@ -130,5 +153,5 @@ def test_a_shared_layer_in_use_does_not_make_every_image_look_used():
     found = inventory()
     found.blobs[digest("app")] = Stored(1, "manifest", 90.0)
     found.blobs[digest("base")] = Stored(100, None, 90.0)
-    last_use = {line.name: line.last_use for line in listing(found, None, needs)}
+    last_use = {line.name: line.last_use for line in listing(found, None, needs).items}
     assert last_use == {"nginx:1": 5.0, "nginx:2": 5.0, "org/app:1": 90.0}

@@ -72,8 +72,8 @@ async def curator(cached, seen):
 
 async def test_what_manifests_name_is_read_a_few_at_a_time_and_kept_within_bounds(curator, cached):
     for _ in range(2):
-        lines = await curator.listing(Pattern.parse("org/app"))
-        assert [line.size_bytes for line in lines] == [1010] * 100
+        listing = await curator.listing([Pattern.parse("org/app")])
+        assert [line.size_bytes for line in listing.items] == [1010] * 100
     assert max(cached.asked) <= 32
     parsed = curator._parsed
     assert parsed.currsize == sum(160 * (len(parts) + 1) for parts in parsed.values()) <= 24 * 1024 * 1024

@@ -106,10 +106,13 @@ def program(monkeypatch, capsys, tmp_path):
 
 
 ANSWERS = {
-    "list": {"items": [{"name": "n", "size_bytes": 5, "last_use": 1.0, "digest": "d", "pinned": True}]},
-    "purge": {"applied": False, "tags": ["t"], "digests": ["d"], "size_bytes": 5, "kept": ["k"]},
-    "pin": {"names": ["n"], "pinned_bytes": 5, "max_size_bytes": 6},
-    "unpin": {"names": ["n"]},
+    "list": {
+        "items": [{"name": "n", "size_bytes": 5, "last_use": 1.0, "digest": "d", "pinned": True}],
+        "size_bytes": 5,
+    },
+    "purge": {"applied": False, "tags": ["t"], "digests": ["d"], "size_bytes": 5, "kept": ["k"], "missing": ["m"]},
+    "pin": {"names": ["n"], "pinned_bytes": 5, "max_size_bytes": 6, "not_cached": ["n"], "missing": ["m"]},
+    "unpin": {"names": ["n"], "missing": ["m"]},
 }
 
 
@@ -126,6 +129,12 @@ def figures():
         "pins": {"number": 1, "size_bytes": 1},
         "next_evictions": [{"digest": "d", "size_bytes": 1, "last_use": 1.0, "repositories": ["r"]}],
     }
+
+
+@pytest.mark.parametrize("template", ["{{name}} {{.Digest}}", "json"])
+def test_what_the_service_says_through_a_template(program, monkeypatch, template):
+    monkeypatch.setattr(Service, "ask", lambda *_, **__: hostile(ANSWERS["list"]))
+    assert harmless(program("list", "--format", template))
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
@@ -243,7 +252,7 @@ def calls(tree, *names):
 def test_there_is_one_way_to_the_terminal():
     """Lines through say(), tables through console(), styles through styled(); beside them only JSON, which is ASCII."""
     for path in sorted((Path(registry_cache.__file__).parent / "cli").glob("*.py")):
-        if path.stem in ("common", "output", "completion", "serve"):
+        if path.stem in ("common", "output", "completion", "serve", "template"):
             continue
         tree = ast.parse(path.read_text())
         for call in calls(tree, "click.echo", "print", "Console", "Text.assemble", "click.secho"):
@@ -273,7 +282,8 @@ def test_a_list_on_a_narrow_terminal_folds_names(program, monkeypatch):
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_pin_of_what_is_not_cached_says_so(program, monkeypatch, cached):
-    answers = {"pin": ANSWERS["pin"] | {"names": ["nginx:9"]}, "list": {"items": [{"name": "nginx:9"}] * cached}}
+    absent = [] if cached else ["nginx:9"]
+    answers = {"pin": ANSWERS["pin"] | {"names": ["nginx:9"], "not_cached": absent, "missing": []}}
     monkeypatch.setattr(Service, "ask", lambda _self, question, *_, **__: answers[question])
     assert ("not cached yet" in program("pin", "nginx:9")) is not cached
     assert json.loads(program("pin", "nginx:9", "--json").partition("registry-cache pin:")[0])["not_cached"] == (

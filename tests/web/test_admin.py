@@ -1,6 +1,8 @@
 """The admin socket and the commands that use it, against a running cache."""
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import pty
@@ -87,7 +89,9 @@ async def test_list_purge_and_what_the_next_pull_does(cache, hub):
     assert after["size_bytes"] == on_disk
     assert (await cache.manifest("library/two", "1")).cache_status == "registry-cache; hit"
     assert (await cache.manifest("library/one", "1")).cache_status == "registry-cache; fwd=miss; stored"
-    assert (await run(cache.root, "purge", "nothing"))[0] == 1
+    code, out, err = await run(cache.root, "purge", "nothing", "one", "other:1")
+    assert (code, "would go: one:1" in out) == (1, True)
+    assert err == "nothing cached is named nothing\nnothing cached is named other:1\n"
     code, _, err = await run(cache.root, "purge", "a b")
     assert code == 2
     assert "write nginx" in err
@@ -369,3 +373,80 @@ def read_until(fd, text):
     seen = ""
     while text not in seen:
         seen += os.read(fd, 65536).decode(errors="replace")
+
+
+async def test_short_digests_several_names_and_lines_for_scripts(cache, hub):
+    one, two = await pull(cache, hub, "library/one"), await pull(cache, hub, "library/two")
+    short = one.digest[:19]
+    assert (await run(cache.root, "list", short, "--format", "{{.Repository}} {{tag}} {{.Digest}}"))[:2] == (
+        0, f"one 1 {one.digest}\n",
+    )  # fmt: skip
+    code, out, _ = await run(cache.root, "list", "one", "two:1", "--format", "json")
+    assert (code, [json.loads(line)["digest"] for line in out.splitlines()]) == (
+        0, [one.digest, two.digest],
+    )  # fmt: skip
+    for command in (["list"], ["pin"], ["unpin"], ["purge", "--yes"]):
+        assert (await run(cache.root, *command, "sha256:"))[:2] == (2, "")
+    code, out, _ = await run(cache.root, "pin", short, two.digest[:19])
+    assert (code, f"pinned: one@{one.digest}" in out, f"pinned: two@{two.digest}" in out) == (
+        0,
+        True,
+        True,
+    )
+    assert (await run(cache.root, "unpin", short, "two"))[0] == 0
+    code, out, _ = await run(cache.root, "purge", short, "two", "--yes", "--json")
+    assert (code, json.loads(out)["tags"]) == (0, ["two:1", "one:1"])
+    assert (await cache.stats())["store"]["manifests"] == 0
+    assert (await run(cache.root, "list", "--format", "{{name}}"))[1] == ""
+
+
+async def test_an_ambiguous_digest_changes_nothing(cache, hub):
+    blobs = {digest[7] for digest in [(await pull(cache, hub, f"library/i{n}")).digest for n in range(17)]}
+    assert len(blobs) < 17  # two of them begin alike
+    digests = json.loads((await run(cache.root, "list", "--json"))[1])["items"]
+    first = sorted(item["digest"] for item in digests)
+    beginning = next(one[:8] for one, other in itertools.pairwise(first) if one[:8] == other[:8])
+    for command in (["list"], ["pin"], ["unpin"], ["purge", "--yes"]):
+        code, out, err = await run(cache.root, *command, beginning)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert f"{beginning} is the beginning of several digests: " in err
+    assert len(json.loads((await run(cache.root, "list", "--json"))[1])["items"]) == 17
+
+
+async def test_a_list_on_a_terminal_ends_with_its_total(cache, hub):
+    await pull(cache, hub, "library/one")
+    await pull(cache, hub, "library/two")
+    shown = await on_a_terminal("list", "--cache-dir", str(cache.root))
+    assert "\n2 images, " in shown.replace("\r", "")
+    assert "images" not in (await run(cache.root, "list"))[1]
+
+
+async def on_a_terminal(*arguments):
+    leader, follower = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM, *arguments, stdout=follower, stderr=follower, env=environment(COLUMNS="160", TERM="xterm")
+    )
+    os.close(follower)
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
+        while piece := await asyncio.to_thread(os.read, leader, 4096):
+            seen += piece
+    os.close(leader)
+    await process.wait()
+    return seen.decode()
+
+
+async def test_watching_into_a_pipe_writes_a_line_each(cache, hub):
+    await pull(cache, hub, "library/one")
+    for options in ([], ["--format", "{{hit_ratio}}"]):
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM, "stats", "--watch", *options, "--cache-dir", str(cache.root),
+            stdout=asyncio.subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        try:
+            lines = [(await process.stdout.readline()).decode() for _ in range(2)]
+        finally:
+            process.send_signal(signal.SIGINT)
+            await process.wait()
+        assert process.returncode == 0
+        assert all(("requests 3 miss" in line) if not options else float(line) == 0.0 for line in lines), lines

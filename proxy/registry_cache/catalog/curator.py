@@ -9,8 +9,9 @@ from cachetools import LRUCache
 
 from registry_cache.catalog.manifests import OpaqueManifests
 from registry_cache.model import contents, events
-from registry_cache.model.contents import Inventory, Listed, Parts, Pattern, Pin, PurgePlan, Stored
+from registry_cache.model.contents import Inventory, Listing, Parts, Pattern, Pin, PurgePlan, Stored
 from registry_cache.model.oci import Digest, Repository
+from registry_cache.model.short_digests import completed
 from registry_cache.runtime.background import Background
 from registry_cache.runtime.threads import Threads
 
@@ -67,11 +68,24 @@ class Proven(Protocol):
 
 
 class PinAnswer(NamedTuple):
-    """What came of a pin: the names, and how many bytes all pins hold of the cap."""
+    """What came of a pin: the names, and how many bytes all pins hold of the cap.
+
+    ``not_cached`` are those of the names of which nothing is here yet; ``missing`` the places of the patterns that name
+    nothing.
+    """
 
     names: list[str]
     pinned_bytes: int
     max_size_bytes: int
+    not_cached: list[str]
+    missing: list[int]
+
+
+class PurgeAnswer(NamedTuple):
+    """What goes, or went; ``missing`` are the places of the patterns that name nothing cached."""
+
+    plan: PurgePlan
+    missing: list[int]
 
 
 class Curator:
@@ -118,46 +132,83 @@ class Curator:
         await self._following.aclose()
         self._thread.close()
 
-    async def listing(self, pattern: Pattern | None) -> list[Listed]:
-        """What is cached, by name."""
+    async def names(self) -> list[str]:
+        """The cached tags as people write them, in order: what a shell offers."""
         inventory = await self._index.inventory()
-        return await self._thread.run(contents.listing, inventory, pattern, await self._needs(inventory))
+        return await self._thread.run(
+            lambda: sorted(contents.familiar(tag.repository, tag.name) for tag in inventory.tags)
+        )
 
-    async def purge(self, pattern: Pattern, *, apply: bool) -> PurgePlan:
-        """What purging *pattern* takes; taken if *apply*."""
+    async def listing(self, patterns: Sequence[Pattern] | None) -> Listing:
+        """What is cached, by name; ``None`` for everything.
+
+        Raises:
+            DigestAmbiguous: a short digest means several.
+        """
+        inventory = await self._index.inventory()
+        if patterns is not None:
+            patterns = await self._whole(patterns, inventory)
+        return await self._thread.run(contents.listing, inventory, patterns, await self._needs(inventory))
+
+    async def purge(self, patterns: Sequence[Pattern], *, apply: bool) -> PurgeAnswer:
+        """What purging *patterns* takes; taken if *apply*.
+
+        Raises:
+            DigestAmbiguous: a short digest means several; nothing was taken.
+        """
         async with self._changing:
             inventory = await self._index.inventory()
-            plan = await self._thread.run(contents.plan_purge, inventory, pattern, await self._needs(inventory))
+            whole = await self._whole(patterns, inventory)
+            missing = [one for one, pattern in enumerate(whole) if contents.names_nothing(inventory, pattern)]
+            plan = await self._thread.run(contents.plan_purge, inventory, whole, await self._needs(inventory))
             if apply:
                 await self._index.forget_tags([(tag.repository, tag.name) for tag in plan.tags])
-                if pattern.names_repositories:
-                    await self._index.forget_repositories(pattern.matches)
-                    self._proven.forget(pattern.matches)
+                for pattern in whole:
+                    if pattern.names_repositories:
+                        await self._index.forget_repositories(pattern.matches)
+                        self._proven.forget(pattern.matches)
                 count, size_bytes = await self._store.purge(plan.digests)
                 self._events.emit(
-                    events.Purged(pattern=_text(pattern), tags=len(plan.tags), objects=count, size_bytes=size_bytes)
+                    events.Purged(pattern=_text(whole), tags=len(plan.tags), objects=count, size_bytes=size_bytes)
                 )
-        return plan
+        return PurgeAnswer(plan, missing)
 
-    async def pin(self, pattern: Pattern) -> PinAnswer:
-        """Pin what *pattern* names."""
+    async def pin(self, patterns: Sequence[Pattern]) -> PinAnswer:
+        """Pin what *patterns* name.
+
+        Raises:
+            DigestAmbiguous: a short digest means several; nothing was pinned.
+        """
+        return await self._change_pins(patterns, contents.pins_for, pinned=True)
+
+    async def unpin(self, patterns: Sequence[Pattern]) -> PinAnswer:
+        """Take the pins away that *patterns* name.
+
+        Raises:
+            DigestAmbiguous: a short digest means several; nothing was changed.
+        """
+        return await self._change_pins(patterns, contents.unpins_for, pinned=False)
+
+    async def _change_pins(
+        self, patterns: Sequence[Pattern], meant: Callable[[Inventory, Pattern], list[Pin]], *, pinned: bool
+    ) -> PinAnswer:
         async with self._changing:
-            pins = contents.pins_for(await self._index.inventory(), pattern)
-            await self._index.change_pins(add=pins)
-            return await self._answer(pattern, pins, pinned=True)
+            inventory = await self._index.inventory()
+            whole = await self._whole(patterns, inventory)
+            found = [meant(inventory, pattern) for pattern in whole]
+            pins = list(dict.fromkeys(pin for each in found for pin in each))
+            await self._index.change_pins(**{"add" if pinned else "remove": pins})
+            names = sorted(map(str, pins))
+            if names:
+                self._events.emit(events.Pinned(pattern=_text(whole), names=names, pinned=pinned))
+            cached = {(tag.repository, tag.name) for tag in inventory.tags}
+            absent = [str(pin) for pin in pins if ":" not in pin.target and (pin.repository, pin.target) not in cached]
+            missing = [one for one, each in enumerate(found) if not each]
+            return PinAnswer(names, await self._refresh(), self._cap_bytes, sorted(absent), missing)
 
-    async def unpin(self, pattern: Pattern) -> PinAnswer:
-        """Take the pins away that *pattern* names."""
-        async with self._changing:
-            pins = contents.unpins_for(await self._index.inventory(), pattern)
-            await self._index.change_pins(remove=pins)
-            return await self._answer(pattern, pins, pinned=False)
-
-    async def _answer(self, pattern: Pattern, pins: list[Pin], *, pinned: bool) -> PinAnswer:
-        names = sorted(map(str, pins))
-        if names:
-            self._events.emit(events.Pinned(pattern=_text(pattern), names=names, pinned=pinned))
-        return PinAnswer(names, await self._refresh(), self._cap_bytes)
+    async def _whole(self, patterns: Sequence[Pattern], inventory: Inventory) -> list[Pattern]:
+        """*patterns* with whole digests."""
+        return await self._thread.run(lambda: [completed(pattern, inventory) for pattern in patterns])
 
     async def _follow(self) -> float:
         await self._index.pins_changed.wait()
@@ -231,6 +282,5 @@ def _parsed_bytes(parts: tuple[Digest, ...]) -> int:
     return _DIGEST_BYTES * (len(parts) + 1)
 
 
-def _text(pattern: Pattern) -> str:
-    tag = f":{pattern.tag}" if pattern.tag else ""
-    return f"{pattern.repository}{tag}" + (f"@{pattern.digest}" if pattern.digest else "")
+def _text(patterns: Sequence[Pattern]) -> str:
+    return " ".join(map(str, patterns))

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -19,7 +20,7 @@ _TIMEOUT_SECONDS = 60.0
 _OK = 200
 _BAD_REQUEST = 400
 
-pattern_argument = click.argument("pattern")
+patterns_argument = click.argument("patterns", nargs=-1, required=True, metavar="PATTERN...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 cache_dir_option = click.option(
     "--cache-dir",
@@ -56,15 +57,15 @@ class Service:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def ask(self, question: str, method: str = "GET", **query: str) -> Any:
-        """The parsed answer.
+    def ask(self, question: str, method: str = "GET", **query: str | Sequence[str]) -> Any:
+        """The parsed answer; of a list in *query* each is sent.
 
         Raises:
             ServiceUnreachable: it is not running, or does not let this user ask.
         """
         connection = _Connection(self._directory)
         try:
-            connection.request(method, f"/{question}" + (f"?{urlencode(query)}" if query else ""))
+            connection.request(method, f"/{question}" + (f"?{urlencode(query, doseq=True)}" if query else ""))
             response = connection.getresponse()
             answer = json.loads(response.read())
         except PermissionError as error:

@@ -12,6 +12,7 @@ from rich.table import Table
 from registry_cache.cli.admin import cache_dir_option, json_option, service
 from registry_cache.cli.common import say, service_config_option
 from registry_cache.cli.output import console
+from registry_cache.cli.template import format_option, line_maker, say_line
 from registry_cache.model.units import format_ago, format_size
 
 # As the service sends them they are in the order of their names, which a sort keeps among equals.
@@ -29,10 +30,14 @@ Examples:
   registry-cache list
   registry-cache list nginx
   registry-cache list --sort size
-  registry-cache list 'myorg/*' --json
+  registry-cache list nginx 'myorg/*' --json
+  registry-cache list sha256:6c3c624b58db
+  registry-cache list --format '{{name}} {{size_bytes}}'
+  registry-cache list --format '{{.Repository}}:{{.Tag}}'
+  registry-cache list --format json | jq -r .name
 """,
 )
-@click.argument("pattern", required=False)
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @service_config_option
 @cache_dir_option
 @click.option(
@@ -44,20 +49,67 @@ Examples:
     help="By name, the largest first, or what was not used for the longest first.",
 )
 @json_option
-def command(pattern: str | None, config: Path | None, cache_dir: Path | None, order: str, *, as_json: bool) -> None:
+@format_option
+def command(
+    patterns: tuple[str, ...],
+    config: Path | None,
+    cache_dir: Path | None,
+    order: str,
+    template: str | None,
+    *,
+    as_json: bool,
+) -> None:
     """Show what is cached, by name: its size here, when it was last used, whether it is pinned.
+
+    A digest may be short, where only one that is cached begins like it. Fields of --format: name, repository, tag,
+    digest, size_bytes, size, last_use (Unix seconds), ago, pinned; docker's spelling ({{.Repository}}) works too.
 
     Exit codes: 0, 2 for a wrong pattern or setting, 3 when the service cannot be asked.
     """
-    query = {"pattern": pattern} if pattern else {}
-    answer = service(config, cache_dir).ask("list", **query)
+    line = line_maker(template) if template is not None else None
+    answer = service(config, cache_dir).ask("list", pattern=patterns)
     answer["items"].sort(key=_ORDERS[order])
+    now = time.time()
+    if line is not None:
+        for item in answer["items"]:
+            say_line(line(_fields(item, now)))
+        return
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
     if not answer["items"]:
-        say("Nothing is cached" + (f" that {pattern} names." if pattern else " yet."))
+        say("Nothing is cached" + (f" that {' or '.join(patterns)} names." if patterns else " yet."))
         return
+    terminal = console(soft_wrap=False)
+    terminal.print(_table(answer["items"], now))
+    if terminal.is_terminal:  # not into a pipe: there a line is an image
+        count = len(answer["items"])
+        size = format_size(answer["size_bytes"])
+        say(f"{count} image{'' if count == 1 else 's'}, {size} (what they share counts once)")
+
+
+def _fields(item: dict[str, Any], now: float) -> dict[str, Any]:
+    """What a template knows of an image."""
+    name: str = item["name"]
+    repository, at, tag = name.partition("@") if "@" in name else name.rpartition(":")
+    return {
+        "name": name,
+        "repository": repository,
+        "tag": "" if at == "@" else tag,
+        "digest": item["digest"],
+        "size_bytes": item["size_bytes"],
+        "size": format_size(item["size_bytes"]),
+        "last_use": item["last_use"],
+        "ago": _ago(item, now),
+        "pinned": item["pinned"],
+    }
+
+
+def _ago(item: dict[str, Any], now: float) -> str:
+    return format_ago(now - item["last_use"]) if item["last_use"] else "never"
+
+
+def _table(items: list[dict[str, Any]], now: float) -> Table:
     table = Table(box=None, pad_edge=False)
     # A name that does not fit goes on in the next line: half of it cannot be copied.
     table.add_column("image", overflow="fold")
@@ -65,10 +117,7 @@ def command(pattern: str | None, config: Path | None, cache_dir: Path | None, or
         table.add_column(figure, justify="right", no_wrap=True)
     table.add_column("digest", no_wrap=True)
     table.add_column("", no_wrap=True)
-    now = time.time()
-    for item in answer["items"]:
-        ago = format_ago(now - item["last_use"]) if item["last_use"] else "never"
-        table.add_row(
-            item["name"], format_size(item["size_bytes"]), ago, item["digest"][:19], "pinned" * item["pinned"]
-        )
-    console(soft_wrap=False).print(table)
+    for item in items:
+        size, ago = format_size(item["size_bytes"]), _ago(item, now)
+        table.add_row(item["name"], size, ago, item["digest"][:19], "pinned" * item["pinned"])
+    return table

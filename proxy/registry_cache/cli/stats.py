@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Group, RenderableType
@@ -12,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from registry_cache.cli.admin import Service, ServiceUnreachable, cache_dir_option, json_option, service
-from registry_cache.cli.common import service_config_option
+from registry_cache.cli.common import say, service_config_option
 from registry_cache.cli.output import console, styled
+from registry_cache.cli.template import Line, format_option, line_maker, say_line
+from registry_cache.model.terminal import shown
 from registry_cache.model.units import format_ago, format_size
 from registry_cache.observe.figures import (
     FullStats,
@@ -39,31 +42,69 @@ Examples:
   registry-cache stats --watch
   registry-cache stats --json | jq .hit_ratio
   registry-cache stats --watch --json | jq --unbuffered .flights
+  registry-cache stats --format '{{hit_ratio}} {{store.size_bytes}}'
 """,
 )
 @service_config_option
 @cache_dir_option
 @json_option
-@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C; with --json a line each.")
-def command(config: Path | None, cache_dir: Path | None, *, as_json: bool, watch: bool) -> None:
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C; a line each into a pipe.")
+@format_option
+def command(config: Path | None, cache_dir: Path | None, template: str | None, *, as_json: bool, watch: bool) -> None:
     """Show the running cache's figures, the top repositories, and what would be evicted next.
+
+    Fields of --format are those of --json, such as hit_ratio and store.size_bytes.
 
     Exit codes: 0, 2 for wrong settings, 3 when the service cannot be asked.
     """
+    terminal = console(soft_wrap=False)
+    line = _line_of(template, as_json=as_json and watch, plain=watch and not terminal.is_terminal)
     asked = service(config, cache_dir)
     stats = asked.ask("stats")
     try:
-        if as_json:
-            click.echo(json.dumps(stats, indent=None if watch else 2))
-            while watch:
-                time.sleep(_WATCH_SECONDS)
-                click.echo(json.dumps(asked.ask("stats")))
+        if line is not None:
+            _lines(asked, stats, line, watch=watch)
+        elif as_json:
+            click.echo(json.dumps(stats, indent=2))
         elif watch:
             _watch(asked, stats)
         else:
-            console(soft_wrap=False).print(_shown(stats))
+            terminal.print(_shown(stats))
     except KeyboardInterrupt:
         return
+
+
+def _line_of(template: str | None, *, as_json: bool, plain: bool) -> Callable[[Any], Line] | None:
+    """What makes one line of the figures; ``None`` where they are shown whole."""
+    if template is not None or as_json:
+        return line_maker(template if template is not None else "json")
+    return _plain_line if plain else None
+
+
+def _plain_line(answer: object) -> Line:
+    """The figures that change, for a pipe."""
+    stats = _read(answer)
+    clock = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    requests = ", ".join(f"{count} {name}" for name, count in stats.requests.items() if count) or "none yet"
+    used = format_size(stats.store.size_bytes + stats.store.partial_bytes)
+    saved = format_size(stats.bytes.from_cache)
+    return Line(
+        shown(
+            f"{clock}  hits {_hits(stats.hit_ratio, stats.byte_hit_ratio)}; requests {requests}; saved {saved}; "
+            f"disk {used} of {format_size(stats.store.max_size_bytes)}; transfers {stats.flights}"
+        )
+    )
+
+
+def _lines(asked: Service, stats: object, line: Callable[[Any], Line], *, watch: bool) -> None:
+    """A line now, and when watched another each round; goes on when the service is restarted."""
+    say_line(line(stats))
+    while watch:
+        time.sleep(_WATCH_SECONDS)
+        try:
+            say_line(line(asked.ask("stats")))
+        except ServiceUnreachable as error:
+            say(f"registry-cache stats: {error.format_message()}", err=True)
 
 
 def _watch(asked: Service, stats: object) -> None:
@@ -80,11 +121,14 @@ def _watch(asked: Service, stats: object) -> None:
 
 
 def _shown(answer: object) -> Group:
+    return figures(_read(answer), time.time())
+
+
+def _read(answer: object) -> FullStats:
     try:
-        stats = read(answer, FullStats)
+        return read(answer, FullStats)
     except OtherSchema as error:
         raise ServiceUnreachable(str(error)) from error
-    return figures(stats, time.time())
 
 
 def figures(stats: FullStats, now: float) -> Group:

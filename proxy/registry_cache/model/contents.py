@@ -17,6 +17,7 @@ from registry_cache.model.oci import DOCKER_HUB, Digest, Repository
 
 Needs = Callable[[Digest], Collection[Digest]]
 
+_SHORT_DIGEST = re.compile(r"sha256:[0-9a-f]{1,63}|sha512:[0-9a-f]{1,127}")
 _HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io")
 
 
@@ -80,6 +81,7 @@ class Pattern(NamedTuple):
     repository: str  # "*" for a digest alone
     tag: str | None
     digest: Digest | None
+    short: str = ""  # the beginning of a digest: names nothing until it is completed (model/short_digests.py)
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
@@ -89,7 +91,7 @@ class Pattern(NamedTuple):
             NameInvalid, DigestInvalid: it cannot name anything.
         """
         if text.startswith(("sha256:", "sha512:")):
-            return cls("*", None, Digest.parse(text))
+            return cls("*", None, *_digest(text))
         name, at, digest = text.partition("@")
         tag: str | None = None
         if ":" in name.rpartition("/")[2]:
@@ -101,7 +103,7 @@ class Pattern(NamedTuple):
             name = f"library/{name}"
         if not re.fullmatch(r"[a-z0-9._/*?\[\]-]+", name) or name.endswith("/") or tag == "":
             raise NameInvalid(f"{text[:200]!r} names no image: write nginx, nginx:1.27, org/app or sha256:…")
-        return cls(name, None if at else tag, Digest.parse(digest) if at else None)
+        return cls(name, None, *_digest(digest)) if at else cls(name, tag, None)
 
     @property
     def is_exact(self) -> bool:
@@ -111,17 +113,29 @@ class Pattern(NamedTuple):
     @property
     def names_repositories(self) -> bool:
         """Whether it means all of a repository, not one tag or digest."""
-        return self.tag is None and self.digest is None
+        return self.tag is None and self.digest is None and not self.short
+
+    def __str__(self) -> str:
+        digest = self.digest or self.short
+        name = self.repository.removeprefix("library/") + (f":{self.tag}" if self.tag else "")
+        return name + (f"@{digest}" if digest else "") if name != "*" or not digest else digest
 
     def matches(self, repository: Repository) -> bool:
-        """Whether *repository* is meant."""
-        return fnmatchcase(repository.name, self.repository)
+        """Whether *repository* is meant; none, as long as a short digest is not completed."""
+        return not self.short and fnmatchcase(repository.name, self.repository)
 
     def matches_tag(self, tag: Tag) -> bool:
         """Whether *tag* is meant: by its name, or by the digest it is."""
         if self.digest is not None:
             return tag.digest == self.digest
         return self.matches(tag.repository) and (self.tag is None or fnmatchcase(tag.name, self.tag))
+
+
+def _digest(text: str) -> tuple[Digest | None, str]:
+    """A whole digest, or the beginning of one."""
+    if _SHORT_DIGEST.fullmatch(text):
+        return None, text
+    return Digest.parse(text), ""
 
 
 def familiar(repository: Repository, target: str) -> str:
@@ -171,20 +185,40 @@ class PurgePlan(NamedTuple):
     kept: list[str]
 
 
-def plan_purge(inventory: Inventory, pattern: Pattern, needs: Needs) -> PurgePlan:
-    """What purging *pattern* takes."""
+def plan_purge(inventory: Inventory, patterns: Collection[Pattern], needs: Needs) -> PurgePlan:
+    """What purging all of *patterns* takes: what two of them share goes, too."""
     pinned = closure(pin_roots(inventory), needs)
+    plan = _plan_names(inventory, [pattern for pattern in patterns if pattern.digest is None], needs, pinned)
+    for digest in dict.fromkeys(pattern.digest for pattern in patterns if pattern.digest is not None):
+        plan = _joined(inventory, plan, _plan_digest(inventory, digest, needs, pinned))
+    return plan
+
+
+def _joined(inventory: Inventory, one: PurgePlan, other: PurgePlan) -> PurgePlan:
+    tags = [*one.tags, *(tag for tag in other.tags if tag not in one.tags)]
+    return _plan(inventory, tags, {*one.digests, *other.digests}, [*one.kept, *other.kept])
+
+
+def _plan_names(
+    inventory: Inventory, patterns: Collection[Pattern], needs: Needs, pinned: Collection[Digest]
+) -> PurgePlan:
+    """As :func:`plan_purge`, of patterns without digests."""
+
+    def is_meant(repository: Repository) -> bool:
+        return any(pattern.matches(repository) for pattern in patterns)
+
+    def is_meant_whole(repository: Repository) -> bool:
+        return any(pattern.names_repositories and pattern.matches(repository) for pattern in patterns)
+
     pinned_names = {(pin.repository, pin.target) for pin in inventory.pins}
-    if pattern.digest is not None:
-        return _plan_digest(inventory, pattern.digest, needs, pinned)
-    named = [tag for tag in inventory.tags if pattern.matches_tag(tag)]
+    named = [tag for tag in inventory.tags if any(pattern.matches_tag(tag) for pattern in patterns)]
     tags = [tag for tag in named if (tag.repository, tag.name) not in pinned_names]
     kept = [
         f"{familiar(tag.repository, tag.name)} is pinned" for tag in named if (tag.repository, tag.name) in pinned_names
     ]
     going = closure((tag.digest for tag in tags), needs)
-    if pattern.names_repositories:  # also what was pulled by digest
-        linked = [digest for digest, where in inventory.links.items() if all(map(pattern.matches, where))]
+    if any(pattern.names_repositories for pattern in patterns):  # also what was pulled by digest
+        linked = [digest for digest, where in inventory.links.items() if all(map(is_meant_whole, where))]
         going |= closure(linked, needs)
     gone_names = {(tag.repository, tag.name) for tag in tags}
     staying_tags = {tag.digest for tag in inventory.tags if (tag.repository, tag.name) not in gone_names}
@@ -192,10 +226,10 @@ def plan_purge(inventory: Inventory, pattern: Pattern, needs: Needs) -> PurgePla
         digest
         for digest, blob in inventory.blobs.items()
         if blob.media_type is not None
-        and (digest not in going or not all(map(pattern.matches, inventory.links.get(digest, ()))))
+        and (digest not in going or not all(map(is_meant, inventory.links.get(digest, ()))))
     }
-    elsewhere = {digest for digest in going if not all(map(pattern.matches, inventory.links.get(digest, ())))}
-    gone = going - closure(roots | elsewhere, needs) - pinned
+    elsewhere = {digest for digest in going if not all(map(is_meant, inventory.links.get(digest, ())))}
+    gone = going - closure(roots | elsewhere, needs) - set(pinned)
     return _plan(inventory, tags, gone, kept)
 
 
@@ -234,29 +268,63 @@ def _last_use(held: Collection[Stored]) -> float:
     return max((blob.last_use for blob in manifests or held), default=0.0)
 
 
-def listing(inventory: Inventory, pattern: Pattern | None, needs: Needs) -> list[Listed]:
-    """Every cached tag, then pinned names of which nothing is here yet, in the order of names."""
+class Listing(NamedTuple):
+    """What ``list`` shows; ``size_bytes`` is what of all of it is here: a shared layer counts once."""
+
+    items: list[Listed]
+    size_bytes: int
+
+
+def listing(inventory: Inventory, patterns: Collection[Pattern] | None, needs: Needs) -> Listing:
+    """Every cached tag, and pinned names of which nothing is here yet, in the order of names.
+
+    Args:
+        patterns: what is meant; ``None`` for everything.
+    """
     pinned = {(pin.repository, pin.target) for pin in inventory.pins}
     lines = []
+    together: set[Digest] = set()
     for tag in inventory.tags:
-        if pattern is not None and not pattern.matches_tag(tag):
+        if patterns is not None and not any(pattern.matches_tag(tag) for pattern in patterns):
             continue
         key = (tag.repository, tag.name)
-        held = [inventory.blobs[digest] for digest in closure([tag.digest], needs) if digest in inventory.blobs]
+        here = [digest for digest in closure([tag.digest], needs) if digest in inventory.blobs]
+        together.update(here)
+        held = [inventory.blobs[digest] for digest in here]
         last_use = _last_use(held)
         size = sum(blob.size_bytes for blob in held)
         lines.append(Listed(familiar(*key), tag.digest, size, last_use, key in pinned))
     known = {(tag.repository, tag.name) for tag in inventory.tags}
     for pin in inventory.pins:
-        if (pin.repository, pin.target) not in known and (pattern is None or pattern.matches(pin.repository)):
-            held = []
+        if (pin.repository, pin.target) not in known and (patterns is None or _is_meant(pin, patterns)):
+            here = []
             if pin.target.startswith("sha"):
-                root = Digest(pin.target)
-                held = [inventory.blobs[d] for d in closure([root], needs) if d in inventory.blobs]
+                here = [d for d in closure([Digest(pin.target)], needs) if d in inventory.blobs]
+            together.update(here)
+            held = [inventory.blobs[d] for d in here]
             last_use = _last_use(held)
             digest = Digest(pin.target if held else "")
             lines.append(Listed(str(pin), digest, sum(blob.size_bytes for blob in held), last_use, pinned=True))
-    return sorted(lines)
+    return Listing(sorted(lines), sum(inventory.blobs[digest].size_bytes for digest in together))
+
+
+def _is_meant(pin: Pin, patterns: Collection[Pattern]) -> bool:
+    """Whether a pin of what is not cached by this name is among *patterns*."""
+    return any(
+        pin.target == pattern.digest
+        if pattern.digest is not None
+        else pattern.matches(pin.repository) and (pattern.tag is None or fnmatchcase(pin.target, pattern.tag))
+        for pattern in patterns
+    )
+
+
+def names_nothing(inventory: Inventory, pattern: Pattern) -> bool:
+    """Whether nothing is cached that *pattern* names."""
+    if pattern.digest is not None:
+        return pattern.digest not in inventory.blobs and not any(map(pattern.matches_tag, inventory.tags))
+    if any(map(pattern.matches_tag, inventory.tags)):
+        return False
+    return not (pattern.names_repositories and any(any(map(pattern.matches, w)) for w in inventory.links.values()))
 
 
 def pins_for(inventory: Inventory, pattern: Pattern) -> list[Pin]:

@@ -1,7 +1,7 @@
 """The admin interface: a Unix socket in the cache directory, for root and the service's own user. Never the pull port.
 
-``GET /about``, ``GET /stats``, ``GET /list?pattern=``, ``POST /purge|pin|unpin?pattern=`` (``apply=1``); all answers
-are JSON.
+``GET /about``, ``GET /stats``, ``GET /names``, ``GET /list?pattern=``, ``POST /purge|pin|unpin?pattern=``
+(``apply=1``); all answers are JSON. ``pattern`` may be there several times.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from registry_cache.catalog.curator import Curator
+from registry_cache.catalog.curator import Curator, PinAnswer
 from registry_cache.model import events
 from registry_cache.model.contents import Pattern, familiar
 from registry_cache.model.errors import DigestInvalid, NameInvalid, StoreError
@@ -46,6 +46,7 @@ class Admin(web.Server):
             ("GET", "/about"): self._who,
             ("GET", "/stats"): self._stats,
             ("GET", "/list"): self._list,
+            ("GET", "/names"): self._names,
             ("POST", "/purge"): self._purge,
             ("POST", "/pin"): self._pin,
             ("POST", "/unpin"): self._unpin,
@@ -73,12 +74,14 @@ class Admin(web.Server):
         return await self._full_stats()
 
     async def _list(self, request: web.BaseRequest) -> object:
-        pattern = Pattern.parse(request.query["pattern"]) if "pattern" in request.query else None
-        return {"items": await self._curator.listing(pattern)}
+        return (await self._curator.listing(_patterns(request) or None))._asdict()
+
+    async def _names(self, _request: web.BaseRequest) -> object:
+        return {"names": await self._curator.names()}
 
     async def _purge(self, request: web.BaseRequest) -> object:
         apply = request.query.get("apply") == "1"
-        plan = await self._curator.purge(Pattern.parse(request.query.get("pattern", "")), apply=apply)
+        plan, missing = await self._curator.purge(_patterns(request), apply=apply)
         tags = [familiar(tag.repository, tag.name) for tag in plan.tags]
         return {
             "applied": apply,
@@ -86,13 +89,28 @@ class Admin(web.Server):
             "digests": plan.digests,
             "size_bytes": plan.size_bytes,
             "kept": plan.kept,
+            "missing": _texts(request, missing),
         }
 
     async def _pin(self, request: web.BaseRequest) -> object:
-        return (await self._curator.pin(Pattern.parse(request.query.get("pattern", ""))))._asdict()
+        return _pin_answer(request, await self._curator.pin(_patterns(request)))
 
     async def _unpin(self, request: web.BaseRequest) -> object:
-        return (await self._curator.unpin(Pattern.parse(request.query.get("pattern", ""))))._asdict()
+        return _pin_answer(request, await self._curator.unpin(_patterns(request)))
+
+
+def _patterns(request: web.BaseRequest) -> list[Pattern]:
+    return [Pattern.parse(text) for text in request.query.getall("pattern", [])]
+
+
+def _texts(request: web.BaseRequest, places: list[int]) -> list[str]:
+    """Those of the patterns, as they were written."""
+    texts = request.query.getall("pattern", [])
+    return [texts[place] for place in places]
+
+
+def _pin_answer(request: web.BaseRequest, answer: PinAnswer) -> object:
+    return answer._asdict() | {"missing": _texts(request, answer.missing)}
 
 
 def _is_allowed(request: web.BaseRequest) -> bool:
