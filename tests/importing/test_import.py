@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from registry_cache.assembly.proxy import open_store
+from registry_cache.assembly.stores import open_store
 from registry_cache.cli import cli
 from registry_cache.importing import carry
 from registry_cache.importing import plan as planning

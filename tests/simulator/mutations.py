@@ -11,8 +11,8 @@ from typing import Any
 
 from registry_cache.model.errors import IndexRefused
 from registry_cache.ports.storage import Tally
-from registry_cache.store.disk import DiskStore
 from registry_cache.store.eviction import Evictor
+from registry_cache.store.intake import Intake
 from registry_cache.store.locks import Locks
 from registry_cache.store.quarantine import Quarantine
 from registry_cache.store.reading import Reading
@@ -128,11 +128,11 @@ def a_first_byte_waits_for_rows(patch: Callable[..., None]) -> None:
 def the_row_comes_after_the_file(patch: Callable[..., None]) -> None:
     """Dying, or being looked at, in between: a file that nobody knows."""
 
-    async def place(self: DiskStore, entry: Any, place: Any) -> Tally:
+    async def place(self: Intake, entry: Any, place: Any) -> Tally:
         await place()
         return await self._rows.add(entry)
 
-    patch(DiskStore, "_place", place)
+    patch(Intake, "_place", place)
 
 
 def rows_are_read_beside_their_deletion(patch: Callable[..., None]) -> None:

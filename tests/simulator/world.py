@@ -201,7 +201,7 @@ class World:
         if blob is not None:
             blob.close()
             return
-        if digest in self.store._ingesting:
+        if self.store._intake.is_under_way(digest):
             return
         self.gone.discard(digest)
         self.asked[digest] += 1
@@ -223,7 +223,7 @@ class World:
         body = BODIES[digest]
         if how == "wrong":
             body = body[:-1] + b"x"
-        began, is_known = self.now, self.store._known.is_set()
+        began, is_known = self.now, self.store._condition.known.is_set()
         await partial.expect(None if how == "unknown size" else len(body))
         if is_known and self._is_calm_for_files and self.now - began > _CALM_SECONDS:
             raise Broken(f"a first byte waited for {self.now - began:.1f} s")
@@ -404,7 +404,7 @@ class World:
             on_disk += len(inode.data)
             if not doubt and path.startswith(blobs) and Digest(f"sha256:{path[-64:]}") not in self.disk.rows:
                 raise Broken(f"a file without row or doubt: {path[-64:][:6]}")
-        if not self.store._known.is_set():
+        if not self.store._condition.known.is_set():
             return  # what is there is still being counted
         if on_disk > room.total_bytes:
             raise Broken(f"{on_disk} bytes on the disk, {room.total_bytes} counted: {vars(room)}")

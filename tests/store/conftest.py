@@ -89,7 +89,7 @@ async def open_shelf(root: Path, cap_bytes: int = CAP, min_free_bytes: int | Non
     await index.start()
     store = DiskStore(root, cap_bytes=cap_bytes, min_free_bytes=min_free_bytes, index=index, events=bus, **options)
     await store.start()
-    await store._known.wait()
+    await store._condition.known.wait()
     try:
         yield Shelf(store, index, emitted)
     finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry_cache.assembly.proxy import build_upstream
+from registry_cache.assembly.pulls import build_upstream
 from registry_cache.model import events
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.settings.model import load_settings

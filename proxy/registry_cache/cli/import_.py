@@ -13,7 +13,7 @@ from typing import Any
 import click
 import uvloop
 
-from registry_cache.assembly.proxy import open_store
+from registry_cache.assembly.stores import open_store
 from registry_cache.cli.common import config_option, say
 from registry_cache.cli.import_output import Report, result_of, show_result
 from registry_cache.importing import plan as planning

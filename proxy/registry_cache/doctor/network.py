@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
-from registry_cache.assembly.proxy import build_upstream
+from registry_cache.assembly.pulls import build_upstream
 from registry_cache.doctor.check import Check
 from registry_cache.hostprune.address import engine_socket
 from registry_cache.hostprune.engine import connect

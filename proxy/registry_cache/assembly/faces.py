@@ -1,0 +1,71 @@
+"""What clients and operators speak to: the HTTP server, and the admin socket."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from registry_cache.assembly.pulls import Pulls
+from registry_cache.assembly.reports import Reports
+from registry_cache.assembly.stores import Catalog
+from registry_cache.model import events
+from registry_cache.model.oci import DOCKER_HUB
+from registry_cache.observe.metrics import Metrics
+from registry_cache.observe.prometheus import PrometheusCollector
+from registry_cache.runtime.threads import Threads
+from registry_cache.settings.model import Settings
+from registry_cache.store.index import SqliteIndex
+from registry_cache.web.admin import Admin, listening
+from registry_cache.web.app import Server
+from registry_cache.web.blob_response import BlobResponder
+from registry_cache.web.fast_connection import missing_attributes
+from registry_cache.web.fast_path import FastPath
+from registry_cache.web.gate import Gate
+from registry_cache.web.ops import Ops
+from registry_cache.web.page import Page
+from registry_cache.web.refusals import Refusals
+from registry_cache.web.v2 import V2
+
+
+@contextlib.asynccontextmanager
+async def open_server(
+    settings: Settings,
+    bus: events.Events,
+    *,
+    index: SqliteIndex,
+    catalog: Catalog,
+    pulls: Pulls,
+    reports: Reports,
+    metrics: Metrics,
+) -> AsyncIterator[Server]:
+    """The HTTP server, for whoever listens; the admin socket listens already."""
+    async with contextlib.AsyncExitStack() as stack:
+        reads = Threads("read", 4)
+        stack.callback(reads.close)
+        refusals = Refusals(bus)
+        stack.callback(refusals.close)
+        gate = Gate.of(settings.hosts, is_loopback=settings.is_loopback)
+        blobs = BlobResponder(
+            pulls.pull_through, pulls.flights, client_timeout_seconds=settings.client_timeout, threads=reads
+        )
+        v2 = V2(
+            pulls.pull_through,
+            index,
+            blobs,
+            gate=gate,
+            refusals=refusals,
+            registries=frozenset({DOCKER_HUB}),
+            events=bus,
+        )
+        if missing := missing_attributes():
+            bus.emit(events.Warned(message=f"this aiohttp has no {', '.join(missing)}: hits take the slower way"))
+        prometheus = PrometheusCollector(metrics, reports.stats).registry()
+        server = Server(
+            v2,
+            Ops(reports.stats, Page(reports.page_data), prometheus, gate=gate, refusals=refusals),
+            FastPath(pulls.pull_through, blobs, bus),
+            refusals,
+            max_connections=settings.max_connections,
+            client_timeout_seconds=settings.client_timeout,
+        )
+        admin = Admin(catalog.curator, reports.full_stats, reports.about)
+        await stack.enter_async_context(listening(admin, settings.cache_dir, bus))
+        yield server

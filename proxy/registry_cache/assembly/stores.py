@@ -1,0 +1,75 @@
+"""The store and its index, and what is known of the names in it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from registry_cache.catalog.curator import Curator
+from registry_cache.catalog.manifests import ManifestReader, OpaqueManifests
+from registry_cache.catalog.proof import Proof
+from registry_cache.model import events
+from registry_cache.settings.model import Settings
+from registry_cache.store.disk import DiskStore
+from registry_cache.store.index import ANSWERS_MAX_BYTES, SqliteIndex
+from registry_cache.store.lock import DirectoryLock
+from registry_cache.store.scrub import Scrubber
+
+
+@contextlib.asynccontextmanager
+async def open_store(settings: Settings, bus: events.Events) -> AsyncIterator[tuple[SqliteIndex, DiskStore]]:
+    """What is cached, for this process alone.
+
+    Raises:
+        StoreLocked: another process has it.
+        StoreError: the cache directory cannot be used.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        lock = DirectoryLock(settings.cache_dir)
+        stack.callback(lock.release)
+        if lock.warning:
+            bus.emit(events.Warned(message=lock.warning))
+        index = SqliteIndex(
+            settings.cache_dir / "index.sqlite3",
+            events=bus,
+            answers_max_bytes=min(ANSWERS_MAX_BYTES, settings.max_size // 20),
+        )
+        await index.start()
+        stack.push_async_callback(index.aclose)
+        store = DiskStore(
+            settings.cache_dir,
+            cap_bytes=settings.max_size,
+            min_free_bytes=settings.min_free,
+            index=index,
+            events=bus,
+        )
+        await store.start()
+        stack.push_async_callback(store.aclose)
+        yield index, store
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What is here, whose it is, and who may change that."""
+
+    manifests: ManifestReader
+    proof: Proof
+    curator: Curator
+
+
+@contextlib.asynccontextmanager
+async def open_catalog(
+    settings: Settings, bus: events.Events, index: SqliteIndex, store: DiskStore
+) -> AsyncIterator[Catalog]:
+    """The catalog of a store, and the scrub, which goes on in the background."""
+    async with contextlib.AsyncExitStack() as stack:
+        opaque = OpaqueManifests(bus)
+        manifests = ManifestReader(opaque)
+        stack.push_async_callback(manifests.aclose)
+        proof = Proof(index, store, manifests, is_required=bool(settings.username and settings.password_file))
+        curator = Curator(store, index, opaque, proof, cap_bytes=int(settings.max_size), events=bus)
+        await curator.start()
+        stack.push_async_callback(curator.aclose)
+        scrubber = Scrubber(store, index, bytes_per_second=settings.scrub_rate, events=bus)
+        scrubber.start()
+        stack.push_async_callback(scrubber.aclose)
+        yield Catalog(manifests, proof, curator)

@@ -1,0 +1,82 @@
+"""Whether anything can be stored now, and why not: folders, index, and whether what is here has been counted."""
+
+import asyncio
+import errno
+
+from registry_cache.model import events
+from registry_cache.model.errors import NoSpace
+from registry_cache.ports.storage import Index
+from registry_cache.store.files import Files
+from registry_cache.store.layout import Layout
+
+# How long a transfer waits for the count after a crash before it goes to the client unstored.
+_KNOWN_SECONDS = 10.0
+
+
+class Condition:
+    """See the module."""
+
+    def __init__(self, layout: Layout, files: Files, index: Index, events: events.Events) -> None:
+        self.known = asyncio.Event()  # what is on the disk is known, so that room can be promised
+        self._layout = layout
+        self._files = files
+        self._index = index
+        self._events = events
+        self._folders_refused = ""
+        self._told = ""
+
+    @property
+    def read_only(self) -> str:
+        """Why nothing is stored now, though what is here is served; empty when all is well."""
+        return self._folders_refused or (
+            "" if self._index.writable else f"the index cannot be written ({self._index.refusal})"
+        )
+
+    def tell(self) -> None:
+        """Say once that it begins, and once that it is over."""
+        reason = self.read_only
+        if bool(reason) != bool(self._told):
+            if reason:
+                self._events.emit(events.StoreReadOnly(reason=reason))
+            else:
+                self._events.emit(events.StoreWritable())
+        self._told = reason
+
+    @property
+    def lacks_folders(self) -> bool:
+        """Whether they could not be made yet."""
+        return bool(self._folders_refused)
+
+    async def make_folders(self) -> None:
+        """Make the folders that are there from the beginning; a disk that is read-only refuses them."""
+        try:
+            await self._files.make_folders([self._layout.partials, self._layout.quarantine])
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            self._folders_refused = f"the disk is read-only ({self._layout.root})"
+        else:
+            self._folders_refused = ""
+
+    async def ready(self) -> None:
+        """Raise NoSpace unless bytes can be stored now."""
+        if self.read_only:
+            raise NoSpace(self.read_only)
+        if self.known.is_set():
+            return
+        try:
+            async with asyncio.timeout(_KNOWN_SECONDS):
+                await self.known.wait()
+        except TimeoutError as error:
+            raise NoSpace("what is on the disk is still being counted") from error
+
+    async def counted(self) -> None:
+        """Wait until what is here is counted, however long.
+
+        Raises:
+            NoSpace: nothing can be stored.
+        """
+        if not self.read_only:
+            await self.known.wait()
+        if self.read_only:
+            raise NoSpace(self.read_only)
