@@ -305,6 +305,7 @@ class World:
                 del inode.data[-1:]
             else:
                 inode.data[-1] ^= 1
+            inode.synced = bytes(inode.data)  # the disk itself has it so: no crash brings back what was
 
     async def _scrub(self, digest: Digest) -> None:
         """As :class:`registry_cache.store.scrub.Scrubber` does."""
