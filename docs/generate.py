@@ -1,6 +1,7 @@
-"""Writes the two pages that are made from the program itself, commands.md and configuration.md: ``make docs``."""
+"""Writes what is made from the program itself, for ``make docs``: two pages, and the words that Tab offers."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from pydantic import BaseModel
 
 from registry_cache.cli import cli
 from registry_cache.cli.common import COMMANDS, default_text, metavar
+from registry_cache.completing.offers import ANYTHING, FILES, IMAGES
 from registry_cache.settings.model import ENV_PREFIX, PruneSettings, Settings
 
 HERE = Path(__file__).parent
+WORDS = HERE.parent / "proxy" / "registry_cache" / "completing" / "words.json"
 
 _MADE = "<!-- Made by `make docs` from the program itself: change it there. -->\n"
 _COMMANDS = """\
@@ -161,6 +164,36 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def words() -> str:
+    """completing/words.json: for each command what its options take, and (under no name) its arguments."""
+    found: dict[str, dict[str, str]] = {"": {"": " ".join(COMMANDS), **dict.fromkeys(["--help", "--version"], "")}}
+    with click.Context(cli, info_name="registry-cache") as root:
+        for name in COMMANDS:
+            command = cli.get_command(root, name)
+            taken = {}
+            for parameter in command.params:
+                is_option = isinstance(parameter, click.Option)
+                for each in [*parameter.opts, *parameter.secondary_opts] if is_option else [""]:
+                    taken[each] = _taken(parameter)
+            found[name] = {**taken, "--help": ""}
+    return json.dumps(found, indent=1) + "\n"
+
+
+def _taken(parameter: click.Parameter) -> str:
+    """What may stand there, as ``registry_cache.completing.offers`` has it; nothing for a flag."""
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return ""
+    if isinstance(parameter.type, click.Choice):
+        return " ".join(parameter.type.choices)
+    if isinstance(parameter.type, click.Path) or parameter.metavar == "PATH":
+        return FILES
+    if parameter.name in ("patterns", "images"):
+        return IMAGES
+    choices = parameter.metavar or ""
+    return choices.replace("|", " ") if "|" in choices and choices.islower() else ANYTHING
+
+
 if __name__ == "__main__":
+    WORDS.write_text(words())
     (HERE / "commands.md").write_text(commands())
     (HERE / "configuration.md").write_text(configuration())

@@ -31,6 +31,11 @@ def test_generated_pages_are_current(page):
     assert (DOCS / f"{page}.md").read_text() == made, "run: make docs"
 
 
+def test_words_that_tab_offers_are_current():
+    generator = load_generator()
+    assert generator.WORDS.read_text() == generator.words(), "run: make docs"
+
+
 def test_every_setting_is_documented():
     text = (DOCS / "configuration.md").read_text()
     rows = set(re.findall(rf"^\| `\w+`<br>`--[^`]+`<br>`{ENV_PREFIX}(\w+)` \| [^|]*\| \S", text, re.MULTILINE))

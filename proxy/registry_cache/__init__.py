@@ -4,6 +4,7 @@ The map. A package imports from lower layers only; ``|`` stands before one that 
 not know each other. The import test and ``docs/architecture.md`` go by this list::
 
     cli           the commands: one short file each
+    completing    what Tab offers, before anything else is loaded
     doctor        what is wrong with an installation, and what to do about it
     assembly      builds concrete things, puts them together, takes them down
     web           the HTTP face: /v2/ for clients, /_stats, /_health and /metrics for operators

@@ -1,6 +1,18 @@
 """``python -m registry_cache`` and the ``registry-cache`` command."""
 
-from registry_cache.cli import main
+import os
+
+from registry_cache.completing.offers import VARIABLE, complete
+
+
+def main() -> None:
+    """Run the command; what Tab asks for is answered without loading it."""
+    if VARIABLE in os.environ and complete(os.environ):
+        return
+    from registry_cache.cli import main as run  # noqa: PLC0415 -- see above
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -3,8 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-# The name of the variable is click's: by it the completion script asks this program.
-_VARIABLE = "_REGISTRY_CACHE_COMPLETE"
+from registry_cache.completing.offers import VARIABLE
 
 
 @click.command(
@@ -28,5 +27,5 @@ def command(shell: str) -> None:
         raise click.UsageError(f"no completion for {shell}")
     parent = click.get_current_context().find_root().command
     # .source_template and not .source(): that one starts a bash to learn its version.
-    script = kind(parent, {}, "registry-cache", _VARIABLE)
+    script = kind(parent, {}, "registry-cache", VARIABLE)
     click.echo(script.source_template % script.source_vars())
