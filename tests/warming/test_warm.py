@@ -9,9 +9,14 @@ import signal
 
 import pytest
 
+from registry_cache import __version__
+from registry_cache.cli.output import say_folded
+from registry_cache.cli.warm_output import _label
+from registry_cache.model import events
 from registry_cache.model.errors import NameInvalid
 from registry_cache.model.oci import Digest
-from registry_cache.warming.puller import Name, full_platform, is_elsewhere
+from registry_cache.warming.platforms import full_platform
+from registry_cache.warming.puller import Name, is_elsewhere
 from tests.e2e.command import PROGRAM, environment
 from tests.hub import Fault
 
@@ -215,6 +220,62 @@ async def test_compose_lists_and_platforms_together(cache, hub, tmp_path):
     assert hub.counters.manifest_gets() == 5  # web, db, the index and its two platforms
 
 
+async def test_the_compose_file_here_or_above_is_found(cache, hub, tmp_path):
+    for name in ("web", "db"):
+        await hub.images.image(f"library/{name}", "1", [5000])
+    folder = tmp_path / "project" / "deep"
+    folder.mkdir(parents=True)
+    (tmp_path / "project" / "compose.yaml").write_text("services: {web: {image: 'web:1'}, db: {image: 'nosuch:1'}}\n")
+    (tmp_path / "project" / "compose.override.yml").write_text("services: {db: {image: 'db:1'}}\n")
+    for arguments, options in (([], {"cwd": folder}), (["--compose", str(folder.parent)], {})):
+        code, out, err = await warm(cache, "--dry-run", *arguments, **options)
+        assert (code, "2 images" in out) == (0, True), err
+    code, out, err = await warm(cache, cwd=folder)
+    assert (code, "2 warmed" in out) == (0, True), err
+    assert f"taken: {folder.parent / 'compose.yaml'}\n" in err
+    (tmp_path / "list").write_text("db:1\n")
+    assert "1 images" not in (await warm(cache, "--file", str(tmp_path / "list"), cwd=folder))[1]
+
+
+async def test_a_services_wrong_platform_is_named_with_it(cache, tmp_path):
+    (tmp_path / "compose.yml").write_text("services: {web: {image: web, platform: linux/amd46}}\n")
+    code, _, err = await warm(cache, "--compose", str(tmp_path / "compose.yml"))
+    assert (code, "service web: 'linux/amd46': unknown operating system or architecture" in err) == (2, True)
+
+
+async def test_its_requests_say_who_asks_and_stay_out_of_the_list_of_trouble(cache, hub):
+    await hub.images.image("library/some", "1", [5000])
+    code, _, _ = await warm(cache, "some:1", "nosuch:1")
+    assert code == 1
+    agents = {event.user_agent for event in cache.seen(events.Request)}
+    assert agents == {f"registry-cache/{__version__} (warm)"}
+    assert cache.proxy.metrics.trouble() == []
+    await cache.manifest("library/nosuch", "1")
+    assert len(cache.proxy.metrics.trouble()) == 1  # other clients' trouble is there
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("nginx:1.27", "nginx:1.27              "),
+        ("org/" + "deep/" * 9 + "app:1", "deep/" * 7 + "app:1"),
+        ("a" * 60 + ":1", "a" * 60 + ":1"),
+    ],
+)
+def test_a_long_name_before_a_bar_begins_with_a_whole_part(name, label):
+    assert _label(name) == label
+
+
+@pytest.mark.parametrize("wide", [20, 60])
+def test_lines_on_a_narrow_terminal_are_folded_between_words(monkeypatch, capsys, wide):
+    monkeypatch.setenv("COLUMNS", str(wide))
+    text = "3 images for linux/amd64, through a cache: 0 here already. The rest costs up to 3 pulls."
+    say_folded(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= wide
+    assert " ".join(line.strip() for line in lines) == text
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -224,6 +285,10 @@ async def test_compose_lists_and_platforms_together(cache, hub, tmp_path):
         (["ghcr.io/x/y"], "serves Docker Hub only"),
         (["nginx", "--pin", "--url", "http://127.0.0.1:1"], "--pin"),
         (["--compose", "nosuch.yml"], "nosuch.yml"),
+        (["--compose", "/proc/self/fdinfo"], "there is no compose.yaml in it"),
+        (["nginx", "--platform", "linux/amd46"], "'linux/amd46': unknown operating system or architecture"),
+        (["nginx", "--platform", "lunix/amd64"], "unknown operating system or architecture"),
+        (["nginx", "--platform", "nonsense"], "unknown operating system or architecture"),
     ],
 )
 async def test_wrong_arguments(cache, arguments, says):

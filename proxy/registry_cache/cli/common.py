@@ -13,6 +13,7 @@ import click
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize
 from pydantic.fields import FieldInfo
 
+from registry_cache import __version__
 from registry_cache.model.terminal import shown
 from registry_cache.model.units import Threshold, format_duration, format_size
 from registry_cache.settings.model import PruneSettings
@@ -21,6 +22,11 @@ from registry_cache.settings.model import PruneSettings
 def say(text: object, *, err: bool = False) -> None:
     """One line on the terminal. What is in it may come from strangers: nothing in it steers the terminal."""
     click.echo(shown(text), err=err)
+
+
+def own_user_agent(command: str) -> str:
+    """How *command* calls itself when it asks the cache: its failures are told where it runs, not on the page."""
+    return f"registry-cache/{__version__} ({command})"
 
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from registry_cache.cli.admin import cache_dir_option, json_option, running, settings_of
-from registry_cache.cli.common import INSTALLED_CONFIG, say, service_config_option
+from registry_cache.cli.common import INSTALLED_CONFIG, own_user_agent, say, service_config_option
 from registry_cache.cli.output import console, styled
 from registry_cache.doctor import host, network
 from registry_cache.doctor.check import Check
@@ -113,7 +113,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
 
 
 async def _stats(url: str) -> Stats | PullFailed:
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(headers={"User-Agent": own_user_agent("doctor")}) as session:
         try:
             return await Puller(session, url).stats()
         except PullFailed as failure:

@@ -31,6 +31,11 @@ def console(*, stderr: bool = False, soft_wrap: bool = True) -> Console:
     return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap, width=width)
 
 
+def say_folded(text: str, *, err: bool = False) -> None:
+    """A line that goes on in the next one at the end of a word, where a terminal is narrower."""
+    console(stderr=err, soft_wrap=False).print(text)
+
+
 def styled(*parts: str | tuple[str, str]) -> Text:
     """Text with styles of ours, and nothing of others' in it."""
     return Text.assemble(*((shown(part[0]), part[1]) if isinstance(part, tuple) else shown(part) for part in parts))

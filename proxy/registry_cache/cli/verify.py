@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from registry_cache.assembly.proxy import open_proxy
 from registry_cache.cli.admin import Running, cache_dir_option, json_option, running, settings_of
-from registry_cache.cli.common import say, service_config_option
+from registry_cache.cli.common import own_user_agent, say, service_config_option
 from registry_cache.cli.output import console
 from registry_cache.model import events
 from registry_cache.model.errors import StoreLocked
@@ -125,7 +125,9 @@ async def _repair(service: Running, rotten: list[Rot]) -> dict[Digest, bool]:
 
 
 async def _refetch(address: str, asked: dict[Digest, list[str]]) -> dict[Digest, bool]:
-    async with aiohttp.ClientSession(auto_decompress=False) as session:
+    async with aiohttp.ClientSession(
+        headers={"User-Agent": own_user_agent("verify")}, auto_decompress=False
+    ) as session:
         return {
             digest: any([await _pull(session, address + path) for path in paths]) for digest, paths in asked.items()
         }

@@ -11,22 +11,25 @@ import click
 import msgspec
 
 from registry_cache.cli.admin import Service, cache_dir_option, json_option, running, settings_of
-from registry_cache.cli.common import say, service_config_option
+from registry_cache.cli.common import own_user_agent, say, service_config_option
 from registry_cache.cli.warm_output import Report, summary
 from registry_cache.cli.warm_sources import wishes_from
-from registry_cache.warming.puller import Puller, PullFailed, full_platform, host_platform
+from registry_cache.warming.platforms import host_platform
+from registry_cache.warming.puller import Puller, PullFailed
 from registry_cache.warming.warm import Warmer, Wish, platforms_text, would_be
 
 _FAILED = 1
 _STOPPED = 3
 _INTERRUPTED = 130
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True)
+_FILE_OR_FOLDER = click.Path(path_type=Path, exists=True, allow_dash=True)
 
 
 @click.command(
     "warm",
     epilog="""\b
 Examples:
+  registry-cache warm                    # what the Compose file of this folder needs
   registry-cache warm nginx:1.27 postgres:16
   registry-cache warm --compose compose.yml --compose compose.prod.yml --dry-run
   docker compose config | registry-cache warm --compose -
@@ -39,8 +42,9 @@ Examples:
     "--compose",
     "compose",
     multiple=True,
-    type=_FILE,
-    help="Images of a Compose or stack file; several are one project, as with docker compose -f. - reads stdin.",
+    type=_FILE_OR_FOLDER,
+    help="Images of a Compose or stack file, or of the one in a folder; several are one project, as with "
+    "docker compose -f. - reads stdin.",
 )
 @click.option(
     "--profile",
@@ -103,6 +107,9 @@ def command(
 ) -> None:
     """Pull images into the running cache, so that nobody waits for them later.
 
+    Without IMAGE and without --compose, --file and --from-docker: those of the Compose file here (compose.yaml,
+    compose.yml, docker-compose.yaml, docker-compose.yml), or in the nearest folder above, with its override file.
+
     What is here already costs nothing: run it again after it was interrupted. It says first what it will cost, found
     out by HEAD, which Docker Hub does not count.
 
@@ -115,12 +122,13 @@ def command(
         )
     settings = settings_of(config, cache_dir)
     found = running(settings)
-    wanted = tuple(map(full_platform, platforms)) or (host_platform(),)
-    wishes, notes = wishes_from(images, wanted, settings, **sources)
+    wishes, notes = wishes_from(images, platforms or (host_platform(),), settings, **sources)
     for note in notes:
-        say(f"left out: {note}", err=True)
+        say(note, err=True)
     if not wishes:
-        raise click.UsageError("nothing to warm: name images, or --compose, --file or --from-docker")
+        raise click.UsageError(
+            "nothing to warm: name images, or --compose, --file or --from-docker; there is no Compose file here either"
+        )
     if pin and found.instance is None:
         Service(settings.cache_dir).ask("about")  # says why it cannot be asked
     report = Report(show=not as_json)
@@ -145,7 +153,11 @@ def command(
 async def _work(
     url: str, wishes: list[Wish], report: Report, parallel: int, quota_floor: int, *, dry_run: bool
 ) -> dict[str, Any]:
-    async with aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with aiohttp.ClientSession(
+        headers={"User-Agent": own_user_agent("warm")},
+        auto_decompress=False,
+        connector=aiohttp.TCPConnector(limit=0),
+    ) as session:
         puller = Puller(session, url)
         cap_bytes = (await puller.stats()).store.max_size_bytes
         warmer = Warmer(puller, parallel=parallel, quota_floor=quota_floor, listener=report)

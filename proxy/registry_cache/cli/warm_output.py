@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from registry_cache.cli.common import say
-from registry_cache.cli.output import console
+from registry_cache.cli.output import console, say_folded
 from registry_cache.model.terminal import shown
 from registry_cache.model.units import format_duration, format_size
 from registry_cache.warming.warm import Outcome, Planned, would_be
 
+_LABEL = 40
 _MARKS = {"here": "=", "warmed": "✔", "failed": "✘", "skipped": "-"}
 
 
@@ -44,15 +44,15 @@ class Report:
     def plan(self, plan: dict[str, Any], platforms: str, url: str, shown: Sequence[Planned]) -> None:
         """What it will cost, before it begins."""
         for line in _plan_lines(plan, platforms, url) if self._show else ():
-            say(line)
+            say_folded(line)
         for each in shown if self._show else ():
-            say(_planned_line(each))
+            say_folded(_planned_line(each))
 
     def expect(self, name: str, count: int) -> None:
         """See :class:`registry_cache.warming.warm.Listener`."""
         self._expected += count
         if count:
-            self._tasks[name] = self._progress.add_task(shown(name)[-40:].ljust(24), total=count)
+            self._tasks[name] = self._progress.add_task(_label(name), total=count)
             self._update_total(0)
 
     def came(self, name: str, count: int) -> None:
@@ -68,7 +68,7 @@ class Report:
             self._progress.remove_task(self._tasks.pop(outcome.name))
         self._update_total(0)
         if self._show:
-            self._console.print(_outcome_line(outcome))
+            self._console.print(_outcome_line(outcome), soft_wrap=False)
 
     def _update_total(self, count: int) -> None:
         if self._total is not None:
@@ -122,9 +122,17 @@ def summary(result: dict[str, Any]) -> None:
     parts = [f"{counts['warmed']} warmed", f"{counts['here']} here already"]
     parts += [f"{counts[status]} {status}" for status in ("failed", "skipped") if counts[status]]
     pulls = sum(image["pulls"] for image in images)
-    say(f"{', '.join(parts)}; {format_size(fetched)} from upstream, {_pulls(pulls)} of quota.")
+    say_folded(f"{', '.join(parts)}; {format_size(fetched)} from upstream, {_pulls(pulls)} of quota.")
     if result["stopped"]:
-        say(f"Stopped: {result['stopped']}. Run it again later for the rest.", err=True)
+        say_folded(f"Stopped: {result['stopped']}. Run it again later for the rest.", err=True)
+
+
+def _label(name: str) -> str:
+    """*name* before a bar: of a long one its last parts, whole."""
+    label = shown(name)
+    while len(label) > _LABEL and "/" in label:
+        label = label.partition("/")[2]
+    return label.ljust(24)
 
 
 def _images(count: int) -> str:

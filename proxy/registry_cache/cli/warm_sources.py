@@ -12,13 +12,15 @@ from registry_cache.hostprune.engine import connect
 from registry_cache.model.errors import DigestInvalid, EngineError, NameInvalid, TagInvalid
 from registry_cache.settings.model import Settings
 from registry_cache.warming.compose import read_project
+from registry_cache.warming.compose_files import files_above, files_in
 from registry_cache.warming.interpolation import ComposeInvalid
-from registry_cache.warming.puller import Name, full_platform, is_elsewhere
+from registry_cache.warming.platforms import PlatformUnknown, asked_platform
+from registry_cache.warming.puller import Name, is_elsewhere
 from registry_cache.warming.warm import Wish, joined
 
 
 class _Wishes:
-    """Gathers them; ``notes`` say what is not for this cache."""
+    """Gathers them; ``notes`` say what is taken by itself, and what is left out."""
 
     def __init__(self, platforms: tuple[str, ...]) -> None:
         self.platforms = platforms
@@ -27,13 +29,20 @@ class _Wishes:
 
     def add(self, text: str, where: str, platform: str | None = None, *, may_be_absent: bool = False) -> None:
         if is_elsewhere(text):
-            self.notes.append(f"{text} ({where}): not from Docker Hub")
+            self.notes.append(f"left out: {text} ({where}): not from Docker Hub")
             return
-        platforms = (full_platform(platform),) if platform else self.platforms
+        platforms = (_platform(platform, where),) if platform else self.platforms
         try:
             self.found.append(Wish(Name.parse(text), platforms, may_be_absent))
         except (NameInvalid, TagInvalid, DigestInvalid) as error:
             raise click.UsageError(f"{where}: {text!r} is no image name: {error}") from error
+
+
+def _platform(text: str, where: str) -> str:
+    try:
+        return asked_platform(text)
+    except PlatformUnknown as error:
+        raise click.UsageError(f"{where}: {error}") from error
 
 
 def wishes_from(
@@ -48,12 +57,16 @@ def wishes_from(
     from_docker: bool,
 ) -> tuple[list[Wish], list[str]]:
     """What is asked for, each image once; and what was left out, and why."""
-    wishes = _Wishes(platforms)
+    wishes = _Wishes(tuple(_platform(each, "--platform") for each in platforms))
     for image in images:
         if is_elsewhere(image):
             raise click.UsageError(f"{image}: this cache serves Docker Hub only")
         wishes.add(image, "argument")
+    if not (images or compose or lists or from_docker):
+        compose = files_above(Path())
+        wishes.notes += [f"taken: {path}" for path in compose]
     if compose:
+        compose = [file for path in compose for file in _compose_files(path)]
         _from_compose(wishes, compose, profiles, env_files)
     for path in lists:
         _from_list(wishes, path)
@@ -62,12 +75,20 @@ def wishes_from(
     return joined(wishes.found), wishes.notes
 
 
+def _compose_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if found := files_in(path):
+        return found
+    raise click.UsageError(f"{path}: there is no compose.yaml in it")
+
+
 def _from_compose(wishes: _Wishes, paths: Sequence[Path], profiles: Sequence[str], env_files: Sequence[Path]) -> None:
     try:
         project = read_project(paths, os.environ, profiles=profiles, env_files=env_files)
     except ComposeInvalid as error:
         raise click.UsageError(str(error)) from error
-    wishes.notes += project.notes
+    wishes.notes += [f"left out: {note}" for note in project.notes]
     for each in project.images:
         wishes.add(each.image, f"service {each.service}", each.platform, may_be_absent=each.is_built)
 

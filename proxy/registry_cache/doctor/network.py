@@ -30,7 +30,8 @@ from registry_cache.settings.model import Settings
 from registry_cache.upstream.client import Upstream
 from registry_cache.upstream.ratelimit import Quota
 from registry_cache.upstream.tls import tls_context
-from registry_cache.warming.puller import Name, Puller, PullFailed, host_platform, reason_of
+from registry_cache.warming.platforms import host_platform
+from registry_cache.warming.puller import Name, Puller, PullFailed, reason_of
 
 # Tokens and certificates are judged by the clock; Hub's tokens live for five minutes.
 _CLOCK_WARNING_SECONDS = 60.0

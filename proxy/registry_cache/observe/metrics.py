@@ -1,6 +1,7 @@
 """Counters, fed by events. Plain integers: a hit costs a microsecond here, and Prometheus reads them later."""
 
 import heapq
+import re
 import time
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
@@ -56,6 +57,10 @@ class Latency:
         ordered = sorted(self.recent)
         last = len(ordered) - 1
         return {f"p{q}": round(ordered[last * q // 100], 6) if ordered else None for q in (50, 90, 99)}
+
+
+# The program's own commands, such as warm: what they meet is told where they run.
+_OWN_COMMAND = re.compile(r"registry-cache/\S+ \((?:warm|verify|doctor)\)")
 
 
 class Metrics:
@@ -138,7 +143,7 @@ class Metrics:
             if result in _HITS:
                 counts[2] += 1
                 counts[3] += event.bytes - event.repeated_bytes
-        if event.error or result == "stale":
+        if (event.error or result == "stale") and not _OWN_COMMAND.fullmatch(event.user_agent):
             self._trouble(event)
 
     def _trouble(self, event: events.Request) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import platform as machine
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,7 @@ from registry_cache.model.oci import (
     Repository,
 )
 from registry_cache.observe.figures import OtherSchema, Stats, read
-
-EVERY_PLATFORM = "all"
+from registry_cache.warming.platforms import EVERY_PLATFORM, full_platform
 
 _OK = (200, 206)
 _NOT_HERE = 504
@@ -31,7 +29,6 @@ _TRIES = 3
 _STATS_MAX_BYTES = 8 * 1024 * 1024
 _ERROR_MAX_BYTES = 64 * 1024
 _HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io")
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "armv6l": "arm/v6", "i686": "386"}
 # The cache itself waits for upstream for up to REQUEST_TIMEOUT before it answers.
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
 # Answered from the store or not at all (RFC 9111, section 5.2.1.7): asking costs upstream nothing.
@@ -90,20 +87,6 @@ def is_elsewhere(text: str) -> bool:
     """Whether an image name begins with another registry than Docker Hub: the cache does not serve that one."""
     first, slash, _ = text.partition("/")
     return bool(slash) and first not in _HUB_HOSTS and ("." in first or ":" in first or first == "localhost")
-
-
-def host_platform() -> str:
-    """The machine's, as ``linux/amd64``."""
-    return "linux/" + _ARCHITECTURES.get(machine.machine(), machine.machine())
-
-
-def full_platform(text: str) -> str:
-    """``linux/arm64`` for ``arm64`` or ``linux/arm64/v8``, as indexes spell it."""
-    text = text.strip().lower()
-    if text == EVERY_PLATFORM:
-        return text
-    text = text if "/" in text and not text.startswith("arm/") else f"linux/{text}"
-    return text.removesuffix("/v8")
 
 
 class Look(NamedTuple):

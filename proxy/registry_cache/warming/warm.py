@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from registry_cache.model.oci import Descriptor
 from registry_cache.observe.figures import QuotaFigures
-from registry_cache.warming.puller import EVERY_PLATFORM, Look, Name, Puller, PullFailed
+from registry_cache.warming.platforms import EVERY_PLATFORM
+from registry_cache.warming.puller import Look, Name, Puller, PullFailed
 
 _BLOBS_AT_ONCE = 3  # of one image, as dockerd does it
 _LOOKS_AT_ONCE = 8
