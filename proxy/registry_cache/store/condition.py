@@ -5,9 +5,7 @@ import errno
 
 from registry_cache.model import events
 from registry_cache.model.errors import NoSpace
-from registry_cache.ports.storage import Index
-from registry_cache.store.files import Files
-from registry_cache.store.layout import Layout
+from registry_cache.store.shared import Shared
 
 # How long a transfer waits for the count after a crash before it goes to the client unstored.
 _KNOWN_SECONDS = 10.0
@@ -16,12 +14,12 @@ _KNOWN_SECONDS = 10.0
 class Condition:
     """See the module."""
 
-    def __init__(self, layout: Layout, files: Files, index: Index, events: events.Events) -> None:
+    def __init__(self, shared: Shared) -> None:
         self.known = asyncio.Event()  # what is on the disk is known, so that room can be promised
-        self._layout = layout
-        self._files = files
-        self._index = index
-        self._events = events
+        self._layout = shared.layout
+        self._files = shared.files
+        self._index = shared.index
+        self._events = shared.events
         self._folders_refused = ""
         self._told = ""
 

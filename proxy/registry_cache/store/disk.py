@@ -30,6 +30,7 @@ from registry_cache.store.reconciliation import Reconciler
 from registry_cache.store.removal import Removal
 from registry_cache.store.room import Room
 from registry_cache.store.row_writer import RowWriter
+from registry_cache.store.shared import Shared
 
 _PURGE_PAGE = 100  # transfers that end meanwhile need not wait for the whole of a large purge
 _MAINTENANCE_SECONDS = 5.0
@@ -68,20 +69,15 @@ class DiskStore:
         self._maintenance = Background(
             "store maintenance", self.maintain, interval_seconds=_MAINTENANCE_SECONDS, events=events
         )
-        shared = (self._layout, self.files)
-        self._reading = Reading(*shared, index, self.quarantine)
+        shared = Shared(self._layout, self.files, index, self.room, self._rows, self._locks, events)
+        self._reading = Reading(shared, self.quarantine)
         self.at_hand = self._reading.at_hand  # on the path of every hit, where one more call can be measured
-        self._removal = Removal(*shared, self.room, self._rows, self._reading, events)
-        self._quarantine = Quarantine(*shared, self.room, self._rows, self._removal, self._locks, events)
-        self._reconciler = Reconciler(*shared, index, self.room, self._rows, self._locks, folders, events)
-        self._evictor = Evictor(
-            *shared, index, self.room, self._rows, self._reading, self._removal, self._quarantine, self._locks, events
-        )
-        self._condition = Condition(*shared, index, events)
-        self._intake = Intake(
-            *shared, index, self.room, self._rows, self._locks, self._evictor, self._condition, events,
-            step_bytes=step_bytes,
-        )  # fmt: skip
+        self._removal = Removal(shared, self._reading)
+        self._quarantine = Quarantine(shared, self._removal)
+        self._reconciler = Reconciler(shared, folders)
+        self._evictor = Evictor(shared, self._reading, self._removal, self._quarantine)
+        self._condition = Condition(shared)
+        self._intake = Intake(shared, self._evictor, self._condition, step_bytes=step_bytes)
         self.ingest = self._intake.ingest
         self.adopt = self._intake.adopt
         self.spare_bytes = self._intake.spare_bytes

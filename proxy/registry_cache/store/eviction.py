@@ -13,16 +13,14 @@ from typing import Literal, NamedTuple
 from registry_cache.model import events
 from registry_cache.model.errors import NoSpace
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import Entry, Index, Tally
+from registry_cache.ports.storage import Entry, Tally
 from registry_cache.runtime.threads import finish
-from registry_cache.store.files import DiskSpace, Files
-from registry_cache.store.layout import Layout
-from registry_cache.store.locks import Locks
+from registry_cache.store.files import DiskSpace
 from registry_cache.store.quarantine import Quarantine
 from registry_cache.store.reading import Reading
 from registry_cache.store.removal import REMOVED_AT_ONCE, Removal
 from registry_cache.store.room import Room, Share
-from registry_cache.store.row_writer import RowWriter
+from registry_cache.store.shared import Shared
 
 _PAGE = 100  # what the event loop does for each of them takes the time of a hit or two
 # How long a transfer waits for another one that was refused to give its room back.
@@ -54,29 +52,17 @@ def lack(room: Room, space: DiskSpace | None, more_bytes: int) -> Lack:
 class Evictor:
     """See the module."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        files: Files,
-        index: Index,
-        room: Room,
-        rows: RowWriter,
-        reading: Reading,
-        removal: Removal,
-        quarantine: Quarantine,
-        locks: Locks,
-        events: events.Events,
-    ) -> None:
-        self._layout = layout
-        self._files = files
-        self._index = index
-        self._room = room
-        self._rows = rows
+    def __init__(self, shared: Shared, reading: Reading, removal: Removal, quarantine: Quarantine) -> None:
+        self._layout = shared.layout
+        self._files = shared.files
+        self._index = shared.index
+        self._room = shared.room
+        self._rows = shared.rows
         self._reading = reading
         self._removal = removal
         self._quarantine = quarantine
-        self._locks = locks
-        self._events = events
+        self._locks = shared.locks
+        self._events = shared.events
         self._turn = asyncio.Lock()  # room is made for one after the other, in the order of asking
         self._evictions = 0
         self._left = asyncio.Event()  # a transfer has given room back

@@ -8,44 +8,28 @@ from pathlib import Path
 from registry_cache.model import events
 from registry_cache.model.errors import IndexRefused, NoSpace
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Index, Tally
+from registry_cache.ports.storage import BlobEntry, Tally
 from registry_cache.runtime.threads import finish
 from registry_cache.store.condition import Condition
 from registry_cache.store.eviction import Evictor, lack
-from registry_cache.store.files import Files
-from registry_cache.store.layout import Layout
-from registry_cache.store.locks import Locks
 from registry_cache.store.partial import DiskPartial, refused
-from registry_cache.store.room import Room
-from registry_cache.store.row_writer import RowWriter, tally
+from registry_cache.store.row_writer import tally
+from registry_cache.store.shared import Shared
 
 
 class Intake:
     """See the module."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        files: Files,
-        index: Index,
-        room: Room,
-        rows: RowWriter,
-        locks: Locks,
-        evictor: Evictor,
-        condition: Condition,
-        events: events.Events,
-        *,
-        step_bytes: int,
-    ) -> None:
-        self._layout = layout
-        self._files = files
-        self._index = index
-        self._room = room
-        self._rows = rows
-        self._locks = locks
+    def __init__(self, shared: Shared, evictor: Evictor, condition: Condition, *, step_bytes: int) -> None:
+        self._layout = shared.layout
+        self._files = shared.files
+        self._index = shared.index
+        self._room = shared.room
+        self._rows = shared.rows
+        self._locks = shared.locks
         self._evictor = evictor
         self._condition = condition
-        self._events = events
+        self._events = shared.events
         self._step_bytes = step_bytes
         self._under_way: dict[Digest, bool] = {}  # and whether the operator has purged it since
 

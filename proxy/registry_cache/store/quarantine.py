@@ -4,13 +4,11 @@ import asyncio
 
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
-from registry_cache.store.files import Files, Inode
-from registry_cache.store.layout import Layout, file_name
-from registry_cache.store.locks import Locks
+from registry_cache.store.files import Inode
+from registry_cache.store.layout import file_name
 from registry_cache.store.reading import Reading
 from registry_cache.store.removal import Removal
-from registry_cache.store.room import Room
-from registry_cache.store.row_writer import RowWriter
+from registry_cache.store.shared import Shared
 
 # They are evidence, not content: so many are kept, the oldest go first.
 _KEPT = 8
@@ -19,23 +17,14 @@ _KEPT = 8
 class Quarantine:
     """See the module."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        files: Files,
-        room: Room,
-        rows: RowWriter,
-        removal: Removal,
-        locks: Locks,
-        events: events.Events,
-    ) -> None:
-        self._layout = layout
-        self._files = files
-        self._room = room
-        self._rows = rows
+    def __init__(self, shared: Shared, removal: Removal) -> None:
+        self._layout = shared.layout
+        self._files = shared.files
+        self._room = shared.room
+        self._rows = shared.rows
         self._removal = removal
-        self._locks = locks
-        self._events = events
+        self._locks = shared.locks
+        self._events = shared.events
         self._turn = asyncio.Lock()  # a name may come again while it is removed
 
     async def put_aside(self, reading: Reading, digest: Digest, reason: str, inode: Inode | None) -> None:

@@ -8,9 +8,9 @@ from cachetools import LRUCache
 
 from registry_cache.model.errors import ContentError, ReadFailed
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Index, Sink
-from registry_cache.store.files import Files, Inode
-from registry_cache.store.layout import Layout
+from registry_cache.ports.storage import BlobEntry, Sink
+from registry_cache.store.files import Inode
+from registry_cache.store.shared import Shared
 
 # Content up to this size is served from memory: manifests, configs, signatures. Measured in docs/benchmarks.
 SMALL_BYTES = 64 * 1024
@@ -75,11 +75,11 @@ class Reading:
         rotten: takes a file out of service that could not be read to its end.
     """
 
-    def __init__(self, layout: Layout, files: Files, index: Index, rotten: Rotten) -> None:
-        self.files = files
+    def __init__(self, shared: Shared, rotten: Rotten) -> None:
+        self.files = shared.files
         self.rotten = rotten
-        self._layout = layout
-        self._index = index
+        self._layout = shared.layout
+        self._index = shared.index
         self._memory: LRUCache[Digest, DiskBlob] = LRUCache(_MEMORY_BYTES, getsizeof=lambda blob: blob.size_bytes + 512)
         self._readers: Counter[Digest] = Counter()
         self._leaving: set[Digest] = set()

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from registry_cache.model import events
 from registry_cache.model.errors import DigestInvalid, IndexRefused
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Index
-from registry_cache.store.files import Files, Seen
-from registry_cache.store.layout import ALGORITHMS, Layout
-from registry_cache.store.locks import Locks
-from registry_cache.store.room import Room
-from registry_cache.store.row_writer import RowWriter
+from registry_cache.ports.storage import BlobEntry
+from registry_cache.store.files import Seen
+from registry_cache.store.layout import ALGORITHMS
+from registry_cache.store.shared import Shared
 
 
 class Reconciler:
@@ -21,27 +19,17 @@ class Reconciler:
     ``is_counted``: whether the room knows every file; else it knows only those that had a row when the store started.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        files: Files,
-        index: Index,
-        room: Room,
-        rows: RowWriter,
-        locks: Locks,
-        folders: Sequence[tuple[str, str]],
-        events: events.Events,
-    ) -> None:
+    def __init__(self, shared: Shared, folders: Sequence[tuple[str, str]]) -> None:
         self.is_counted = False
         self._found = False  # any file
-        self._layout = layout
-        self._files = files
-        self._index = index
-        self._room = room
-        self._rows = rows
-        self._locks = locks
+        self._layout = shared.layout
+        self._files = shared.files
+        self._index = shared.index
+        self._room = shared.room
+        self._rows = shared.rows
+        self._locks = shared.locks
         self._folders = folders
-        self._events = events
+        self._events = shared.events
 
     async def reconcile(self) -> None:
         """Compare everything. New doubt that comes up meanwhile stays.

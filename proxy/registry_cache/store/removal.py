@@ -5,11 +5,8 @@ from collections.abc import Mapping, Sequence
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
 from registry_cache.ports.storage import Tally
-from registry_cache.store.files import Files
-from registry_cache.store.layout import Layout
 from registry_cache.store.reading import Reading
-from registry_cache.store.room import Room
-from registry_cache.store.row_writer import RowWriter
+from registry_cache.store.shared import Shared
 
 # A thread that unlinks, or deletes rows, keeps its core until it waits, and on two cores a hit waits for that. p99 of
 # hits while 10 000 blobs went: 1.9 ms with 100 at once, 0.7 with ten; on another machine 0.44 with ten (1.0 to 3.3
@@ -20,15 +17,13 @@ REMOVED_AT_ONCE = 4
 class Removal:
     """See the module. Who calls it holds the locks of the digests."""
 
-    def __init__(
-        self, layout: Layout, files: Files, room: Room, rows: RowWriter, reading: Reading, events: events.Events
-    ) -> None:
-        self._layout = layout
-        self._files = files
-        self._room = room
-        self._rows = rows
+    def __init__(self, shared: Shared, reading: Reading) -> None:
+        self._layout = shared.layout
+        self._files = shared.files
+        self._room = shared.room
+        self._rows = shared.rows
         self._reading = reading
-        self._events = events
+        self._events = shared.events
 
     async def remove(self, digests: Sequence[Digest]) -> Tally:
         """Remove files and see to their rows; what that gave back, by what had been counted as stored.
