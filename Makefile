@@ -8,8 +8,11 @@ BIN := $(VENV)/bin
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-run: $(VENV)/run.stamp  ## start the cache on 127.0.0.1:5000, its content in ./cache
-	$(BIN)/registry-cache serve --cache-dir cache --log-format console
+# Only from make's own command line: some desktops have a variable USERNAME of theirs.
+given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) $($(1)))
+
+run: $(VENV)/run.stamp  ## start the cache on 127.0.0.1:5000, its content in ./cache (USERNAME=… PASSWORD_FILE=…)
+	$(BIN)/registry-cache serve --cache-dir cache --log-format console $(call given,USERNAME,--username) $(call given,PASSWORD_FILE,--password-file)
 
 # Packages of Python and of Debian side by side: neither needs the other, and both wait for the network.
 test:  ## everything: lint, types, tests, the real daemons among them

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from registry_cache.cli import admin, cli, common
-from registry_cache.cli.common import COMMANDS
+from registry_cache.cli.common import COMMANDS, GROUPS
 from tests.e2e.command import PROGRAM, environment
 
 
@@ -34,6 +34,16 @@ def test_the_program_alone_shows_its_commands():
     done = run()
     assert done.returncode == 2
     assert [name for name in COMMANDS if f"\n  {name} " not in done.stderr] == []
+
+
+def test_the_programs_help_has_groups_and_whole_summaries():
+    done = run("--help", COLUMNS="80")
+    assert [title for title in GROUPS if f"\n{title}:\n" not in done.stdout] == []
+    told = " ".join(done.stdout.split())
+    with click.Context(cli) as context:
+        for name in COMMANDS:
+            summary = cli.get_command(context, name).help.partition("\n\n")[0]
+            assert f"{name} {' '.join(summary.split())}" in told
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The documentation is complete, current, and its links lead somewhere."""
 
 import importlib.util
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import click
@@ -112,6 +114,16 @@ def test_commands_that_are_shown_exist_with_these_options(page):
             command = cli.get_command(root, arguments[0])
             with click.Context(command, parent=root, **command.context_settings) as context:
                 command.make_parser(context).parse_args(arguments[1:])
+
+
+def test_make_run_takes_the_account_from_its_own_command_line_only():
+    def runs(*given, **env):
+        make = ["make", "--no-print-directory", "-n", "run", *given]
+        done = subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | env)
+        return done.stdout.splitlines()[-1].split()
+
+    assert runs("USERNAME=ci", "PASSWORD_FILE=/f")[-4:] == ["--username", "ci", "--password-file", "/f"]
+    assert "--username" not in runs(USERNAME="of-the-desktop")
 
 
 def test_commands_are_found_in_the_pages():

@@ -30,10 +30,13 @@ def own_user_agent(command: str) -> str:
 
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.
-COMMANDS = (
-    "serve", "stats", "list", "pin", "unpin", "purge", "warm", "doctor", "verify", "import", "prune", "guard",
-    "completion",
-)  # fmt: skip
+GROUPS = {
+    "The cache": ("serve", "stats", "doctor"),
+    "What is cached": ("list", "pin", "unpin", "purge", "warm", "verify", "import"),
+    "The host's own images": ("prune", "guard"),
+    "Your shell": ("completion",),
+}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 class Program(click.Group):
@@ -53,6 +56,13 @@ class Program(click.Group):
             gc.enable()
             return command
         return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """In groups, and each summary whole."""
+        for title, names in GROUPS.items():
+            found = [(name, command) for name in names if (command := self.get_command(ctx, name)) is not None]
+            with formatter.section(title):
+                formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in found])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
