@@ -416,6 +416,7 @@ async def test_an_ambiguous_digest_changes_nothing(cache, hub):
 async def test_a_list_on_a_terminal_ends_with_its_total(cache, hub):
     await pull(cache, hub, "library/one")
     await pull(cache, hub, "library/two")
+    assert (await run(cache.root, "pin", "later:1"))[0] == 0
     shown = await on_a_terminal("list", "--cache-dir", str(cache.root))
     assert "\n2 images, " in shown.replace("\r", "")
     assert "images" not in (await run(cache.root, "list"))[1]

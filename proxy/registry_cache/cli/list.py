@@ -83,7 +83,7 @@ def command(
     terminal = console(soft_wrap=False)
     terminal.print(_table(answer["items"], now))
     if terminal.is_terminal:  # not into a pipe: there a line is an image
-        count = len(answer["items"])
+        count = sum(bool(item["digest"]) for item in answer["items"])  # not what is only pinned yet
         size = format_size(answer["size_bytes"])
         say(f"{count} image{'' if count == 1 else 's'}, {size} (what they share counts once)")
 
