@@ -267,11 +267,7 @@ class _TraceIndex(SqliteIndex):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, events=events.Events())
-        self.trace_clock = _TraceClock()
-
-    @property
-    def clock(self) -> Clock:
-        return self.trace_clock
+        self.clock = self.trace_clock = _TraceClock()
 
 
 async def _least_recently_used(index: SqliteIndex) -> AsyncGenerator[Entry, None]:

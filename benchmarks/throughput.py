@@ -18,6 +18,7 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--seconds", type=float, default=2, help="of each run of wrk")
         parser.add_argument("--connections", type=int, action="append", help="only with so many")
+        parser.add_argument("--kind", choices=CONNECTIONS, action="append", help="only this content")
 
     given = harness.arguments(__doc__ or "", rounds=3, add=add)
     large = 8 if given.quick else 256
@@ -35,7 +36,8 @@ def main() -> None:
                 for path in [*paths.values(), *paths.values()]:
                     load.get(system, path)
             results: dict[tuple[str, int], dict[str, list[load.Load]]] = {}
-            for kind, path in paths.items():
+            for kind in given.kind or paths:
+                path = paths[kind]
                 for connections in CONNECTIONS[kind][: 2 if given.quick else None]:
                     if given.connections and connections not in given.connections:
                         continue

@@ -85,6 +85,30 @@ async def test_one_question_proves_it_for_everybody_and_for_good(cache, hub, pri
     assert (ALPINE, layer.digest) in links(cache)
 
 
+async def test_who_looks_slowly_hears_of_the_answer_that_others_have_got(cache, hub, private, monkeypatch):
+    """Between the look into the index and the question upstream says yes to somebody else."""
+    layer = private.layers[0]
+    await hub.images.blob(ALPINE, hub.images.read(layer.digest))
+    looking, go_on = asyncio.Event(), asyncio.Event()
+    is_linked = cache.proxy.index.is_linked
+
+    async def slowly(repository, digest):
+        found = await is_linked(repository, digest)
+        if not looking.is_set():
+            looking.set()
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(cache.proxy.index, "is_linked", slowly)
+    asked = len(hub.counters.records)
+    slow = asyncio.create_task(cache.blob(ALPINE, layer.digest))
+    await looking.wait()
+    assert (await cache.blob(ALPINE, layer.digest)).status == 200
+    go_on.set()
+    assert (await slow).status == 200
+    assert questions(hub, asked) == ["HEAD"]
+
+
 async def test_a_manifest_proves_what_it_names_without_a_question(cache, hub, private):
     """A layer that another repository brought here is a hit for all that pull an image with it."""
     layer = private.layers[0]

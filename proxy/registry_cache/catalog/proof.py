@@ -150,4 +150,6 @@ class Proof:
 
     async def missing(self, repository: Repository, digest: Digest) -> bool:
         """Whether upstream has to be asked before *digest*, which is here, is served under *repository*."""
-        return not (await self.known(repository, digest) or not self.is_required)
+        if not self.is_required or await self.known(repository, digest):
+            return False
+        return not self.holds(repository, digest)  # upstream may have said so while the index was asked

@@ -178,11 +178,10 @@ class Blobs:
                 key, lambda: self._asking.patiently(lambda: self._upstream.blob_head(repository, digest))
             )
             self._asking.answered()
+            self._proof.supplied(repository, digest)  # before the question ends: who comes behind it need not ask
             return size
 
-        size = (await self._asking.ask(timer, key, lambda: self._heads.do(key, head))).value
-        self._proof.supplied(repository, digest)
-        return size
+        return (await self._asking.ask(timer, key, lambda: self._heads.do(key, head))).value
 
     async def _head(self, repository: Repository, digest: Digest, timer: Timer) -> BlobAnswer:
         flight = self._flights.get(digest)
