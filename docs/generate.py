@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from registry_cache.cli import cli
 from registry_cache.cli.common import COMMANDS, default_text, metavar
 from registry_cache.completing.offers import ANYTHING, FILES, IMAGES
+from registry_cache.settings.groups import grouped_settings
 from registry_cache.settings.model import ENV_PREFIX, PruneSettings, Settings
 
 HERE = Path(__file__).parent
@@ -65,28 +66,13 @@ Kubernetes makes for a Service of this name are passed over.)
 
 The password itself is no setting: a flag or a variable would show it to others. It is in a file, `PASSWORD_FILE`.
 """
-_GROUPS = {
-    "The service": ("listen", "log_format", "log_level", "shutdown_grace", "max_connections", "client_timeout"),
-    "The disk": ("cache_dir", "max_size", "min_free", "scrub_rate"),
-    "Upstream and the account": (
-        "upstream", "username", "password_file", "ca_file", "trusted_realms", "private_hosts", "anonymous_fallback",
-    ),
-    "Tags": ("tag_ttl", "stale_timeout", "keep_deleted_tags"),
-    "Fetching": (
-        "connect_timeout", "read_timeout", "request_timeout", "rate_limit_wait", "negative_ttl",
-        "retries", "max_flights", "prefetch_concurrency", "prefetch_max_size",
-    ),
-}  # fmt: skip
 
 
 def configuration() -> str:
     """configuration.md: every setting with its names, its default and what it is for."""
     parts = [_MADE, _CONFIGURATION]
-    grouped = [name for names in _GROUPS.values() for name in names]
-    others = [name for name in Settings.model_fields if name not in grouped and name != "prune"]
-    for title, names in {**_GROUPS, "Others": others}.items():
-        if names:
-            parts += [f"## {title}\n", _settings_table(Settings, names)]
+    for title, names in grouped_settings().items():
+        parts += [f"## {title}\n", _settings_table(Settings, names)]
     parts += ["## The prune of the host's images\n", "See [prune.md](prune.md).\n"]
     parts.append(_settings_table(PruneSettings, list(PruneSettings.model_fields), table="prune"))
     return "\n".join(parts)

@@ -1,6 +1,7 @@
 """What every command has in common: help with examples, one line for what is mistyped, completion."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from click.testing import CliRunner
 
 from registry_cache.cli import admin, cli, common
 from registry_cache.cli.common import COMMANDS, GROUPS
+from registry_cache.settings.groups import grouped_settings
+from registry_cache.settings.model import Settings
 from tests.e2e.command import PROGRAM, environment
 
 
@@ -44,6 +47,17 @@ def test_the_programs_help_has_groups_and_whole_summaries():
         for name in COMMANDS:
             summary = " ".join(cli.get_command(context, name).help.partition("\n\n")[0].split()).partition(". ")[0]
             assert f"{name} {summary.removesuffix('.')}" in told
+
+
+def test_the_help_of_serve_has_every_setting_once_in_its_group():
+    """In the order of configuration.md; one without a group is among others."""
+    told = run("serve", "--help", COLUMNS="110").stdout
+    titles = re.findall(r"^(\S.*):$", told, re.MULTILINE)
+    assert titles == [*grouped_settings(), "Options"]
+    flags = re.findall(r"^  (?:-h, )?--([a-z-]+)", told, re.MULTILINE)
+    names = [name for names in grouped_settings().values() for name in names]
+    assert flags == [name.replace("_", "-") for name in [*names, "config", "help"]]
+    assert {*names, "prune"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize(

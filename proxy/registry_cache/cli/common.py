@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from registry_cache import __version__
 from registry_cache.model.terminal import shown
 from registry_cache.model.units import Threshold, format_duration, format_size
+from registry_cache.settings.groups import grouped_settings
 from registry_cache.settings.model import PruneSettings
 
 
@@ -101,6 +102,18 @@ service_config_option = click.option(
     default=_installed_config,
     help=f"The service's settings file.  [default: {INSTALLED_CONFIG}, for root where it is there]",
 )
+
+
+class SettingsCommand(click.Command):
+    """A command with a flag for each setting: its help has them in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = {param.name: row for param in self.get_params(ctx) if (row := param.get_help_record(ctx)) is not None}
+        for title, names in grouped_settings().items():
+            with formatter.section(title):
+                formatter.write_dl([rows.pop(name) for name in names if name in rows])
+        with formatter.section("Options"):
+            formatter.write_dl(list(rows.values()))
 
 
 def settings_flags(

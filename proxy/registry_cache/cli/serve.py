@@ -14,7 +14,7 @@ from aiohttp import web
 
 from registry_cache import __version__
 from registry_cache.assembly.proxy import Proxy, open_proxy
-from registry_cache.cli.common import config_option, settings_flags
+from registry_cache.cli.common import SettingsCommand, config_option, settings_flags
 from registry_cache.cli.stopping import Stopping
 from registry_cache.model import events
 from registry_cache.model.errors import StoreError
@@ -31,6 +31,7 @@ _LAST_WORDS_SECONDS = 0.2
 
 @click.command(
     "serve",
+    cls=SettingsCommand,
     epilog="""\b
 Examples:
   registry-cache serve

@@ -1,0 +1,26 @@
+"""Which settings belong together: the sections of ``serve --help`` and of ``docs/configuration.md``."""
+
+from registry_cache.settings.model import Settings
+
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "The service": (
+        "listen", "hosts", "log_format", "log_level", "shutdown_grace", "max_connections", "client_timeout",
+    ),
+    "The disk": ("cache_dir", "max_size", "min_free", "scrub_rate"),
+    "Upstream and the account": (
+        "upstream", "username", "password_file", "ca_file", "trusted_realms", "private_hosts", "anonymous_fallback",
+    ),
+    "Tags": ("tag_ttl", "stale_timeout", "keep_deleted_tags"),
+    "Fetching": (
+        "connect_timeout", "read_timeout", "request_timeout", "rate_limit_wait", "negative_ttl", "retries",
+        "max_flights", "blob_connections", "prefetch_concurrency", "prefetch_max_size",
+    ),
+}  # fmt: skip
+
+
+def grouped_settings() -> dict[str, list[str]]:
+    """The settings by group, those of no group last; ``prune`` has a command and a section of its own."""
+    found = {title: [name for name in names if name in Settings.model_fields] for title, names in _GROUPS.items()}
+    known = {"prune", *(name for names in found.values() for name in names)}
+    others = [name for name in Settings.model_fields if name not in known]
+    return found | ({"Others": others} if others else {})
