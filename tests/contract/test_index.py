@@ -178,6 +178,48 @@ async def test_links_go_with_their_blob(index):
     assert await index.repositories_of([digest(1)]) == {digest(1): [REPOSITORY.name]}
 
 
+async def test_a_link_is_known_before_and_after_it_is_written(index):
+    await index.add_blob(row(1))
+    assert not await index.is_linked(REPOSITORY, digest(1))
+    index.link(REPOSITORY, digest(1))
+    assert await index.is_linked(REPOSITORY, digest(1))
+    await index.flush()
+    assert await index.is_linked(REPOSITORY, digest(1))
+    assert not await index.is_linked(OTHER, digest(1))
+    assert not await index.is_linked(REPOSITORY, digest(2))
+
+
+async def test_manifests_of_a_repository_are_those_linked_or_tagged_the_last_used_first(index):
+    for number in (1, 2, 3):
+        await index.add_blob(row(number, media_type=MANIFEST))
+    await index.add_blob(row(4))
+    for number in (1, 4):
+        index.link(REPOSITORY, digest(number))
+    index.link(OTHER, digest(3))
+    await index.flush()
+    await index.put_tag(REPOSITORY, "1", tag(2, 1.0))
+    assert await index.manifests_of(REPOSITORY, 10) == [digest(2), digest(1)]
+    assert await index.manifests_of(REPOSITORY, 1) == [digest(2)]
+    assert await index.manifests_of(Repository.parse("library/none"), 10) == []
+
+
+async def test_what_belonged_to_a_forgotten_repository_is_linked_no_more(index):
+    for number in (1, 2):
+        await index.add_blob(row(number))
+    for repository in (REPOSITORY, OTHER):
+        index.link(repository, digest(1))
+    await index.flush()
+    index.link(REPOSITORY, digest(2))  # not written yet
+    await index.forget_repositories(lambda repository: repository == REPOSITORY)
+    for number in (1, 2):
+        assert not await index.is_linked(REPOSITORY, digest(number)), number
+    assert await index.is_linked(OTHER, digest(1))
+    await index.flush()
+    assert await index.repositories("", 10) == [OTHER.name]
+    index.link(REPOSITORY, digest(1))
+    assert await index.is_linked(REPOSITORY, digest(1)), "it may come back"
+
+
 async def test_answers_are_bounded_in_bytes_the_oldest_go(index):
     for number in range(30):
         await index.put_answer(f"question {number}", Answer(b"x" * 1000, "text", None, None, float(number)))
