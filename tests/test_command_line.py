@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -58,6 +59,16 @@ def test_the_help_of_serve_has_every_setting_once_in_its_group():
     names = [name for names in grouped_settings().values() for name in names]
     assert flags == [name.replace("_", "-") for name in [*names, "config", "help"]]
     assert {*names, "prune"} == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "[::]", "localhost"])
+def test_a_start_on_a_port_that_is_taken_leaves_nothing_behind(tmp_path, host):
+    family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
+    with socket.create_server((host.strip("[]") if host == "[::1]" else "127.0.0.1", 0), family=family) as other:
+        listen = f"{host}:{other.getsockname()[1]}"
+        done = run("serve", "--listen", listen, "--cache-dir", tmp_path / "new" / "cache")
+    assert (done.returncode, done.stderr) == (1, f"registry-cache: LISTEN {listen}: Address already in use\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """``registry-cache serve``: run the cache."""
 
 import asyncio
+import contextlib
+import errno
 import os
 import resource
 import socket
@@ -71,6 +73,7 @@ def command(config: Path | None, **flags: Any) -> None:
 async def _serve(settings: Settings, bus: events.Events, config: Path | None, stopping: Stopping) -> None:
     _allow_many_files()
     stopping.listen()
+    _see_that_the_address_is_free(settings)
     notifier = Notifier(os.environ, warn=lambda message: bus.emit(events.Warned(message=message)))
     async with notifier, open_proxy(settings, bus) as proxy:
         # aiohttp waits this long twice, before and after it stops reading request bodies, and takes zero for ever.
@@ -111,6 +114,28 @@ def _status(proxy: Proxy, settings: Settings) -> str:
     hits = "" if ratio is None else f", {ratio:.1%} hits"
     used = format_size(proxy.store.totals().size_bytes)
     return f"{count} requests{hits}, {used} of {format_size(settings.max_size)} used"
+
+
+def _see_that_the_address_is_free(settings: Settings) -> None:
+    """Before anything is opened: a start that fails leaves no cache directory behind.
+
+    Raises:
+        OSError: somebody else listens there, or this user may not. Whatever else is wrong shows when it listens.
+    """
+    with contextlib.suppress(socket.gaierror):
+        found = socket.getaddrinfo(
+            settings.listen_host or None, settings.listen_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as trying:
+                trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    trying.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, settings.listen_host != "::")
+                try:
+                    trying.bind(address)
+                except OSError as error:
+                    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                        raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno)}") from error
 
 
 def _site(runner: web.ServerRunner, settings: Settings) -> web.BaseSite:

@@ -12,6 +12,7 @@ import msgspec
 
 from registry_cache.cli.admin import Service, cache_dir_option, json_option, running, settings_of
 from registry_cache.cli.common import own_user_agent, say, service_config_option
+from registry_cache.cli.output import say_folded
 from registry_cache.cli.warm_output import Report, summary
 from registry_cache.cli.warm_sources import wishes_from
 from registry_cache.warming.platforms import host_platform
@@ -124,7 +125,7 @@ def command(
     found = running(settings)
     wishes, notes = wishes_from(images, platforms or (host_platform(),), settings, **sources)
     for note in notes:
-        say(note, err=True)
+        say_folded(note, err=True)
     if not wishes:
         raise click.UsageError(
             "nothing to warm: name images, or --compose, --file or --from-docker; there is no Compose file here either"
