@@ -93,6 +93,8 @@ def program(monkeypatch, capsys, tmp_path):
     """Run the program as a terminal would; everything that it wrote."""
     monkeypatch.setattr(click.utils, "should_strip_ansi", lambda *_: False)
     monkeypatch.setenv("COLUMNS", "300")
+    # Whatever else runs on this machine is not asked.
+    monkeypatch.setenv("REGISTRY_CACHE_CACHE_DIR", str(tmp_path / "cache"))
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["registry-cache", *map(str, arguments)])
