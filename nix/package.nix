@@ -17,7 +17,8 @@ python3Packages.buildPythonApplication {
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
-      (lib.fileset.fileFilter (file: file.hasExt "py" || file.name == "py.typed") ../proxy)
+      # All of it but byte code: the page and the words that Tab offers are no Python.
+      (lib.fileset.fileFilter (file: !file.hasExt "pyc") ../proxy)
       ../pyproject.toml
       ../README.md
       ../LICENSE
