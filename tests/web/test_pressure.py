@@ -41,6 +41,21 @@ async def test_who_gets_no_slot_gets_the_blob_past_the_flights(start_cache, hub,
     assert (await cache.blob(other.repository, other.layers[0].digest)).cache_status == "registry-cache; hit"
 
 
+async def test_a_range_is_not_called_too_far_by_the_word_of_upstream_alone(start_cache, hub, stuck, monkeypatch):
+    """What goes past the store is not verified before it is sent: upstream may have announced too little."""
+    monkeypatch.setattr("registry_cache.pull.blobs._BOARDING_SECONDS", 0.05)
+    cache = await start_cache(max_flights=1, request_timeout="1s")
+    other = await hub.images.image("library/other", "1", [SIZE])
+    slow = asyncio.create_task(cache.blob(stuck.repository, stuck.layers[0].digest))
+    await begun(hub)
+    short = Fault(kind="blob", method="HEAD", status=200, headers={"Content-Length": "600"})
+    hub.faults.add(short)
+    reply = await cache.blob(other.repository, other.layers[0].digest, Range="bytes=1000-")
+    assert (reply.status, reply.error_code) == (502, "UNAVAILABLE")
+    hub.faults.clear()
+    assert (await slow).status == 200
+
+
 async def test_first_bytes_of_cold_blobs_that_are_left_at_once_keep_nobody_waiting(start_cache, hub, monkeypatch):
     monkeypatch.setattr("registry_cache.pull.flights._GRACE_SECONDS", 0.0)
     cache = await start_cache(max_flights=4, request_timeout="5s")

@@ -17,7 +17,7 @@ from aiohttp import web
 from registry_cache import __version__
 from registry_cache.assembly.proxy import Proxy, open_proxy
 from registry_cache.cli.common import SettingsCommand, config_option, settings_flags
-from registry_cache.cli.stopping import Stopping
+from registry_cache.cli.stopping import Stopping, over
 from registry_cache.model import events
 from registry_cache.model.errors import StoreError
 from registry_cache.model.units import format_size
@@ -68,6 +68,7 @@ def command(config: Path | None, **flags: Any) -> None:
         click.echo(f"registry-cache: {error}", err=True)
         sys.exit(1)
     log.close()
+    over()
 
 
 async def _serve(settings: Settings, bus: events.Events, config: Path | None, stopping: Stopping) -> None:

@@ -46,10 +46,12 @@ class Stopping:
 
     def _first(self) -> None:
         loop = asyncio.get_running_loop()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # in between it would end this process as any other
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
             # Not by the event loop: the second one counts even where that waits for something.
             signal.signal(number, _second)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._signalled.set()
         start_daemon("stopping", self._see_to_it)
 
@@ -62,6 +64,15 @@ class Stopping:
         time.sleep(self._seconds)
         self._flush()
         os._exit(0)
+
+
+def over() -> None:
+    """Everything is closed: a signal has nothing left to stop.
+
+    The interpreter takes handlers back before it has ended, and a second signal would make a clean end a violent one.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _second(number: int, _frame: FrameType | None) -> None:

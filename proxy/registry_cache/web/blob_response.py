@@ -3,7 +3,7 @@
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 
-from registry_cache.model.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError
+from registry_cache.model.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import RANGES_MAX, ContentRange
 from registry_cache.ports.storage import OpenBlob, Sink
@@ -73,8 +73,7 @@ class BlobResponder:
         try:
             chosen = plan(request, digest, answer.size_bytes, parts_max=parts_max)
         except RangeNotSatisfiable:
-            if isinstance(content, FlightReader):
-                await content.landed()  # the size is upstream's word until the digest has been verified
+            await self._prove_size(content)
             raise
         exchange.open_ended = chosen.open_ended
         headers |= {**chosen.headers, "Content-Length": str(chosen.length)}
@@ -94,6 +93,21 @@ class BlobResponder:
         finally:
             self._count_repeats(exchange, chosen)
         return response
+
+    @staticmethod
+    async def _prove_size(content: OpenBlob | FlightReader | Direct | None) -> None:
+        """The size of what is not stored is upstream's word until the digest has been verified.
+
+        Raises:
+            RegistryCacheError: that cannot be awaited, or has failed: upstream may have announced too little.
+        """
+        if isinstance(content, FlightReader):
+            await content.landed()
+            if content.flight.over:
+                return
+        elif not isinstance(content, Direct):
+            return
+        raise UpstreamError("the range starts beyond the end that upstream announces, which is not proven")
 
     def _count_repeats(self, exchange: Exchange, chosen: Plan) -> None:
         """An open-ended range goes on until the client hangs up: it may get more than it wanted, and that again."""
