@@ -141,9 +141,12 @@ def test_listing_shows_the_whole_size_and_pins_that_are_yet_to_come():
 
 
 def test_pins_for_a_repository_are_its_tags_and_for_a_tag_a_wish():
-    assert pins_for(inventory(), Pattern.parse("nginx")) == [Pin(NGINX, "1"), Pin(NGINX, "2")]
-    assert pins_for(inventory(), Pattern.parse("redis:7")) == [Pin(Repository("docker.io", "library/redis"), "7")]
-    assert pins_for(inventory(), Pattern.parse("redis")) == []
+    assert pins_for(inventory(), Pattern.parse("nginx"), "docker.io") == [Pin(NGINX, "1"), Pin(NGINX, "2")]
+    assert pins_for(inventory(), Pattern.parse("redis:7"), "docker.io") == [
+        Pin(Repository("docker.io", "library/redis"), "7")
+    ]
+    assert pins_for(inventory(), Pattern.parse("org/app:7"), "ghcr.io") == [Pin(Repository("ghcr.io", "org/app"), "7")]
+    assert pins_for(inventory(), Pattern.parse("redis"), "docker.io") == []
     pin = Pin(NGINX, "1")
     assert unpins_for(inventory(pin), Pattern.parse("nginx")) == [pin]
     assert unpins_for(inventory(pin), Pattern.parse("nginx:2")) == []

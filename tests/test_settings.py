@@ -40,6 +40,8 @@ WRONG = {
     "log_format": ("xml", "json"),
     "retries": ("-1", "greater than or equal to 0"),
     "min_free": ("-5", "500MB"),
+    "default_registry": ("https://ghcr.io/v2", "such as docker.io or ghcr.io"),
+    "aliases": ("a b/c", "registry.corp:5443"),
 }
 
 
@@ -78,6 +80,53 @@ def test_mistyped_variable_suggests_the_right_one_and_others_are_left_alone(monk
     monkeypatch.setenv("REGISTRY_CACHE_TAGTTL", "1h")
     with pytest.raises(SettingsError, match="did you mean TAG_TTL"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", ["", "ghcr", "ghcr.io:5000", "ghcr.io/org", "gh cr.io", ".io", "*.gcr.io", "[::1]"])
+def test_a_registrys_name_is_a_host(name):
+    with pytest.raises(SettingsError, match=r"DEFAULT_REGISTRY: .* such as docker\.io or ghcr\.io$"):
+        load_settings(None, {"default_registry": name})
+
+
+@pytest.mark.parametrize(
+    ("named", "name", "upstream"),
+    [
+        (None, "docker.io", "https://registry-1.docker.io"),
+        ("docker.io", "docker.io", "https://registry-1.docker.io"),
+        ("Index.Docker.io", "docker.io", "https://registry-1.docker.io"),
+        ("GHCR.io:443", "ghcr.io", "https://ghcr.io"),
+        ("registry.corp", "registry.corp", "https://registry.corp"),
+    ],
+)
+def test_upstream_is_where_the_default_registry_is(named, name, upstream):
+    settings = load_settings(None, {"default_registry": named})
+    assert (settings.default_registry, settings.upstream, settings.misnamed) == (name, upstream, "")
+
+
+@pytest.mark.parametrize(
+    ("upstream", "named", "meant"),
+    [
+        ("https://ghcr.io", None, "ghcr.io"),
+        ("https://QUAY.io:443/", None, "quay.io"),
+        ("https://registry.k8s.io", "docker.io", "registry.k8s.io"),
+        ("https://public.ecr.aws", None, "public.ecr.aws"),
+        ("https://registry-1.docker.io", "ghcr.io", "docker.io"),
+        ("https://quay.io", "ghcr.io", "quay.io"),
+        # A mirror of Docker Hub, as far as anybody can know.
+        ("https://mirror.gcr.io", None, None),
+        ("https://registry.corp", None, None),
+        ("https://ghcr.io", "ghcr.io", None),
+        ("https://registry.corp", "ghcr.io", None),
+    ],
+)
+def test_a_well_known_registry_under_another_name_is_told(upstream, named, meant):
+    text = load_settings(None, {"upstream": upstream, "default_registry": named}).misnamed
+    assert (f": set DEFAULT_REGISTRY={meant}" in text) if meant else text == ""
+
+
+def test_aliases_are_names_as_images_have_them():
+    settings = load_settings(None, {"aliases": "Registry.Corp:5443, registry:5000,other.example:443"})
+    assert settings.aliases == ["registry.corp:5443", "registry:5000", "other.example"]
 
 
 def test_credential_is_whole(tmp_path):

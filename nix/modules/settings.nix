@@ -29,7 +29,9 @@ in
     };
     max_size = setting size "200GB" "The cap: blobs and partials together never take more bytes. Default: 20GB.";
     min_free = setting size "5GB" "Free disk space that is never used up. Default: the smaller of 1 GB and 5 % of the filesystem.";
-    upstream = setting types.str "https://registry-1.docker.io" "The registry that misses are fetched from. Default: Docker Hub.";
+    default_registry = setting types.str "ghcr.io" "The registry's name in images; requests that name no registry mean it. Default: docker.io.";
+    aliases = setting (types.listOf types.str) [ "registry.corp:5443" ] "Other names that images have for it. Docker Hub's are known.";
+    upstream = setting types.str "https://registry-1.docker.io" "The registry that misses are fetched from. Default: https:// and default_registry.";
     ca_file = setting types.str "/etc/ssl/internal-ca.pem" "PEM file of certificate authorities to trust beside the system's.";
     trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent the credential beside upstream's own host and domain.";
     private_hosts = setting (types.listOf types.str) [ "blobs.internal" ] "Hosts on private addresses that upstream may redirect to, or name as its token service; needed where upstream itself is public.";

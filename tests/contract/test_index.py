@@ -102,7 +102,7 @@ async def test_rows_are_refused_aloud_and_everything_else_is_kept(kind):
     assert not await index.probe()
     assert await index.tag(REPOSITORY, "1") == tag(1, 5.0)
     assert (await index.blob(digest(1))).size_bytes == 10
-    assert await index.repositories("", 5) == [REPOSITORY.name]
+    assert await index.repositories(REPOSITORY.registry, "", 5) == [REPOSITORY.name]
     await kind.take(index)
     await index.flush()
     assert index.writable
@@ -110,7 +110,7 @@ async def test_rows_are_refused_aloud_and_everything_else_is_kept(kind):
     again = kind.make()
     await again.start()
     assert await again.tag(REPOSITORY, "1") == tag(1, 5.0)
-    assert await again.repositories("", 5) == [REPOSITORY.name]
+    assert await again.repositories(REPOSITORY.registry, "", 5) == [REPOSITORY.name]
     assert await again.blob(digest(1)) == row(1)._replace(pinned=True, last_use=used)
     await again.aclose()
 
@@ -215,7 +215,7 @@ async def test_what_belonged_to_a_forgotten_repository_is_linked_no_more(index):
         assert not await index.is_linked(REPOSITORY, digest(number)), number
     assert await index.is_linked(OTHER, digest(1))
     await index.flush()
-    assert await index.repositories("", 10) == [OTHER.name]
+    assert await index.repositories(OTHER.registry, "", 10) == [OTHER.name]
     index.link(REPOSITORY, digest(1))
     assert await index.is_linked(REPOSITORY, digest(1)), "it may come back"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from registry_cache.cli import doctor as doctor_command
 from registry_cache.doctor import network
 from registry_cache.settings.model import load_settings
 from registry_cache.warming.puller import PullFailed
@@ -243,6 +244,13 @@ async def test_little_quota_is_a_warning(doctor, cache, hub):
         assert (code, checks["quota"]["state"]) == (0, state)
         await hub.images.image("library/other", str(number), [10])
         await cache.manifest("library/other", str(number))
+
+
+def test_a_registry_that_is_called_by_another_name_is_a_warning():
+    check = doctor_command._settings(load_settings(None, {"upstream": "https://ghcr.io"}), None)
+    assert (check.state, check.remedy) == ("warning", "set DEFAULT_REGISTRY=ghcr.io")
+    assert "docker.io's" in check.text
+    assert doctor_command._settings(load_settings(None, {"default_registry": "ghcr.io"}), Path("x")).state == "ok"
 
 
 async def test_service_that_does_not_run(doctor, cache, tmp_path):

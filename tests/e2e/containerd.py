@@ -77,13 +77,18 @@ class Containerd:
         assert done.returncode == 0, f"ctr {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
-    def hosts_dir(self, registry: str, address: str) -> Path:
-        """A folder for ``--hosts-dir`` that sends *registry* to *address*, and nobody anywhere else."""
+    def hosts_dir(self, registry: str, address: str, *, path: str = "") -> Path:
+        """A folder for ``--hosts-dir`` that sends *registry* to *address*, and nobody anywhere else.
+
+        Args:
+            path: what stands between *address* and a name, instead of ``/v2``.
+        """
         folder = self.directory / "hosts" / registry
         folder.mkdir(parents=True, exist_ok=True)
         # `server` is where containerd goes when the hosts fail: never to the real registry.
         (folder / "hosts.toml").write_text(
-            f'server = "{address}"\n[host."{address}"]\n  capabilities = ["pull", "resolve"]\n'
+            f'server = "{address}"\n[host."{address}{path}"]\n  capabilities = ["pull", "resolve"]\n'
+            + ("  override_path = true\n" if path else "")
         )
         return folder.parent
 

@@ -144,6 +144,12 @@ def test_warns_when_others_can_use_the_credential(settings, listen, credential, 
     assert all(listen in warning for warning in warnings)
 
 
+def test_warns_of_a_registry_that_is_called_by_another_name(settings):
+    with running(settings | {"upstream": "https://quay.io"}) as command:  # which nobody asks
+        (warning,) = [line["message"] for line in command.lines(event="warned")]
+    assert "set DEFAULT_REGISTRY=quay.io" in warning
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------
 
 

@@ -12,8 +12,8 @@ def pull(containerd):
     """``ctr images pull`` of a name through the cache; what it left is removed afterwards."""
     pulled = set()
 
-    def run(cache, name):
-        hosts = containerd.hosts_dir(name.partition("/")[0], cache.url)
+    def run(cache, name, path=""):
+        hosts = containerd.hosts_dir(name.partition("/")[0], cache.url, path=path)
         pulled.add(name)
         return containerd.ctr("images", "pull", "--hosts-dir", str(hosts), name)
 
@@ -41,6 +41,27 @@ def test_second_pull_is_local(containerd, pull, start_cache, hub, repository, co
         assert cost(hub) == first_pull
         containerd.remove(name)
     assert {line["registry"] for line in cache.settled()} == {"docker.io"}
+    assert_agreement(cache, hub)
+
+
+@pytest.mark.parametrize("way", ["override_path", "cache as registry", "cache as registry, prefix"])
+def test_other_ways_to_the_same_registry(containerd, pull, start_cache, hub, repository, way):
+    image = hub.image(repository, "1", make="runnable")
+    cache = start_cache()
+    address = cache.url.removeprefix("http://")
+    name, path = {
+        "override_path": (f"docker.io/{repository}:1", "/v2/docker.io"),
+        "cache as registry": (f"{address}/{repository}:1", ""),
+        "cache as registry, prefix": (f"{address}/docker.io/{repository}:1", ""),
+    }[way]
+    for _ in range(2):
+        done = pull(cache, name, path)
+        assert done.returncode == 0, done.stderr
+        assert image["digest"] in containerd.run("images", "ls", f"name=={name}")
+        containerd.remove(name)
+    assert cost(hub).counted_pulls == 1
+    asked = {(line["registry"], line["repository"]) for line in cache.settled() if line["repository"]}
+    assert asked == {("docker.io", repository)}
     assert_agreement(cache, hub)
 
 

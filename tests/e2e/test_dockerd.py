@@ -62,6 +62,34 @@ def test_second_pull_is_local(docker, mirror, hub, repository, content, first_pu
     assert_agreement(cache, hub)
 
 
+@pytest.mark.parametrize("name", ["docker.io/library/{}", "docker.io/{}", "library/{}"])
+def test_the_cache_as_a_registry_with_docker_ios_name_in_the_path(docker, mirror, hub, repository, name):
+    """dockerd has mirrors for Docker Hub alone: for any other registry people write the cache into the name."""
+    image = hub.image(repository, "1", **IMAGE)
+    cache = mirror()
+    reference = f"{cache.url.removeprefix('http://')}/{name.format(familiar(repository))}:1"
+    pull(docker, reference)
+    assert cost(hub) == Cost(1, 1, 4)
+    digests = docker.run("image", "inspect", "--format", "{{index .RepoDigests 0}}", reference)
+    assert digests.endswith(image["digest"])
+    mark = cache.mark()
+    pull_anew(docker, reference)
+    assert cost(hub) == Cost(1, 1, 4)
+    assert set(mark.results()) == {"hit"}
+    lines = [line for line in cache.settled() if line["repository"]]
+    assert {(line["registry"], line["repository"]) for line in lines} == {("docker.io", repository)}
+    assert_agreement(cache, hub)
+
+
+def test_the_cache_as_a_registry_does_not_have_another_ones(docker, mirror, hub, repository):
+    hub.image(repository, "1", **IMAGE)
+    cache = mirror()
+    failed = docker.try_run("pull", f"{cache.url.removeprefix('http://')}/ghcr.io/{repository}:1")
+    assert failed.returncode != 0
+    assert b"registry 'ghcr.io' is not served here" in failed.stderr
+    assert hub.counters()["requests"] == 0
+
+
 def test_second_pull_by_digest_is_local(docker, mirror, hub, repository):
     image = hub.image(repository, "1", **IMAGE)
     cache = mirror()

@@ -79,7 +79,7 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
       services.registry-cache.settings = {{
         listen = "[::1]:5001"; max_size = lib.mkForce "1TB"; min_free = 0; upstream = "https://registry.example";
         ca_file = "{ca}"; trusted_realms = [ "auth.example" ]; anonymous_fallback = true; tag_ttl = "1h";
-        hosts = [ "cache.example.org" ];
+        hosts = [ "cache.example.org" ]; default_registry = "registry.example"; aliases = [ "registry.example:5443" ];
         private_hosts = [ "blobs.internal" ];
         keep_deleted_tags = true; connect_timeout = 5; read_timeout = "15s"; request_timeout = "25s";
         stale_timeout = "2500ms"; rate_limit_wait = "15s"; negative_ttl = "5s"; retries = 3;

@@ -431,7 +431,7 @@ async def test_interrupted_flush_loses_neither_order_nor_names(tmp_path, trouble
     async with open_shelf(tmp_path / "s") as shelf:
         await shelf.index.flush()
         assert [entry.digest for entry in await shelf.index.oldest(3)] == [*digests[1:], digests[0]]
-        assert await shelf.index.repositories("", 10) == [repository.name]
+        assert await shelf.index.repositories(repository.registry, "", 10) == [repository.name]
 
 
 async def test_order_of_use_is_not_the_order_in_which_a_slow_disk_stores(shelf, monkeypatch):

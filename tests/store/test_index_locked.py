@@ -50,7 +50,7 @@ async def test_reads_do_not_wait_for_a_write_that_waits_for_the_lock(tmp_path):
         assert DIGEST in await index.stored([DIGEST])
         assert (await index.answer("question")).body == b"answer"
         assert [entry.digest for entry in await index.oldest(1)] == [DIGEST]
-        assert await index.repositories("", 5) == [REPOSITORY.name]
+        assert await index.repositories(REPOSITORY.registry, "", 5) == [REPOSITORY.name]
         assert (await index.totals()).manifests == 1
         assert not any(write.done() for write in writes)
     await asyncio.gather(*writes)

@@ -207,10 +207,10 @@ async def test_a_mirrors_url_with_a_path_is_told(cache, hub):
 
 
 async def test_an_unknown_name_says_what_may_be_meant(cache):
-    for name, said in (("nginx", "library/nginx"), ("docker.io/library/nginx", "is it library/nginx?")):
-        reply = await cache.get(f"/v2/{name}/manifests/latest")
-        assert reply.status in (401, 404)
-        assert said in reply.body.decode()
+    """Upstream may be a registry that has such names: it is asked for this one, and not for library/nginx."""
+    reply = await cache.get("/v2/nginx/manifests/latest")
+    assert reply.status in (401, 404)
+    assert "is it library/nginx?" in reply.body.decode()
 
 
 async def test_only_what_the_specification_knows_is_part_of_a_question(cache, hub):

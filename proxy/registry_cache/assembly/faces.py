@@ -7,7 +7,6 @@ from registry_cache.assembly.pulls import Pulls
 from registry_cache.assembly.reports import Reports
 from registry_cache.assembly.stores import Catalog
 from registry_cache.model import events
-from registry_cache.model.oci import DOCKER_HUB
 from registry_cache.observe.metrics import Metrics
 from registry_cache.observe.prometheus import PrometheusCollector
 from registry_cache.runtime.threads import Threads
@@ -19,6 +18,7 @@ from registry_cache.web.blob_response import BlobResponder
 from registry_cache.web.fast_connection import missing_attributes
 from registry_cache.web.fast_path import FastPath
 from registry_cache.web.gate import Gate
+from registry_cache.web.names import Registries
 from registry_cache.web.ops import Ops
 from registry_cache.web.page import Page
 from registry_cache.web.refusals import Refusals
@@ -52,7 +52,12 @@ async def open_server(
             blobs,
             gate=gate,
             refusals=refusals,
-            registries=frozenset({DOCKER_HUB}),
+            registries=Registries.of(
+                settings.default_registry,
+                settings.aliases,
+                hosts=settings.hosts,
+                upstream_host=settings.upstream_host,
+            ),
             events=bus,
         )
         if missing := missing_attributes():

@@ -66,7 +66,15 @@ async def open_catalog(
         manifests = ManifestReader(opaque)
         stack.push_async_callback(manifests.aclose)
         proof = Proof(index, store, manifests, is_required=bool(settings.username and settings.password_file))
-        curator = Curator(store, index, opaque, proof, cap_bytes=int(settings.max_size), events=bus)
+        curator = Curator(
+            store,
+            index,
+            opaque,
+            proof,
+            registry=settings.default_registry,
+            cap_bytes=int(settings.max_size),
+            events=bus,
+        )
         await curator.start()
         stack.push_async_callback(curator.aclose)
         scrubber = Scrubber(store, index, bytes_per_second=settings.scrub_rate, events=bus)

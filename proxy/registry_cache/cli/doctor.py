@@ -130,6 +130,9 @@ def _settings(settings: Settings, config: Path | None) -> Check:
     if not settings.is_loopback and settings.username:
         text = f"LISTEN is {settings.listen}: whoever reaches it can pull what {settings.username} can"
         return Check("settings", "warning", text, "firewall the port, or listen on 127.0.0.1 only")
+    if settings.misnamed:
+        text, _, remedy = settings.misnamed.rpartition(": ")
+        return Check("settings", "warning", text, remedy)
     return Check("settings", "ok", "valid")
 
 

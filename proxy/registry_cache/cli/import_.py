@@ -63,7 +63,7 @@ def command(
     settings = load_settings(config, {"cache_dir": cache_dir, "max_size": max_size})
     report = Report(show=not as_json)
     try:
-        folder = Folder.find(directory)
+        folder = Folder.find(directory, settings.default_registry)
         _check(settings.cache_dir, folder)
         if dry_run:
             result = _dry_run(settings, folder, report)

@@ -161,6 +161,8 @@ def _address(runner: web.ServerRunner) -> str:
 
 
 def _warn(settings: Settings, bus: events.Events) -> None:
+    if settings.misnamed:
+        bus.emit(events.Warned(message=settings.misnamed))
     if not settings.is_loopback and settings.username:
         bus.emit(
             events.Warned(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from registry_cache.model.errors import ContentError, DigestInvalid, NameInvalid, StoreError, TagInvalid
-from registry_cache.model.oci import MANIFEST_MAX_BYTES, Digest, Manifest, Reference, Repository
+from registry_cache.model.oci import DOCKER_HUB, MANIFEST_MAX_BYTES, Digest, Manifest, Reference, Repository
 
 _BELOW = Path("docker/registry/v2")
 _LINK_MAX_BYTES = 256
@@ -49,13 +49,14 @@ class Member(NamedTuple):
 
 
 class Folder:
-    """The folder with ``blobs`` and ``repositories`` in it."""
+    """The folder with ``blobs`` and ``repositories`` in it, whose content is *registry*'s."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, registry: str = DOCKER_HUB) -> None:
         self.root = root
+        self._registry = registry
 
     @classmethod
-    def find(cls, directory: Path) -> Self:
+    def find(cls, directory: Path, registry: str = DOCKER_HUB) -> Self:
         """In *directory*, with or without ``docker/registry/v2`` below it.
 
         Raises:
@@ -66,7 +67,7 @@ class Folder:
                 if (root / "blobs").is_dir() and (root / "repositories").is_dir():
                     os.listdir(root / "blobs")  # noqa: PTH208 -- whether it may be read
                     os.listdir(root / "repositories")  # noqa: PTH208
-                    return cls(root)
+                    return cls(root, registry)
         except OSError as error:
             raise NoFolder(f"{directory}: {error.strerror}: run it as root, or as the registry's user") from error
         raise NoFolder(f"{directory}: no content of a registry:2 is there (no {_BELOW}/blobs and …/repositories)")
@@ -125,7 +126,7 @@ class Folder:
             below[:] = sorted(name for name in below if not name.startswith("_"))
             if is_repository:
                 try:
-                    yield Repository.parse(str(Path(folder).relative_to(top)))
+                    yield Repository.parse(str(Path(folder).relative_to(top)), self._registry)
                 except NameInvalid:
                     continue
 

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import msgspec
 
 from registry_cache.model.errors import DigestInvalid, NameInvalid
-from registry_cache.model.oci import DOCKER_HUB, Digest, Repository
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.model.registries import HUB_NAMES
 
 Needs = Callable[[Digest], Collection[Digest]]
 
 _SHORT_DIGEST = re.compile(r"sha256:[0-9a-f]{1,63}|sha512:[0-9a-f]{1,127}")
-_HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io")
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -97,7 +97,7 @@ class Pattern(NamedTuple):
         if ":" in name.rpartition("/")[2]:
             name, _, tag = name.rpartition(":")
         first, slash, rest = name.partition("/")
-        if slash and first in _HUB_HOSTS:
+        if slash and first in HUB_NAMES:
             name = rest
         if "/" not in name and name != "*":
             name = f"library/{name}"
@@ -327,16 +327,20 @@ def names_nothing(inventory: Inventory, pattern: Pattern) -> bool:
     return not (pattern.names_repositories and any(any(map(pattern.matches, w)) for w in inventory.links.values()))
 
 
-def pins_for(inventory: Inventory, pattern: Pattern) -> list[Pin]:
-    """What pinning *pattern* pins: every tag it matches, or the one tag or digest that it names."""
+def pins_for(inventory: Inventory, pattern: Pattern, registry: str) -> list[Pin]:
+    """What pinning *pattern* pins: every tag it matches, or the one tag or digest that it names.
+
+    Args:
+        registry: whose content is meant where nothing of it is here yet.
+    """
     if pattern.digest is not None:
         where = [r for r in inventory.links.get(pattern.digest, ()) if pattern.matches(r)]
         if pattern.repository != "*":
-            where = [Repository(DOCKER_HUB, pattern.repository)]
+            where = [Repository(registry, pattern.repository)]
         return [Pin(repository, str(pattern.digest)) for repository in where[:1]]
     found = [Pin(tag.repository, tag.name) for tag in inventory.tags if pattern.matches_tag(tag)]
     if not found and pattern.tag is not None and pattern.is_exact:
-        return [Pin(Repository.parse(pattern.repository), pattern.tag)]  # a wish for what is to come
+        return [Pin(Repository.parse(pattern.repository, registry), pattern.tag)]  # a wish for what is to come
     return found
 
 

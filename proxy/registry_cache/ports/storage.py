@@ -356,8 +356,8 @@ class Names(Protocol):
     async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
         """Nothing is known any more of what belongs to these."""
 
-    async def repositories(self, after: str, limit: int) -> Sequence[str]:
-        """Names of repositories with something cached, in order, behind *after*."""
+    async def repositories(self, registry: str, after: str, limit: int) -> Sequence[str]:
+        """Names of a registry's repositories with something cached, in order, behind *after*."""
 
     async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
         """Through which repositories these were pulled."""

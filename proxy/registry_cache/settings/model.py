@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from registry_cache.model.errors import SettingsError
+from registry_cache.model.registries import HUB_NAMES, normal, well_known
 from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
 from registry_cache.settings import registry2
 
@@ -66,6 +67,26 @@ def _host_names(value: list[str]) -> list[str]:
     return value
 
 
+_REGISTRY = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)*")
+
+
+def _registry(value: str) -> str:
+    name = normal(value)
+    # Without a dot it might be a namespace: no client takes it for a registry.
+    if not _REGISTRY.fullmatch(name) or ("." not in name and name != "localhost"):
+        raise ValueError("allowed is a registry's name without scheme, port and path, such as docker.io or ghcr.io")
+    return HUB_NAMES[0] if name in HUB_NAMES else name
+
+
+def _aliases(value: list[str]) -> list[str]:
+    names = [normal(name) for name in value]
+    for name in names:
+        host, _, port = name.partition(":")
+        if not _REGISTRY.fullmatch(host) or ("." not in host and not port) or not re.fullmatch(r"[0-9]{0,5}", port):
+            raise ValueError("allowed are names as images have them, such as registry.corp:5443")
+    return names
+
+
 def _readable_file(value: Path) -> Path:
     # Not is_file(): it raises where a folder on the way is closed to this user.
     if not os.access(value, os.R_OK) or not value.is_file():
@@ -98,6 +119,10 @@ def _default_password_file() -> Path | None:
         except OSError as error:
             raise SettingsError(f"PASSWORD_FILE: {str(path)!r}: the unit's credential: {error.strerror}") from error
     return None
+
+
+def _url_of(registry: str | None) -> str:
+    return f"https://{HUB_NAMES[-1] if registry in (None, *HUB_NAMES) else registry}"
 
 
 def _default_state_file() -> Path:
@@ -177,8 +202,18 @@ class Settings(BaseSettings):
     min_free: Size | None = Field(
         None, description="Free disk space never used up (default: the smaller of 1 GB and 5 % of the filesystem)."
     )
+    default_registry: Annotated[str, AfterValidator(_registry)] = Field(
+        HUB_NAMES[0],
+        description="The registry's name in images; requests that name no registry mean it, and what is cached is its.",
+    )
+    aliases: Annotated[list[str], BeforeValidator(_words), AfterValidator(_aliases)] = Field(
+        [],
+        description="Other names that images have for it, such as registry.corp:5443; Docker Hub's are known.",
+    )
     upstream: Annotated[str, AfterValidator(_upstream)] = Field(
-        "https://registry-1.docker.io", description="The registry that misses are fetched from."
+        default_factory=lambda values: _url_of(values.get("default_registry")),
+        description="The registry that misses are fetched from (default: https://DEFAULT_REGISTRY, and for docker.io "
+        "https://registry-1.docker.io).",
     )
     username: str | None = Field(None, description="Account for upstream; anonymous without it.")
     password_file: ReadableFile | None = Field(
@@ -291,6 +326,22 @@ class Settings(BaseSettings):
         return f"http://{'[' + host + ']' if ':' in host else host}:{self.listen_port}"
 
     @property
+    def upstream_host(self) -> str:
+        """Upstream's host, without its port."""
+        return urlsplit(self.upstream).hostname or ""
+
+    @property
+    def misnamed(self) -> str:
+        """What to say where upstream is a well-known registry, and not the one that it is called; empty elsewhere."""
+        name = well_known(self.upstream_host)
+        if name in (None, self.default_registry):
+            return ""
+        return (
+            f"UPSTREAM is {self.upstream_host}, but what it has is served and cached as {self.default_registry}'s: set "
+            f"DEFAULT_REGISTRY={name}"
+        )
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the cache."""
         host = self.listen_host
@@ -391,7 +442,8 @@ def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _one_line(error: ValidationError) -> str:
     """The first error in one line: the setting, the value, what is allowed."""
-    first, *more = error.errors(include_url=False)
+    # A default that is made from another value is not made where something is wrong, which is no mistake of its own.
+    first, *more = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
     names = [str(part) for part in first["loc"]]
     name = "__".join(names).upper()
     message = str(first["msg"]).removeprefix("Value error, ")

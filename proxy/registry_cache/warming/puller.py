@@ -20,6 +20,7 @@ from registry_cache.model.oci import (
     Reference,
     Repository,
 )
+from registry_cache.model.registries import HUB_NAMES
 from registry_cache.observe.figures import OtherSchema, Stats, read
 from registry_cache.warming.platforms import EVERY_PLATFORM, full_platform
 
@@ -28,7 +29,6 @@ _NOT_HERE = 504
 _TRIES = 3
 _STATS_MAX_BYTES = 8 * 1024 * 1024
 _ERROR_MAX_BYTES = 64 * 1024
-_HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io")
 # The cache itself waits for upstream for up to REQUEST_TIMEOUT before it answers.
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
 # Answered from the store or not at all (RFC 9111, section 5.2.1.7): asking costs upstream nothing.
@@ -74,7 +74,7 @@ class Name(NamedTuple):
         if ":" in name.rpartition("/")[2]:
             name, _, tag = name.rpartition(":")
         first, slash, rest = name.partition("/")
-        if slash and first in _HUB_HOSTS:
+        if slash and first in HUB_NAMES:
             name = rest
         repository = Repository.parse(name if "/" in name else f"library/{name}")
         return cls(repository, Reference.parse(repository, Digest.parse(digest) if digest else tag).target)
@@ -86,7 +86,7 @@ class Name(NamedTuple):
 def is_elsewhere(text: str) -> bool:
     """Whether an image name begins with another registry than Docker Hub: the cache does not serve that one."""
     first, slash, _ = text.partition("/")
-    return bool(slash) and first not in _HUB_HOSTS and ("." in first or ":" in first or first == "localhost")
+    return bool(slash) and first not in HUB_NAMES and ("." in first or ":" in first or first == "localhost")
 
 
 class Look(NamedTuple):

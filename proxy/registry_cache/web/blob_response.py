@@ -64,7 +64,7 @@ class BlobResponder:
         self, exchange: Exchange, repository: Repository, digest: Digest, answer: BlobAnswer
     ) -> web.StreamResponse:
         request, content = exchange.request, answer.content
-        headers = blob_headers(answer.served, digest, head=request.method == "HEAD")
+        headers = blob_headers(repository.registry, answer.served, digest, head=request.method == "HEAD")
         if matches_etag(request, digest):
             del headers["Content-Type"]
             return web.Response(status=304, headers=headers)

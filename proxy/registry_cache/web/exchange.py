@@ -6,7 +6,7 @@ from aiohttp import web
 
 from registry_cache.model import events
 from registry_cache.model.events import CacheResult, Kind
-from registry_cache.model.oci import DOCKER_HUB, Digest, Repository
+from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.units import well_formed
 from registry_cache.pull.answers import Served
 
@@ -32,12 +32,13 @@ class Exchange:
     """What becomes known of one request while it is answered; its log line in the end."""
 
     __slots__ = (
-        "began", "body_begun", "body_bytes", "digest", "error", "kind", "open_ended", "reference", "repeated_bytes",
-        "repository", "request", "served",
+        "began", "body_begun", "body_bytes", "digest", "error", "kind", "open_ended", "reference", "registry",
+        "repeated_bytes", "repository", "request", "served",
     )  # fmt: skip
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, registry: str) -> None:
         self.request = request
+        self.registry = registry  # as long as it is not known whose repository is asked for
         self.began = time.perf_counter()
         self.kind: Kind = "other"
         self.repository: Repository | None = None
@@ -69,7 +70,7 @@ class Exchange:
         return events.Request(
             cache=self.served.result,
             kind=self.kind,
-            registry=repository.registry if repository else DOCKER_HUB,
+            registry=repository.registry if repository else self.registry,
             repository=repository.name if repository else "",
             reference=self.reference,
             digest=self.digest,
@@ -102,14 +103,21 @@ def answer_headers(served: Served, digest: Digest | None = None, *, head: bool =
     return headers
 
 
-def manifest_headers(served: Served, digest: Digest, media_type: str, *, head: bool = False) -> dict[str, str]:
+def namespace(registry: str) -> dict[str, str]:
+    """Whose content it is. Source: OCI distribution spec, "Registry Proxying"."""
+    return {"OCI-Namespace": registry}
+
+
+def manifest_headers(
+    registry: str, served: Served, digest: Digest, media_type: str, *, head: bool = False
+) -> dict[str, str]:
     """The headers of an answer with a manifest, but for its length."""
-    return {**answer_headers(served, digest, head=head), "Content-Type": media_type}
+    return {**answer_headers(served, digest, head=head), **namespace(registry), "Content-Type": media_type}
 
 
-def blob_headers(served: Served, digest: Digest, *, head: bool = False) -> dict[str, str]:
+def blob_headers(registry: str, served: Served, digest: Digest, *, head: bool = False) -> dict[str, str]:
     """The headers of an answer with a blob, but for length and range."""
-    headers = answer_headers(served, digest, head=head)
+    headers = answer_headers(served, digest, head=head) | namespace(registry)
     headers["Accept-Ranges"] = "bytes"
     headers["Content-Type"] = "application/octet-stream"
     return headers

@@ -104,13 +104,16 @@ class FastPath:
             if manifest is None:
                 return None
             served, body = manifest.served, manifest.body
-            start, digest = _manifest_start(manifest.digest, manifest.media_type, manifest.size_bytes, served.result)
+            start, digest = _manifest_start(
+                asked.repository.registry, manifest.digest, manifest.media_type, manifest.size_bytes, served.result
+            )
         elif asked.digest is not None:
             found = self._pull_through.blob_at_hand(asked.repository, asked.digest, head=not wants_body)
             if found is None:
                 return None
             blob, served = found
-            (start, digest), body = _blob_start(asked.digest, blob.size_bytes, served.result), blob.body
+            start, digest = _blob_start(asked.repository.registry, asked.digest, blob.size_bytes, served.result)
+            body = blob.body
             if body is None and not wants_body:
                 blob.close()
             elif body is None:
@@ -210,13 +213,15 @@ class FileAnswer:
 
 # Both with the digest as a plain string beside it, which the log's encoder takes without a call of ours.
 @functools.lru_cache(maxsize=4096)
-def _manifest_start(digest: Digest, media_type: str, size_bytes: int, result: CacheResult) -> tuple[bytes, str]:
-    return _start(manifest_headers(Served(result), digest, media_type), size_bytes), str(digest)
+def _manifest_start(
+    registry: str, digest: Digest, media_type: str, size_bytes: int, result: CacheResult
+) -> tuple[bytes, str]:
+    return _start(manifest_headers(registry, Served(result), digest, media_type), size_bytes), str(digest)
 
 
 @functools.lru_cache(maxsize=4096)
-def _blob_start(digest: Digest, size_bytes: int, result: CacheResult) -> tuple[bytes, str]:
-    return _start(blob_headers(Served(result), digest), size_bytes), str(digest)
+def _blob_start(registry: str, digest: Digest, size_bytes: int, result: CacheResult) -> tuple[bytes, str]:
+    return _start(blob_headers(registry, Served(result), digest), size_bytes), str(digest)
 
 
 def _start(headers: dict[str, str], size_bytes: int) -> bytes:

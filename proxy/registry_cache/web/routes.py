@@ -11,22 +11,23 @@ from urllib.parse import parse_qsl, unquote, urlencode
 from registry_cache.model.errors import MisplacedPath, NameUnknown
 from registry_cache.model.events import Kind
 from registry_cache.model.oci import DOCKER_HUB, Digest, Reference, Repository
+from registry_cache.web.names import Registries
 
 _QUERY_MAX = 2048
 _FIELDS_MAX = 50
 _VALUE_MAX = 256
-_HUB_NAMES = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
 # What of a query is part of a question. Anything else would make a new question, which is asked upstream and kept.
 _QUESTION: Mapping[Kind, tuple[str, ...]] = {"tags": ("n", "last"), "referrers": ("artifactType",)}
 
 
 class Route(NamedTuple):
-    """A /v2/ path, parsed: what is asked for, and of which repository."""
+    """A /v2/ path, parsed: what is asked for, and of which repository; ``name`` is what the client calls it."""
 
     kind: Kind
     repository: Repository | None = None
     reference: Reference | None = None
     digest: Digest | None = None
+    name: str = ""
 
 
 def is_api(raw_path: str) -> bool:
@@ -35,8 +36,11 @@ def is_api(raw_path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=8192)
-def parse_path(raw_path: str, registry: str) -> Route:
+def parse_path(raw_path: str, registry: str | None, registries: Registries) -> Route:
     """The route of a raw (percent-encoded) path.
+
+    Args:
+        registry: the one that ``?ns=`` names, if it does.
 
     Raises:
         NameInvalid, TagInvalid, DigestInvalid, NameUnknown: there is none.
@@ -55,14 +59,14 @@ def parse_path(raw_path: str, registry: str) -> Route:
     head, _, last = path.rpartition("/")
     name, _, kind = head.removeprefix("/v2/").rpartition("/")
     if kind == "manifests":
-        repository = Repository.parse(name, registry)
-        return Route("manifest", repository, Reference.parse(repository, last))
+        repository = registries.repository(name, registry)
+        return Route("manifest", repository, Reference.parse(repository, last), name=name)
     if kind == "blobs":
-        return Route("blob", Repository.parse(name, registry), digest=Digest.parse(last))
+        return Route("blob", registries.repository(name, registry), digest=Digest.parse(last), name=name)
     if kind == "tags" and last == "list":
-        return Route("tags", Repository.parse(name, registry))
+        return Route("tags", registries.repository(name, registry), name=name)
     if kind == "referrers":
-        return Route("referrers", Repository.parse(name, registry), digest=Digest.parse(last))
+        return Route("referrers", registries.repository(name, registry), digest=Digest.parse(last), name=name)
     raise NameUnknown("no such path in the distribution API")
 
 
@@ -74,21 +78,16 @@ class Query:
     """
 
     def __init__(self, raw: str) -> None:
+        self.raw = raw
         pairs = raw[:_QUERY_MAX].split("&", _FIELDS_MAX)[:_FIELDS_MAX]
+        # As it came but for the registry, which upstream has not written into its links.
+        self.without_ns = "&".join(pair for pair in pairs if pair != "ns" and not pair.startswith("ns="))
         self._values = dict(reversed(parse_qsl("&".join(pairs), keep_blank_values=True)))
 
-    def registry(self, served: frozenset[str]) -> str:
-        """The registry that ``?ns=`` names, which is a key among those that are served and never an address.
-
-        Raises:
-            NameUnknown: it is not served here.
-        """
-        named = self._values.get("ns", DOCKER_HUB)
-        name = named.lower()
-        registry = DOCKER_HUB if name in _HUB_NAMES else name
-        if registry not in served:
-            raise NameUnknown(f"the registry {named[:100]!r} is not served here")
-        return registry
+    @property
+    def ns(self) -> str | None:
+        """The registry that the client names; see :class:`registry_cache.web.names.Registries`."""
+        return self._values.get("ns")
 
     def question(self, kind: Kind) -> str:
         """The part that upstream is asked: what the specification knows, in one order; empty, or with a ``?``."""
@@ -96,13 +95,14 @@ class Query:
         return "?" + urlencode(asked) if asked else ""
 
 
+def next_query(link: str) -> str:
+    """The query of a link to the next page; empty where it is none. Of what upstream wrote, only that is its own."""
+    target, end, _ = link.removeprefix("<").partition(">")
+    return target.partition("#")[0].partition("?")[2] if end and link.startswith("<") else ""
+
+
 def hint(repository: Repository | None) -> str:
     """What may be wrong with the name of a repository that upstream does not know, for the end of an error's text."""
-    if repository is None or repository.registry != DOCKER_HUB:
+    if repository is None or repository.registry != DOCKER_HUB or "/" in repository.name:
         return ""
-    first, slash, rest = repository.name.partition("/")
-    if not slash:
-        return f". Docker Hub's official images are named library/…: is it library/{first}?"
-    if "." in first:
-        return f". The name begins with a registry's: is it {rest}?"
-    return ""
+    return f". Docker Hub's official images are named library/…: is it library/{repository.name}?"

@@ -4,7 +4,7 @@ Source: OCI distribution spec 1.1, "Pull" and "Content discovery".
 """
 
 import traceback
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import msgspec
 from aiohttp import web
@@ -35,12 +35,14 @@ from registry_cache.web.exchange import (
     client_address,
     manifest_headers,
     matches_etag,
+    namespace,
     only_if_cached,
 )
 from registry_cache.web.fast_connection import FastConnection
 from registry_cache.web.gate import Gate
+from registry_cache.web.names import Registries
 from registry_cache.web.refusals import Refusals, refusal_kind
-from registry_cache.web.routes import Query, Route, hint, parse_path
+from registry_cache.web.routes import Query, Route, hint, next_query, parse_path
 from registry_cache.web.sending import ClientStalled
 
 _CATALOG_MAX = 1000
@@ -53,7 +55,7 @@ class V2:
     """Answers /v2/ requests.
 
     Args:
-        registries: the values of ``?ns=`` that are served, each the name of a configured upstream.
+        registries: those that are served, and how clients name them.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class V2:
         *,
         gate: Gate,
         refusals: Refusals,
-        registries: frozenset[str],
+        registries: Registries,
         events: events.Events,
     ) -> None:
         self._pull_through = pull_through
@@ -74,11 +76,12 @@ class V2:
         self._refusals = refusals
         self._registries = registries
         self._events = events
-        self._continuations: dict[str, None] = {}  # the oldest first
+        # What upstream is asked for a next page; the oldest first.
+        self._continuations: dict[str, str] = {}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer *request* and log it, whatever happens."""
-        exchange = Exchange(request)
+        exchange = Exchange(request, self._registries.default)
         status = 0  # the client left before the end of the answer
         try:
             try:
@@ -108,10 +111,10 @@ class V2:
         request = exchange.request
         self._gate.check(request)
         query = Query(request.rel_url.raw_query_string)
-        registry = query.registry(self._registries)
+        registry = self._registries.named(query.ns, request.headers.get("Host", ""))
         if request.method not in ("GET", "HEAD"):
             raise Unsupported("this is a read-only cache: push to the registry itself")
-        route = parse_path(request.rel_url.raw_path, registry)
+        route = parse_path(request.rel_url.raw_path, registry, self._registries)
         exchange.kind, exchange.repository = route.kind, route.repository
         if isinstance(request.protocol, FastConnection):
             request.protocol.learn(request, route)
@@ -132,7 +135,13 @@ class V2:
         else:
             answer = await self._pull_through.manifest(reference, head=request.method == "HEAD")
         exchange.served, exchange.digest = answer.served, answer.digest
-        headers = manifest_headers(answer.served, answer.digest, answer.media_type, head=request.method == "HEAD")
+        headers = manifest_headers(
+            reference.repository.registry,
+            answer.served,
+            answer.digest,
+            answer.media_type,
+            head=request.method == "HEAD",
+        )
         if matches_etag(request, answer.digest):
             del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
@@ -144,26 +153,36 @@ class V2:
 
     async def _list(self, exchange: Exchange, route: Route, repository: Repository, query: Query) -> web.StreamResponse:
         digest = route.digest
-        path = f"/v2/{repository.name}/" + ("tags/list" if digest is None else f"referrers/{digest}")
+        what = "tags/list" if digest is None else f"referrers/{digest}"
         exchange.reference = exchange.digest = digest or ""
-        told = f"{path}?{exchange.request.rel_url.raw_query_string}"
-        asked = told if told in self._continuations else path + query.question(route.kind)
-        answer: ListAnswer = await self._pull_through.listing(repository, asked)
+        path = f"/v2/{repository.name}/{what}"
+        question = self._continuations.get(_page(repository, path, query)) or query.question(route.kind)
+        answer: ListAnswer = await self._pull_through.listing(repository, path + question)
         exchange.served = answer.served
-        headers = answer_headers(answer.served)
+        headers = answer_headers(answer.served) | namespace(repository.registry)
         found = answer.answer
         headers["Content-Type"] = _fit(found.content_type) or "application/json"
-        if link := _own_link(_fit(found.link)):
-            headers["Link"] = link
-            self._remember(link[1:].partition(">")[0])
+        following = Query(next_query(_fit(found.link)))
+        if following.without_ns:
+            self._remember(_page(repository, path, following), f"?{following.raw}")
+            ns = self._ns(route.name, repository, query)
+            headers["Link"] = f'</v2/{route.name}/{what}?{following.without_ns}{ns}>; rel="next"'
         if filters := _fit(found.filters_applied):
             headers["OCI-Filters-Applied"] = filters
         exchange.body_bytes = len(found.body)
         return web.Response(body=found.body, headers=headers)
 
-    def _remember(self, continuation: str) -> None:
+    def _ns(self, name: str, repository: Repository, query: Query) -> str:
+        """What a link to *name* needs to lead to the same repository."""
+        try:
+            is_enough = self._registries.repository(name, None) == repository
+        except RegistryCacheError:
+            is_enough = False
+        return "" if is_enough or query.ns is None else f"&ns={quote(query.ns)}"
+
+    def _remember(self, page: str, question: str) -> None:
         """A next page has whatever parameters upstream gave it: what it told us to ask for may be asked for."""
-        self._continuations[continuation] = None
+        self._continuations[page] = question
         if len(self._continuations) > _CONTINUATIONS:
             del self._continuations[next(iter(self._continuations))]
 
@@ -171,7 +190,7 @@ class V2:
         """What is cached, not what upstream has: Hub has no catalog either."""
         query = exchange.request.query
         limit = min(int(query.get("n", "")[:6]) if query.get("n", "").isdecimal() else 100, _CATALOG_MAX)
-        names = await self._index.repositories(query.get("last", "")[:256], limit + 1)
+        names = await self._index.repositories(self._registries.default, query.get("last", "")[:256], limit + 1)
         exchange.served = Served("bypass")
         headers = answer_headers(exchange.served)
         if len(names) > limit:
@@ -193,11 +212,16 @@ class V2:
         what_is_meant = hint(exchange.repository) if isinstance(error, _NOT_THERE) else ""
         status, body, headers = rendered(error, exchange.kind, what_is_meant)
         exchange.body_bytes = 0 if exchange.request.method == "HEAD" else len(body)
+        namespaced = namespace(exchange.repository.registry) if exchange.repository else {}
         return web.Response(
             status=status,
             body=body,
-            headers={**answer_headers(exchange.served), **JSON, **headers},
+            headers={**answer_headers(exchange.served), **namespaced, **JSON, **headers},
         )
+
+
+def _page(repository: Repository, path: str, query: Query) -> str:
+    return f"{repository.registry}{path}?{query.without_ns}"
 
 
 def _ping(exchange: Exchange) -> web.Response:
@@ -214,17 +238,3 @@ def _json(exchange: Exchange, value: object, headers: dict[str, str]) -> web.Res
 def _fit(value: str | None) -> str:
     """A header's value that upstream chose, if it can be one of ours."""
     return value if value is not None and value.isascii() and value.isprintable() else ""
-
-
-def _own_link(link: str) -> str | None:
-    """A pagination link that leads here: path and query of upstream's, whatever host it names."""
-    if not link.startswith("<") or ">" not in link:
-        return None
-    url, _, parameters = link[1:].partition(">")
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return None
-    if not parts.path.startswith("/v2/"):
-        return None
-    return f"<{parts.path}{'?' + parts.query if parts.query else ''}>{parameters}"

@@ -46,11 +46,12 @@ class Links(Rows):
         for known in (self._linked, self._unwritten_links, self._waiting):
             known.pop(digest, None)
 
-    async def repositories(self, after: str, limit: int) -> list[str]:
+    async def repositories(self, registry: str, after: str, limit: int) -> list[str]:
         """See :class:`registry_cache.ports.storage.Names`."""
-        written = await self._db.read(_select_repositories, list[str](), after, limit)
+        written = await self._db.read(_select_repositories, list[str](), registry, after, limit)
         # No client waits for a write: what is buffered is added.
-        buffered = {r.name for links in self._unwritten_links.values() for r in links if r.name > after}
+        links = itertools.chain.from_iterable(self._unwritten_links.values())
+        buffered = {where.name for where in links if where.registry == registry and where.name > after}
         return sorted(buffered.union(written))[:limit]
 
     async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
@@ -136,10 +137,11 @@ def delete_rowless_links(db: sqlite3.Connection) -> None:
         db.execute("DELETE FROM links WHERE digest NOT IN (SELECT digest FROM blobs)")
 
 
-def _select_repositories(db: sqlite3.Connection, after: str, limit: int) -> list[str]:
+def _select_repositories(db: sqlite3.Connection, registry: str, after: str, limit: int) -> list[str]:
     rows = db.execute(
-        "SELECT DISTINCT repository FROM links WHERE proven = 1 AND repository > ? ORDER BY repository LIMIT ?",
-        (after, limit),
+        "SELECT DISTINCT repository FROM links WHERE proven = 1 AND registry = ? AND repository > ? "
+        "ORDER BY repository LIMIT ?",
+        (registry, after, limit),
     )
     return [row[0] for row in rows]
 

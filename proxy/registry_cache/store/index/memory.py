@@ -288,10 +288,11 @@ class MemoryIndex:
         for repositories in (*self.saved.links.values(), *self._unwritten_links.values()):
             repositories -= {where for where in repositories if is_meant(where)}
 
-    async def repositories(self, after: str, limit: int) -> list[str]:
+    async def repositories(self, registry: str, after: str, limit: int) -> list[str]:
         """See :class:`registry_cache.ports.storage.Names`."""
         links = [*self.saved.links.values(), *self._unwritten_links.values()]
-        return sorted({where.name for some in links for where in some if where.name > after})[:limit]
+        found = {where.name for some in links for where in some if where.registry == registry and where.name > after}
+        return sorted(found)[:limit]
 
     async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
         """See :class:`registry_cache.ports.storage.Names`."""

@@ -1,0 +1,108 @@
+"""Whose content a request asks for: by ``?ns=``, by the beginning of the path, or by neither.
+
+What a client says is a key among the registries that are served, never an address: nothing here leads to a host that
+the operator has not named.
+
+Source: OCI distribution spec, "Registry Proxying" (``ns``); containerd and BuildKit send ``ns``, podman and dockerd's
+users write the registry into the path, and ``override_path`` does both.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from registry_cache.model.errors import NameUnknown
+from registry_cache.model.oci import DOCKER_HUB, Repository
+from registry_cache.model.registries import HUB_NAMES, looks_like_registry, normal, well_known
+
+
+class Registries:
+    """The registries that are served, and every name that clients have for them. Never changes.
+
+    Args:
+        default: the registry of requests that name none.
+        aliases: of each registry that is served, its other names, which may have a port. Docker Hub's are known.
+        own_names: hosts by which clients call the cache; its Host is one too. As ``ns`` they name no registry.
+        completes: whether ``nginx`` alone is ``library/nginx``. Where upstream is not Docker Hub but only called so, it
+            may be a repository; who names docker.io means Docker Hub.
+    """
+
+    def __init__(
+        self,
+        default: str = DOCKER_HUB,
+        aliases: Mapping[str, Iterable[str]] | None = None,
+        *,
+        own_names: Iterable[str] = (),
+        completes: bool = True,
+    ) -> None:
+        self.default = default
+        served = {default: (), **(aliases or {})}
+        self._names = {normal(name): registry for registry, others in served.items() for name in (registry, *others)}
+        if DOCKER_HUB in served:
+            self._names |= dict.fromkeys(HUB_NAMES, DOCKER_HUB)
+        self._own_names = frozenset(map(normal, own_names))
+        self._completes = completes
+
+    @classmethod
+    def of(cls, default: str, aliases: Iterable[str], *, hosts: Iterable[str], upstream_host: str) -> Self:
+        """Those of a cache with these settings, with one upstream."""
+        names = [host for host in hosts if host != "*"]
+        return cls(default, {default: aliases}, own_names=names, completes=upstream_host in HUB_NAMES)
+
+    def resolve(self, name: str, ns: str | None, host: str) -> Repository:
+        """The repository that *name* means.
+
+        Args:
+            name: of the path, as the client wrote it.
+            ns: of the query.
+            host: the request's Host, with its port.
+
+        Raises:
+            NameUnknown: it is one of a registry that is not served here.
+            NameInvalid: it is outside the grammar.
+        """
+        return self.repository(name, self.named(ns, host))
+
+    def named(self, ns: str | None, host: str) -> str | None:
+        """The registry that ``?ns=`` names; None where it names none.
+
+        Raises:
+            NameUnknown: it is not served here.
+        """
+        if ns is None:
+            return None
+        name = normal(ns)
+        if (registry := self._names.get(name)) is not None:
+            return registry
+        if self._is_own(name, normal(host)):
+            return None
+        raise self._not_served(ns)
+
+    def repository(self, name: str, registry: str | None) -> Repository:
+        """As :meth:`resolve`.
+
+        Args:
+            registry: what :meth:`named` said.
+        """
+        first, slash, rest = name.partition("/")
+        prefix = self._names.get(first) if slash else None
+        if prefix is not None and registry in (None, prefix):
+            registry, name = prefix, rest
+        if (registry or self.default) != DOCKER_HUB:
+            return Repository.parse(name, registry or self.default)
+        first, slash, _ = name.partition("/")
+        if slash and looks_like_registry(first):  # no namespace of Docker Hub has a dot
+            raise self._not_served(first)
+        if not slash and name and (registry is not None or self._completes):
+            name = f"library/{name}"
+        return Repository.parse(name, DOCKER_HUB)
+
+    def _is_own(self, name: str, host: str) -> bool:
+        # Who has sent a well-known registry's name here means that registry, and not this cache's default.
+        if well_known(name):
+            return False
+        return name == host or name in self._own_names or name.rpartition(":")[0] in self._own_names
+
+    def _not_served(self, registry: str) -> NameUnknown:
+        return NameUnknown(
+            f"registry {registry[:100]!r} is not served here: this cache serves {self.default} (see DEFAULT_REGISTRY)"
+        )
