@@ -18,7 +18,7 @@ from benchmarks.report import Report
 from registry_cache.model import events
 from registry_cache.model.clock import Clock
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Entry
+from registry_cache.ports.rows import BlobEntry, Entry
 from registry_cache.store.index import SqliteIndex
 
 MEGABYTE = 1_000_000

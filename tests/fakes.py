@@ -13,7 +13,7 @@ from registry_cache.model import events
 from registry_cache.model.clock import Clock
 from registry_cache.model.errors import DigestMismatch, ManifestUnknown, NoSpace, UpstreamError
 from registry_cache.model.oci import Digest, Reference, Repository
-from registry_cache.ports.storage import TagEntry
+from registry_cache.ports.names import TagEntry
 from registry_cache.pull.answers import ManifestAnswer
 from registry_cache.pull.asking import Asking, Policy
 from registry_cache.pull.flights import Flights
@@ -33,7 +33,7 @@ def content(size: int, seed: int = 0) -> bytes:
 
 
 class MemoryPartial:
-    """See :class:`registry_cache.ports.storage.Partial`."""
+    """See :class:`registry_cache.ports.blobs.Partial`."""
 
     def __init__(self, store: "MemoryStore", digest: Digest, data: bytearray) -> None:
         self.digest, self.data, self.offset = digest, data, len(data)
@@ -100,7 +100,7 @@ class MemoryPartial:
 
 
 class MemoryStore:
-    """See :class:`ports.storage.BlobStore`. ``room``: what is announced as more is refused; ``refuses_at``: the offset
+    """See :class:`ports.blobs.BlobStore`. ``room``: what is announced as more is refused; ``refuses_at``: the offset
     from which on every partial's write is."""
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ BROKEN = UpstreamError("broken")
 
 
 class Client:
-    """See :class:`registry_cache.ports.storage.Sink`. It takes nothing while ``takes`` is not set."""
+    """See :class:`registry_cache.ports.blobs.Sink`. It takes nothing while ``takes`` is not set."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -360,7 +360,7 @@ class ManifestStore(MemoryStore):
 
 
 class MemoryIndex:
-    """See :class:`registry_cache.ports.storage.Index`, for tags."""
+    """See :class:`registry_cache.ports.index.Index`, for tags."""
 
     def __init__(self) -> None:
         self.tags: dict[str, TagEntry] = {}

@@ -1,4 +1,4 @@
-"""What every implementation of :class:`registry_cache.ports.storage.Index` does."""
+"""What every implementation of :class:`registry_cache.ports.index.Index` does."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,8 @@ import pytest
 from registry_cache.model.contents import Pin
 from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import Answer, BlobEntry, TagEntry, Tally
+from registry_cache.ports.names import Answer, TagEntry
+from registry_cache.ports.rows import BlobEntry, Tally
 from registry_cache.store.index import names
 from registry_cache.store.index.links import LINKS_KEPT
 

@@ -11,7 +11,7 @@ from typing import Any
 from registry_cache.model.contents import PinSummary, Stored
 from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Entry, Tally
+from registry_cache.ports.rows import BlobEntry, Entry, Tally
 from registry_cache.store.files import DiskSpace, Opened, Seen
 
 
@@ -313,7 +313,7 @@ class VirtualClock:
 
 
 class MemoryIndex:
-    """As much of :class:`ports.storage.Index` as the store uses; rows change one after the other, as in one thread."""
+    """As much of :class:`ports.index.Index` as the store uses; rows change one after the other, as in one thread."""
 
     def __init__(self, disk: Disk, weather: Weather, process: Process) -> None:
         self._disk = disk

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from registry_cache.model.errors import IndexRefused
-from registry_cache.ports.storage import Tally
+from registry_cache.ports.rows import Tally
 from registry_cache.store.eviction import Evictor
 from registry_cache.store.intake import Intake
 from registry_cache.store.locks import Locks

@@ -6,7 +6,8 @@ import sqlite3
 
 from registry_cache.model import events
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import Answer, BlobEntry, TagEntry
+from registry_cache.ports.names import Answer, TagEntry
+from registry_cache.ports.rows import BlobEntry
 from registry_cache.store.index import SqliteIndex
 
 REPOSITORY = Repository.parse("library/locked")

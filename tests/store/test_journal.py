@@ -10,7 +10,8 @@ import pytest
 from registry_cache.model import events
 from registry_cache.model.contents import Pin
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import BlobEntry, TagEntry
+from registry_cache.ports.names import TagEntry
+from registry_cache.ports.rows import BlobEntry
 from registry_cache.store.index import SqliteIndex, journal
 from registry_cache.store.index.journal import Journal
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import Tally
+from registry_cache.ports.rows import Tally
 from registry_cache.store.room import Room
 
 CAP = 100

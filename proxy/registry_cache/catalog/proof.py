@@ -14,7 +14,7 @@ from typing import Protocol
 
 from registry_cache.catalog.manifests import ManifestReader
 from registry_cache.model.oci import Digest, Manifest, Repository
-from registry_cache.ports.storage import BlobStore
+from registry_cache.ports.blobs import BlobStore
 
 # Pairs of digest and repository in memory: two hundred bytes each.
 _PAIRS_MAX = 32_768

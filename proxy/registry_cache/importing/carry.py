@@ -17,7 +17,8 @@ from registry_cache.importing.folder import Folder
 from registry_cache.importing.plan import Contents, Item, Plan, last_uses
 from registry_cache.model.errors import DigestMismatch, NoSpace, StoreError
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, TagEntry
+from registry_cache.ports.names import TagEntry
+from registry_cache.ports.rows import BlobEntry
 from registry_cache.runtime.threads import Threads
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.files import link

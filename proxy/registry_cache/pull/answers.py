@@ -5,7 +5,8 @@ from typing import NamedTuple, Protocol
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.events import CacheResult
 from registry_cache.model.oci import Digest, Reference, Repository
-from registry_cache.ports.storage import Answer, OpenBlob
+from registry_cache.ports.blobs import OpenBlob
+from registry_cache.ports.names import Answer
 from registry_cache.pull.direct import Direct
 from registry_cache.pull.flight import BlobSource, FlightReader
 

@@ -4,7 +4,7 @@ from registry_cache.catalog.proof import Proof
 from registry_cache.model.errors import NotCached, UpstreamError
 from registry_cache.model.events import CacheResult
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import BlobStore, OpenBlob
+from registry_cache.ports.blobs import BlobStore, OpenBlob
 from registry_cache.pull.answers import BlobAnswer, Served, Upstream
 from registry_cache.pull.asking import Asking, Timer
 from registry_cache.pull.direct import Direct

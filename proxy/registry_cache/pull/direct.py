@@ -8,7 +8,7 @@ from typing import Protocol
 
 from registry_cache.model.errors import DigestMismatch, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import Hash, Piece, Sink
+from registry_cache.ports.blobs import Hash, Piece, Sink
 from registry_cache.pull.flight import BlobBody, BlobSource
 from registry_cache.pull.transfer import Retries, no_to_a_range
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from registry_cache.model.errors import ReadFailed, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import Hash, Partial, Piece, Sink
+from registry_cache.ports.blobs import Hash, Partial, Piece, Sink
 from registry_cache.pull.boarding import Seat
 from registry_cache.pull.relay import Relay
 

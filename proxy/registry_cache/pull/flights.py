@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from registry_cache.model import events
 from registry_cache.model.errors import ContentError, NoSpace, RegistryCacheError, UpstreamBusy, UpstreamError
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import BlobStore, Hash, OpenBlob, Partial, Sink
+from registry_cache.ports.blobs import BlobStore, Hash, OpenBlob, Partial, Sink
 from registry_cache.pull.boarding import Boarding, Seat
 from registry_cache.pull.direct import DirectStreams
 from registry_cache.pull.flight import BlobSource, Flight, FlightReader

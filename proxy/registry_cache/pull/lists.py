@@ -3,7 +3,8 @@
 from registry_cache.model.clock import Clock
 from registry_cache.model.errors import CredentialRefused, UpstreamError
 from registry_cache.model.oci import Repository
-from registry_cache.ports.storage import Answer, Index
+from registry_cache.ports.index import Index
+from registry_cache.ports.names import Answer
 from registry_cache.pull.answers import ListAnswer, Served, Upstream, token
 from registry_cache.pull.asking import Asking, Timer
 from registry_cache.pull.negatives import Negatives

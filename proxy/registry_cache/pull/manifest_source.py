@@ -13,7 +13,9 @@ from registry_cache.model import events
 from registry_cache.model.clock import Clock
 from registry_cache.model.errors import CredentialRefused, DigestMismatch, HeadRefused, NoSpace
 from registry_cache.model.oci import Digest, Reference, Repository
-from registry_cache.ports.storage import BlobStore, Index, TagEntry
+from registry_cache.ports.blobs import BlobStore
+from registry_cache.ports.index import Index
+from registry_cache.ports.names import TagEntry
 from registry_cache.pull.answers import ManifestAnswer, Served, Upstream
 from registry_cache.pull.asking import Asking
 from registry_cache.pull.negatives import NO, Negatives

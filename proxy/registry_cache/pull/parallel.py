@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 
 from registry_cache.model.errors import RangeRefused, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import Piece
+from registry_cache.ports.blobs import Piece
 from registry_cache.pull.flight import BlobBody, BlobSource
 from registry_cache.pull.transfer import no_to_a_range
 from registry_cache.runtime.threads import finish

@@ -11,7 +11,8 @@ from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
 from registry_cache.model.clock import Clock
 from registry_cache.model.oci import Digest, Reference, Repository
-from registry_cache.ports.storage import BlobStore, Index, OpenBlob
+from registry_cache.ports.blobs import BlobStore, OpenBlob
+from registry_cache.ports.index import Index
 from registry_cache.pull.answers import BlobAnswer, ListAnswer, ManifestAnswer, Served, Upstream
 from registry_cache.pull.asking import Asking, Policy
 from registry_cache.pull.blobs import Blobs

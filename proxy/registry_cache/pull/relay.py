@@ -7,7 +7,7 @@ that window goes on with a stream of its own, and so does who wants something fa
 import asyncio
 from collections import deque
 
-from registry_cache.ports.storage import Hash
+from registry_cache.ports.blobs import Hash
 
 # So far ahead of its fastest reader upstream is read; further ahead nobody waits for the relay.
 _AHEAD_BYTES = 1024 * 1024

@@ -17,7 +17,9 @@ from registry_cache.model.errors import (
     UpstreamError,
 )
 from registry_cache.model.oci import Digest, Reference, Repository
-from registry_cache.ports.storage import BlobStore, Index, TagEntry
+from registry_cache.ports.blobs import BlobStore
+from registry_cache.ports.index import Index
+from registry_cache.ports.names import TagEntry
 from registry_cache.pull.answers import ManifestAnswer, Served, token
 from registry_cache.pull.asking import Asking, Policy, Timer
 from registry_cache.pull.manifest_source import ManifestSource, key

@@ -27,7 +27,7 @@ from registry_cache.model.errors import (
     UpstreamRefused,
 )
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import Hash, Partial, Piece
+from registry_cache.ports.blobs import Hash, Partial, Piece
 from registry_cache.pull.boarding import Boarding
 from registry_cache.pull.flight import BlobBody, BlobSource, Flight
 from registry_cache.pull.relay import Relay

@@ -14,7 +14,9 @@ from registry_cache.model import events
 from registry_cache.model.contents import Parts
 from registry_cache.model.errors import DigestInvalid, IndexRefused, StoreError
 from registry_cache.model.oci import MANIFEST_MAX_BYTES, Digest
-from registry_cache.ports.storage import Entry, Index, StoreTotals, Tally
+from registry_cache.ports.blobs import StoreTotals
+from registry_cache.ports.index import Index
+from registry_cache.ports.rows import Entry, Tally
 from registry_cache.runtime.background import Background
 from registry_cache.runtime.threads import finish
 from registry_cache.store.condition import Condition
@@ -37,7 +39,7 @@ _MAINTENANCE_SECONDS = 5.0
 
 
 class DiskStore:
-    """See the module and :class:`registry_cache.ports.storage.BlobStore`.
+    """See the module and :class:`registry_cache.ports.blobs.BlobStore`.
 
     Args:
         min_free_bytes: of the filesystem, never used up; None for the smaller of 1 GB and 5 % of it.
@@ -188,7 +190,7 @@ class DiskStore:
     # --- reading ------------------------------------------------------------------------------------------------
 
     async def open(self, digest: Digest) -> DiskBlob | None:
-        """See :class:`registry_cache.ports.storage.BlobStore`."""
+        """See :class:`registry_cache.ports.blobs.BlobStore`."""
         blob = self.at_hand(digest)
         if blob is not None:
             return blob
@@ -216,7 +218,7 @@ class DiskStore:
         return blob
 
     def remember(self, digest: Digest, body: bytes, media_type: str) -> None:
-        """See :class:`registry_cache.ports.storage.BlobStore`."""
+        """See :class:`registry_cache.ports.blobs.BlobStore`."""
         self._reading.remember(digest, body, media_type)
 
     async def needs(self, digests: Collection[Digest]) -> dict[Digest, Parts]:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from registry_cache.model import events
 from registry_cache.model.errors import NoSpace
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import Entry, Tally
+from registry_cache.ports.rows import Entry, Tally
 from registry_cache.runtime.threads import finish
 from registry_cache.store.files import DiskSpace
 from registry_cache.store.quarantine import Quarantine

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from registry_cache.model.contents import Parts
 from registry_cache.model.errors import ContentError
 from registry_cache.model.oci import MANIFEST_MAX_BYTES, TOO_MANY_PARTS, Manifest
-from registry_cache.ports.storage import Hash, Piece
+from registry_cache.ports.blobs import Hash, Piece
 from registry_cache.runtime.threads import Threads
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from pathlib import Path
 from registry_cache.model import events
 from registry_cache.model.errors import IndexRefused, NoSpace
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Tally
+from registry_cache.ports.rows import BlobEntry, Tally
 from registry_cache.runtime.threads import finish
 from registry_cache.store.condition import Condition
 from registry_cache.store.eviction import Evictor, lack
@@ -50,7 +50,7 @@ class Intake:
 
     @contextlib.asynccontextmanager
     async def ingest(self, digest: Digest) -> AsyncIterator[DiskPartial]:
-        """See :class:`registry_cache.ports.storage.BlobStore`.
+        """See :class:`registry_cache.ports.blobs.BlobStore`.
 
         Raises:
             NoSpace: it is being written already, or the disk does not give what it took. What it does not take is

@@ -15,7 +15,7 @@ from typing import Any
 
 from registry_cache.model.errors import DigestMismatch, NoSpace
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import Hash, Piece, Sink
+from registry_cache.ports.blobs import Hash, Piece, Sink
 from registry_cache.store.files import Files
 from registry_cache.store.room import Share
 
@@ -32,7 +32,7 @@ def refused(error: OSError) -> NoSpace:
 
 
 class DiskPartial:
-    """See :class:`registry_cache.ports.storage.Partial`.
+    """See :class:`registry_cache.ports.blobs.Partial`.
 
     Args:
         admit: raises NoSpace if so many bytes can never be stored.
@@ -109,7 +109,7 @@ class DiskPartial:
             await self._opened()
 
     async def expect(self, size_bytes: int | None) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         await self._opened()
         self._expected = size_bytes
         if size_bytes is not None:
@@ -117,7 +117,7 @@ class DiskPartial:
             await self._grow(self.offset)
 
     async def append(self, data: Piece) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         if self._seen is not None:
             whole = data
             data = await self._files.blocking(lambda: self._replay(whole))
@@ -126,7 +126,7 @@ class DiskPartial:
         await self._files.blocking(lambda: self._write(data))
 
     def write(self, data: Piece) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         if self._seen is not None:
             data = self._replay(data)
         if self._lacks_room(data):
@@ -157,7 +157,7 @@ class DiskPartial:
         self.share.written_bytes = self.offset
 
     def restart(self, differs: Callable[[int], None] | None = None) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`.
+        """See :class:`registry_cache.ports.blobs.Partial`.
 
         The file keeps its bytes, and readers theirs, as far as the new transfer brings the same ones.
         """
@@ -168,7 +168,7 @@ class DiskPartial:
         self._differs = differs
 
     def resume(self) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         if self._seen is not None:
             self._hash, self._seen = self._seen, None
 
@@ -205,25 +205,25 @@ class DiskPartial:
         self.offset = self.share.written_bytes = offset
 
     def verify(self) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         if self._seen is not None or self._hash.hexdigest() != self.digest.encoded:
             raise DigestMismatch(f"asked for {self.digest}, got {self.digest.algorithm}:{self._hash.hexdigest()}")
 
     def hashed(self) -> Hash:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         return (self._seen or self._hash).copy()
 
     async def publish(self, media_type: str | None = None) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         await self._publish(self, media_type)
 
     async def discard(self) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         if not self.ended:
             await self._discard(self)
 
     async def send(self, sink: Sink, start: int, stop: int) -> None:
-        """See :class:`registry_cache.ports.storage.Partial`."""
+        """See :class:`registry_cache.ports.blobs.Partial`."""
         await sink.send_file(self.fd, start, stop)
 
     def close(self) -> None:

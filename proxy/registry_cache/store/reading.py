@@ -8,7 +8,8 @@ from cachetools import LRUCache
 
 from registry_cache.model.errors import ContentError, ReadFailed
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Sink
+from registry_cache.ports.blobs import Sink
+from registry_cache.ports.rows import BlobEntry
 from registry_cache.store.files import Inode
 from registry_cache.store.shared import Shared
 
@@ -30,7 +31,7 @@ class Rot(Exception):
 
 
 class DiskBlob:
-    """See :class:`registry_cache.ports.storage.OpenBlob`."""
+    """See :class:`registry_cache.ports.blobs.OpenBlob`."""
 
     def __init__(self, reading: "Reading", entry: BlobEntry, fd: int, inode: Inode, body: bytes | None) -> None:
         self.digest = entry.digest
@@ -42,11 +43,11 @@ class DiskBlob:
         self._inode = inode
 
     def send_now(self, sink: Sink, start: int, stop: int) -> int:
-        """See :class:`registry_cache.ports.storage.OpenBlob`."""
+        """See :class:`registry_cache.ports.blobs.OpenBlob`."""
         return sink.send_file_now(self._fd, start, stop) if self.body is None else start
 
     async def send(self, sink: Sink, start: int, stop: int) -> None:
-        """See :class:`registry_cache.ports.storage.OpenBlob`.
+        """See :class:`registry_cache.ports.blobs.OpenBlob`.
 
         Raises:
             ReadFailed: the disk does not give what it took; the blob is on its way to quarantine.
@@ -61,7 +62,7 @@ class DiskBlob:
             raise
 
     def close(self) -> None:
-        """See :class:`registry_cache.ports.storage.OpenBlob`."""
+        """See :class:`registry_cache.ports.blobs.OpenBlob`."""
         if self._fd >= 0:
             self._reading.files.close_now(self._fd)
             self._fd = -1
@@ -94,7 +95,7 @@ class Reading:
         return digest in self._readers
 
     def at_hand(self, digest: Digest) -> DiskBlob | None:
-        """See :class:`registry_cache.ports.storage.BlobStore`."""
+        """See :class:`registry_cache.ports.blobs.BlobStore`."""
         blob: DiskBlob | None
         try:
             blob = self._memory[digest]  # get() takes twice as many calls, and every hit comes here
@@ -154,7 +155,7 @@ class Reading:
             del self._readers[digest]
 
     def remember(self, digest: Digest, body: bytes, media_type: str) -> None:
-        """See :class:`registry_cache.ports.storage.BlobStore`."""
+        """See :class:`registry_cache.ports.blobs.BlobStore`."""
         if digest in self._leaving:
             return
         entry = BlobEntry(digest, len(body), media_type, 0.0)

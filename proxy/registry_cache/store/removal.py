@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import Tally
+from registry_cache.ports.rows import Tally
 from registry_cache.store.reading import Reading
 from registry_cache.store.shared import Shared
 

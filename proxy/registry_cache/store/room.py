@@ -7,7 +7,7 @@ what one has been promised nobody else gets.
 from collections.abc import Callable, Iterator
 
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import Tally
+from registry_cache.ports.rows import Tally
 
 
 class Share:

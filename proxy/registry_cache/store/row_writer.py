@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Index, Tally
+from registry_cache.ports.index import Index
+from registry_cache.ports.rows import BlobEntry, Tally
 from registry_cache.runtime.threads import finish
 
 # A thread that deletes rows keeps its core until it waits, and a hit waits for that; see removal.py.

@@ -10,7 +10,7 @@ from pathlib import Path
 from registry_cache.model import events
 from registry_cache.model.errors import DigestInvalid
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import Index
+from registry_cache.ports.index import Index
 from registry_cache.runtime.threads import Threads
 from registry_cache.store.disk import DiskStore
 

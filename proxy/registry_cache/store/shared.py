@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from registry_cache.model import events
-from registry_cache.ports.storage import Index
+from registry_cache.ports.index import Index
 from registry_cache.store.files import Files
 from registry_cache.store.layout import Layout
 from registry_cache.store.locks import Locks

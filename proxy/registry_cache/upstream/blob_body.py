@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from registry_cache.model.errors import RangeRefused, UpstreamError
 from registry_cache.model.ranges import ContentRange
-from registry_cache.ports.storage import Piece
+from registry_cache.ports.blobs import Piece
 from registry_cache.upstream.bulk import BulkReply
 from registry_cache.upstream.headers import content_length
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from registry_cache.model.errors import UpstreamError
-from registry_cache.ports.storage import Piece
+from registry_cache.ports.blobs import Piece
 from registry_cache.runtime.threads import Threads
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.ask import Ask

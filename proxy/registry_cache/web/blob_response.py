@@ -6,7 +6,7 @@ from aiohttp.base_protocol import BaseProtocol
 from registry_cache.model.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import RANGES_MAX, ContentRange
-from registry_cache.ports.storage import OpenBlob, Sink
+from registry_cache.ports.blobs import OpenBlob, Sink
 from registry_cache.pull.answers import BlobAnswer, Served
 from registry_cache.pull.direct import Direct
 from registry_cache.pull.flight import FlightReader

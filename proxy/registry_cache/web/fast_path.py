@@ -23,7 +23,7 @@ from registry_cache.model import events
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.events import CacheResult, Kind
 from registry_cache.model.oci import Digest, Reference, Repository
-from registry_cache.ports.storage import OpenBlob
+from registry_cache.ports.blobs import OpenBlob
 from registry_cache.pull.answers import Served
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.web.blob_response import BlobResponder

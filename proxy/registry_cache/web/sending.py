@@ -14,7 +14,7 @@ from collections.abc import Callable
 from aiohttp.base_protocol import BaseProtocol
 
 from registry_cache.model.errors import ReadFailed
-from registry_cache.ports.storage import Piece
+from registry_cache.ports.blobs import Piece
 from registry_cache.runtime.threads import Threads
 
 # Sent per turn of the event loop: more lets one fast client starve the others, less costs more calls a byte.
@@ -33,7 +33,7 @@ class ClientStalled(ClientGone):
 
 
 class SocketSink:
-    """See :class:`registry_cache.ports.storage.Sink`: the connection of one client, for the body of one response.
+    """See :class:`registry_cache.ports.blobs.Sink`: the connection of one client, for the body of one response.
 
     Args:
         head: of the response, if nobody else sends it; it goes before the first byte, and does not count as sent.
@@ -49,7 +49,7 @@ class SocketSink:
         self._socket = -1
 
     async def write(self, data: Piece) -> None:
-        """See :class:`registry_cache.ports.storage.Sink`."""
+        """See :class:`registry_cache.ports.blobs.Sink`."""
         await self._begin()
         await self._write(data)
         self.sent_bytes += len(data)
@@ -65,7 +65,7 @@ class SocketSink:
                 raise ClientGone(f"the client is gone: {error.strerror}") from error
 
     def send_file_now(self, fd: int, start: int, stop: int) -> int:
-        """See :class:`registry_cache.ports.storage.Sink`."""
+        """See :class:`registry_cache.ports.blobs.Sink`."""
         transport, count = self._protocol.transport, min(stop - start, _TURN_BYTES)
         if transport is None or transport.is_closing() or transport.get_write_buffer_size():
             return start
@@ -82,7 +82,7 @@ class SocketSink:
         return start + sent
 
     async def send_file(self, fd: int, start: int, stop: int) -> None:
-        """See :class:`registry_cache.ports.storage.Sink`."""
+        """See :class:`registry_cache.ports.blobs.Sink`."""
         await self._begin()
         turn = _TURN_BYTES
         while start < stop:

@@ -23,7 +23,7 @@ from registry_cache.model.errors import (
 from registry_cache.model.events import CacheResult
 from registry_cache.model.oci import Reference, Repository
 from registry_cache.model.units import well_formed
-from registry_cache.ports.storage import Index
+from registry_cache.ports.index import Index
 from registry_cache.pull.answers import ListAnswer, ManifestAnswer, Served
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.web.blob_response import BlobResponder

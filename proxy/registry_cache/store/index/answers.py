@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from registry_cache.ports.storage import Answer
+from registry_cache.ports.names import Answer
 from registry_cache.store.index.part import Part
 from registry_cache.store.index.schema import ANSWER_BYTES, transaction
 
@@ -11,7 +11,7 @@ _ANSWERS_KEPT = 2_000
 
 
 class Answers(Part):
-    """See the module and :class:`registry_cache.ports.storage.Names`."""
+    """See the module and :class:`registry_cache.ports.names.Names`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,11 +19,11 @@ class Answers(Part):
         self.answers_bytes = 0
 
     async def answer(self, key: str) -> Answer | None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         return await self._db.read(_select_answer, None, key)
 
     async def put_answer(self, key: str, answer: Answer) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         # One that would push out most of the others is not worth it.
         if answer_bytes(key, answer) <= min(_ANSWER_MAX_BYTES, self.answers_max_bytes // 2):
             self.answers_bytes = await self._db.try_write(

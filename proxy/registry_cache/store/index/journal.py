@@ -19,7 +19,7 @@ import msgspec
 from registry_cache.model.contents import Pin
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import TagEntry
+from registry_cache.ports.names import TagEntry
 from registry_cache.store.index.files import open_file, sync_folder
 
 Name = tuple[Repository, str]

@@ -8,14 +8,14 @@ from registry_cache.store.index.schema import transaction
 
 
 class Ledger(Part):
-    """See the module and :class:`registry_cache.ports.storage.Ledger`."""
+    """See the module and :class:`registry_cache.ports.index.Ledger`."""
 
     async def add_history(self, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> bool:
-        """See :class:`registry_cache.ports.storage.Ledger`."""
+        """See :class:`registry_cache.ports.index.Ledger`."""
         return await self._db.try_write(_add_history, False, at, counts, kept)
 
     async def history(self, step_seconds: int, since: float) -> list[tuple[int, ...]]:
-        """See :class:`registry_cache.ports.storage.Ledger`."""
+        """See :class:`registry_cache.ports.index.Ledger`."""
         return await self._db.read(_select_history, [], step_seconds, since)
 
 

@@ -19,7 +19,7 @@ LINKS_KEPT = 256
 
 
 class Links(Rows):
-    """See the module and :class:`registry_cache.ports.storage.Names`."""
+    """See the module and :class:`registry_cache.ports.names.Names`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Links(Rows):
         self._waiting: LRUCache[Digest, set[Repository]] = LRUCache(KEPT_IN_MEMORY)  # for their rows
 
     def link(self, repository: Repository, digest: Digest) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         known = self._linked.get(digest)
         if known is None:
             while len(self._linked) >= KEPT_IN_MEMORY:
@@ -47,7 +47,7 @@ class Links(Rows):
             known.pop(digest, None)
 
     async def repositories(self, registry: str, after: str, limit: int) -> list[str]:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         written = await self._db.read(_select_repositories, list[str](), registry, after, limit)
         # No client waits for a write: what is buffered is added.
         links = itertools.chain.from_iterable(self._unwritten_links.values())
@@ -55,7 +55,7 @@ class Links(Rows):
         return sorted(buffered.union(written))[:limit]
 
     async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         written = await self._db.read(_select_repositories_of, dict[Digest, list[str]](), digests)
         return {
             digest: sorted({*written.get(digest, ()), *(r.name for r in self._unwritten_links.get(digest, ()))})
@@ -63,17 +63,17 @@ class Links(Rows):
         }
 
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         if any(repository in known.get(digest, ()) for known in (self._linked, self._unwritten_links, self._waiting)):
             return True
         return await self._db.read(_select_link, False, repository, digest)
 
     async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         return await self._db.read(_select_manifests_of, list[Digest](), repository, limit)
 
     async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         await self._flush_links()
         for links in (self._linked, self._unwritten_links, self._waiting):
             for repositories in links.values():

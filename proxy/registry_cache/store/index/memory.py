@@ -14,7 +14,8 @@ from registry_cache.model.clock import Clock
 from registry_cache.model.contents import Inventory, Pin, PinSummary, Stored, Tag
 from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import Answer, BlobEntry, Entry, TagEntry, Tally
+from registry_cache.ports.names import Answer, TagEntry
+from registry_cache.ports.rows import BlobEntry, Entry, Tally
 from registry_cache.store.index import names
 from registry_cache.store.index.answers import answer_bytes
 from registry_cache.store.index.links import LINKS_KEPT
@@ -45,7 +46,7 @@ class Saved:
 
 
 class MemoryIndex:
-    """See the module and :class:`registry_cache.ports.storage.Index`.
+    """See the module and :class:`registry_cache.ports.index.Index`.
 
     ``refusal`` says why it refuses writes, when it is set. ``before_write`` is awaited by every write, to hold it.
     """
@@ -71,12 +72,12 @@ class MemoryIndex:
         self.pins_changed = asyncio.Event()
 
     async def start(self) -> None:
-        """See :class:`registry_cache.ports.storage.Index`."""
+        """See :class:`registry_cache.ports.index.Index`."""
         killed = "the last run was killed" if self.saved.running else ""
         self.doubt, self.saved.running = self.saved.doubt or killed, True
 
     async def aclose(self) -> None:
-        """See :class:`registry_cache.ports.storage.Index`."""
+        """See :class:`registry_cache.ports.index.Index`."""
         await self.flush()
         self.saved.running = False
 
@@ -90,28 +91,28 @@ class MemoryIndex:
             raise IndexRefused(f"the index refuses writes: {self.refusal}")
 
     async def probe(self) -> bool:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         self.writable = not self.refusal
         return self.writable
 
     async def raise_doubt(self, reason: str) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         self.doubt = self.saved.doubt = self.doubt or reason
         self.doubts_raised += 1
 
     async def settle_doubt(self, raised: int | None = None) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         if raised is None or raised == self.doubts_raised:
             self.doubt = self.saved.doubt = ""
             links = self.saved.links.items()
             self.saved.links = {digest: where for digest, where in links if digest in self.saved.rows}
 
     def media_type_kept(self, digest: Digest) -> str | None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self.saved.media_types.get(digest)
 
     async def flush(self) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         if not self.writable and not await self.probe():
             return
         try:
@@ -131,15 +132,15 @@ class MemoryIndex:
     # --- rows ---------------------------------------------------------------------------------------------------
 
     async def blob(self, digest: Digest) -> BlobEntry | None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self.saved.rows.get(digest)
 
     def blob_at_hand(self, digest: Digest) -> BlobEntry | None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self.saved.rows.get(digest)
 
     async def add_blob(self, entry: BlobEntry) -> Tally:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         await self._write()
         old = self.saved.rows.get(entry.digest)
         new = entry._replace(
@@ -153,12 +154,12 @@ class MemoryIndex:
         return _tally([new]).minus(_tally([old] if old else []))
 
     def placed(self, entry: BlobEntry) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         if entry.media_type is not None and entry.digest in self.wanted:
             self.pins_changed.set()
 
     async def forget_blobs(self, digests: Sequence[Digest]) -> Tally:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         await self._write()
         for digest in digests:
             self._used.pop(digest, None)
@@ -168,60 +169,60 @@ class MemoryIndex:
         return _tally([self.saved.rows.pop(digest) for digest in digests if digest in self.saved.rows])
 
     def touch(self, digest: Digest) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         self._used[digest] = self.clock.now()
 
     def used_at(self, digest: Digest) -> float | None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self._used.get(digest)
 
     async def oldest(self, limit: int, after: Entry | None = None) -> list[Entry]:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         order = sorted((row.last_use, row.digest) for row in self.saved.rows.values() if not row.pinned)
         behind = [at for at in order if after is None or at > (after.last_use, after.digest)]
         return [Entry(digest, self.saved.rows[digest].size_bytes, at) for at, digest in behind[:limit]]
 
     async def verified(self, digest: Digest, at: float) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         if digest in self.saved.rows and self.writable:
             self.saved.rows[digest] = self.saved.rows[digest]._replace(verified_at=at)
 
     async def unverified_longest(self, limit: int, *, before: float) -> list[Digest]:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         due = sorted((row.verified_at, row.digest) for row in self.saved.rows.values() if row.verified_at < before)
         return [digest for _, digest in due[:limit]]
 
     async def entries_between(self, first: str, last: str) -> dict[Digest, BlobEntry]:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return {digest: row for digest, row in self.saved.rows.items() if first <= digest < last}
 
     async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         rows = {digest: self.saved.rows[digest] for digest in digests if digest in self.saved.rows}
         return {digest: Stored(row.size_bytes, row.media_type, row.last_use) for digest, row in rows.items()}
 
     async def totals(self) -> Tally:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return _tally(self.saved.rows.values())
 
     # --- names --------------------------------------------------------------------------------------------------
 
     @property
     def tag_count(self) -> int:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         return len(self.saved.tags)
 
     async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         return self.tag_at_hand(repository, tag)
 
     def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         name = (repository, tag)
         return self._unwritten[name] if name in self._unwritten else self.saved.tags.get(name)
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         name, known = (repository, tag), self.tag_at_hand(repository, tag)
         if self._is_news(known, entry.fetched_at) and entry.fetched_at > self._forgotten.get(name, -1.0):
             self._unwritten[name] = entry
@@ -234,14 +235,14 @@ class MemoryIndex:
         return known is None or known.fetched_at <= asked_at or known.fetched_at > self.clock.now()
 
     async def forget_tag(self, repository: Repository, tag: str, *, asked_at: float | None = None) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         if asked_at is None or self._is_news(self.tag_at_hand(repository, tag), asked_at):
             self._forgotten[repository, tag] = self.clock.now() if asked_at is None else asked_at
             self._unwritten[repository, tag] = None
             await self._try_to_write_names()
 
     async def forget_tags(self, tags: Sequence[Name]) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         for repository, tag in tags:
             await self.forget_tag(repository, tag)
 
@@ -263,18 +264,18 @@ class MemoryIndex:
             del self.saved.tags[min(self.saved.tags.keys() - pinned, key=lambda name: self.saved.tags[name].fetched_at)]
 
     def link(self, repository: Repository, digest: Digest) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         buffered = self._unwritten_links.setdefault(digest, set())
         if len(buffered | self.saved.links.get(digest, set())) < LINKS_KEPT:
             buffered.add(repository)
 
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         links = (self.saved.links, self._unwritten_links)
         return any(repository in known.get(digest, ()) for known in links)
 
     async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         rows = [row for row in self.saved.rows.values() if row.media_type is not None]
         rows.sort(key=lambda row: -row.last_use)
         tagged = {entry.digest for (where, _), entry in self.saved.tags.items() if where == repository}
@@ -284,18 +285,18 @@ class MemoryIndex:
         return list(itertools.islice(found, limit))
 
     async def forget_repositories(self, is_meant: Callable[[Repository], bool]) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         for repositories in (*self.saved.links.values(), *self._unwritten_links.values()):
             repositories -= {where for where in repositories if is_meant(where)}
 
     async def repositories(self, registry: str, after: str, limit: int) -> list[str]:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         links = [*self.saved.links.values(), *self._unwritten_links.values()]
         found = {where.name for some in links for where in some if where.registry == registry and where.name > after}
         return sorted(found)[:limit]
 
     async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
 
         def where(digest: Digest) -> set[Repository]:
             return self.saved.links.get(digest, set()) | self._unwritten_links.get(digest, set())
@@ -303,11 +304,11 @@ class MemoryIndex:
         return {digest: sorted(repository.name for repository in where(digest)) for digest in digests}
 
     async def answer(self, key: str) -> Answer | None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         return self.saved.answers.get(key)
 
     async def put_answer(self, key: str, answer: Answer) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         if answer_bytes(key, answer) > self._answers_max_bytes // 2:
             return
         try:
@@ -321,37 +322,37 @@ class MemoryIndex:
 
     @property
     def answers_bytes(self) -> int:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         return sum(answer_bytes(key, answer) for key, answer in self.saved.answers.items())
 
     # --- pins ---------------------------------------------------------------------------------------------------
 
     async def inventory(self) -> Inventory:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         await self.flush()
         tags = [Tag(where, tag, entry.digest, entry.fetched_at) for (where, tag), entry in self.saved.tags.items()]
         links = {digest: tuple(where) for digest, where in self.saved.links.items()}
         return Inventory(await self.stored([*self.saved.rows]), tags, links, [*self.saved.pins])
 
     async def pinned(self) -> list[tuple[Pin, Digest | None]]:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         found = {pin: self.tag_at_hand(pin.repository, pin.target) for pin in self.saved.pins}
         return [(pin, entry.digest if entry else None) for pin, entry in found.items()]
 
     async def pin_summary(self, limit: int) -> PinSummary:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         pins = sorted(self.saved.pins, key=lambda pin: (pin.repository.name, pin.target))
         held_bytes = sum(row.size_bytes for row in self.saved.rows.values() if row.pinned)
         return PinSummary(len(pins), held_bytes, pins[:limit])
 
     async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         await self._write()
         self.saved.pins |= {*add}
         self.saved.pins -= {*remove}
 
     async def keep(self, wanted: Iterable[Digest]) -> None:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         self.wanted, self._pins_told = frozenset(wanted), True
         try:
             await self._write()
@@ -367,7 +368,7 @@ class MemoryIndex:
     # --- ledger -------------------------------------------------------------------------------------------------
 
     async def add_history(self, at: float, counts: Sequence[int], kept: Mapping[int, int]) -> bool:
-        """See :class:`registry_cache.ports.storage.Ledger`."""
+        """See :class:`registry_cache.ports.index.Ledger`."""
         try:
             await self._write()
         except IndexRefused:
@@ -381,7 +382,7 @@ class MemoryIndex:
         return True
 
     async def history(self, step_seconds: int, since: float) -> list[tuple[int, ...]]:
-        """See :class:`registry_cache.ports.storage.Ledger`."""
+        """See :class:`registry_cache.ports.index.Ledger`."""
         found = sorted((start, step) for step, start in self.saved.steps if step == step_seconds and start >= since)
         return [(start, *(self.saved.steps[step, start][place] for place in range(7))) for start, step in found]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.storage import TagEntry
+from registry_cache.ports.names import TagEntry
 from registry_cache.runtime.threads import finish
 from registry_cache.store.index.part import KEPT_IN_MEMORY, Part
 from registry_cache.store.index.schema import transaction
@@ -21,7 +21,7 @@ Name = tuple[Repository, str]
 
 
 class Names(Part):
-    """See the module and :class:`registry_cache.ports.storage.Names`."""
+    """See the module and :class:`registry_cache.ports.names.Names`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Names(Part):
         self._writing_names = asyncio.Lock()
 
     async def tag(self, repository: Repository, tag: str) -> TagEntry | None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         name = (repository, tag)
         if name in self._tags:
             return self._tags[name]
@@ -50,14 +50,14 @@ class Names(Part):
         return entry
 
     def tag_at_hand(self, repository: Repository, tag: str) -> TagEntry | None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         try:
             return self._tags[repository, tag]  # get() takes twice as many calls, and every hit by tag comes here
         except KeyError:
             return None
 
     async def put_tag(self, repository: Repository, tag: str, entry: TagEntry) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         name = (repository, tag)
         known = self._tags.get(name)
         if not self._is_news(known, entry.fetched_at) or entry.fetched_at <= self._forgotten.get(name, -1.0):
@@ -75,14 +75,14 @@ class Names(Part):
         return known is None or known.fetched_at <= asked_at or known.fetched_at > self.clock.now()
 
     async def forget_tag(self, repository: Repository, tag: str, *, asked_at: float | None = None) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         known = self._tags.get((repository, tag))
         if asked_at is None or self._is_news(known, asked_at):
             self._forget((repository, tag), asked_at)
             await self._write_names()
 
     async def forget_tags(self, tags: Sequence[Name]) -> None:
-        """See :class:`registry_cache.ports.storage.Names`."""
+        """See :class:`registry_cache.ports.names.Names`."""
         for name in tags:
             self._forget(name, None)
         await self._write_names()

@@ -12,7 +12,7 @@ from registry_cache.store.index.schema import transaction
 
 
 class Pins(Rows, Names):
-    """See the module and :class:`registry_cache.ports.storage.Pins`."""
+    """See the module and :class:`registry_cache.ports.index.Pins`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Pins(Rows, Names):
         self._pins_told = False
 
     async def keep(self, wanted: Iterable[Digest]) -> None:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         self.wanted, self._pins_told = frozenset(wanted), True
         await self._flush_pins()
 
@@ -44,7 +44,7 @@ class Pins(Rows, Names):
         self._kept_in_rows = None
 
     async def pinned(self) -> list[tuple[Pin, Digest | None]]:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         pinned: list[tuple[Pin, Digest | None]] = await self._db.read(_select_pinned, list[tuple[Pin, Digest | None]]())
         self.pinned_tags = frozenset((pin.repository, pin.target) for pin, _ in pinned)
         return [(pin, self._digest_now(pin, digest)) for pin, digest in pinned]
@@ -58,11 +58,11 @@ class Pins(Rows, Names):
         return entry.digest if entry is not None else None
 
     async def pin_summary(self, limit: int) -> PinSummary:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         return await self._db.read(_select_pin_summary, PinSummary(0, 0, []), limit)
 
     async def change_pins(self, *, add: Sequence[Pin] = (), remove: Sequence[Pin] = ()) -> None:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         await finish(self._change_pins(add, remove))
 
     async def _change_pins(self, add: Sequence[Pin], remove: Sequence[Pin]) -> None:

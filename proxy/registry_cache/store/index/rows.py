@@ -9,14 +9,14 @@ from cachetools import LRUCache
 from registry_cache.model.contents import Stored
 from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest
-from registry_cache.ports.storage import BlobEntry, Entry, Tally
+from registry_cache.ports.rows import BlobEntry, Entry, Tally
 from registry_cache.runtime.threads import finish
 from registry_cache.store.index.part import KEPT_IN_MEMORY, Part
 from registry_cache.store.index.schema import transaction
 
 
 class Rows(Part):
-    """See the module and :class:`registry_cache.ports.storage.BlobRows`."""
+    """See the module and :class:`registry_cache.ports.rows.BlobRows`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Rows(Part):
         self._used: dict[Digest, float] = {}  # what is not in the rows yet
 
     async def blob(self, digest: Digest) -> BlobEntry | None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         entry = self._blobs.get(digest)
         if entry is None:
             forgotten = self._rows_forgotten
@@ -35,11 +35,11 @@ class Rows(Part):
         return entry
 
     def blob_at_hand(self, digest: Digest) -> BlobEntry | None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self._blobs.get(digest)
 
     async def add_blob(self, entry: BlobEntry) -> Tally:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return await finish(self._add_blob(entry))
 
     async def _add_blob(self, entry: BlobEntry) -> Tally:
@@ -54,12 +54,12 @@ class Rows(Part):
         return came
 
     def placed(self, entry: BlobEntry) -> None:
-        """See :class:`ports.storage.BlobRows`: what a pinned manifest needs can be read only from now on."""
+        """See :class:`ports.rows.BlobRows`: what a pinned manifest needs can be read only from now on."""
         if entry.media_type is not None and entry.digest in self.wanted:
             self.pins_changed.set()
 
     async def forget_blobs(self, digests: Sequence[Digest]) -> Tally:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return await finish(self._forget_blobs(digests))
 
     async def _forget_blobs(self, digests: Sequence[Digest]) -> Tally:
@@ -74,19 +74,19 @@ class Rows(Part):
         return gone
 
     def touch(self, digest: Digest) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         self._used[digest] = self.clock.now()
 
     def used_at(self, digest: Digest) -> float | None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self._used.get(digest)
 
     async def oldest(self, limit: int, after: Entry | None = None) -> list[Entry]:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return await self._db.read(_select_oldest, [], limit, after)
 
     async def verified(self, digest: Digest, at: float) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         if await self._db.try_write(_update_verified, False, digest, at):
             self._correct(digest, verified_at=at)
 
@@ -97,19 +97,19 @@ class Rows(Part):
             self._blobs[digest] = entry._replace(**values)  # type: ignore[arg-type]
 
     async def unverified_longest(self, limit: int, *, before: float) -> list[Digest]:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return await self._db.read(_select_unverified, [], limit, before)
 
     async def entries_between(self, first: str, last: str) -> dict[Digest, BlobEntry]:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return await self._db.read(_select_between, {}, first, last)
 
     async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
-        """See :class:`registry_cache.ports.storage.Pins`."""
+        """See :class:`registry_cache.ports.index.Pins`."""
         return await self._db.read(_select_stored, dict[Digest, Stored](), digests)
 
     async def totals(self) -> Tally:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         totals = await self._db.read(_select_totals, None)
         if totals is None:
             raise IndexRefused("the index cannot be read")

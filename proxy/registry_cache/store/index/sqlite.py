@@ -22,7 +22,7 @@ ANSWERS_MAX_BYTES = 64 * 1024 * 1024
 
 
 class SqliteIndex(Pins, Links, Answers, Ledger):
-    """See :class:`ports.storage.Index`. Open it with :meth:`start`; whoever starts it calls :meth:`aclose`."""
+    """See :class:`ports.index.Index`. Open it with :meth:`start`; whoever starts it calls :meth:`aclose`."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         self.machine_crashed = False
 
     async def start(self) -> None:
-        """See :class:`registry_cache.ports.storage.Index`."""
+        """See :class:`registry_cache.ports.index.Index`."""
         await self._files.run(self._journal.open)
         await self._db.open()
         self._read_figures()
@@ -60,7 +60,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
             self._media_types = (await self._files.run(self._journal.read)).media_types
 
     async def aclose(self) -> None:
-        """See :class:`registry_cache.ports.storage.Index`."""
+        """See :class:`registry_cache.ports.index.Index`."""
         await self.flush()
         await self._flush_journal()
         await self._db.aclose(properly=not self.doubt or self._doubt_is_written)
@@ -91,40 +91,40 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
 
     @property
     def writable(self) -> bool:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self._db.writable
 
     @property
     def refusal(self) -> str:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self._db.refusal
 
     async def probe(self) -> bool:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return await self._db.probe()
 
     async def raise_doubt(self, reason: str) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         self.doubt = self.doubt or reason
         self.doubts_raised += 1
         if not self._doubt_is_written:
             self._doubt_is_written = await self._files.run(self._doubt_file.write, reason)
 
     async def settle_doubt(self, raised: int | None = None) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         if raised is None or raised == self.doubts_raised:
             await self._db.try_write(_rows_are_found, None)
             self.doubt, self._doubt_is_written, self._media_types = "", False, {}
             await self._files.run(self._doubt_file.remove)
 
     def media_type_kept(self, digest: Digest) -> str | None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self._media_types.get(digest)
 
     # --- all parts ----------------------------------------------------------------------------------------------
 
     async def inventory(self) -> Inventory:
-        """See :class:`registry_cache.ports.storage.Pins`.
+        """See :class:`registry_cache.ports.index.Pins`.
 
         In a thread of its own: reading a hundred thousand rows takes half a second, and tags are asked for meanwhile.
         """
@@ -132,7 +132,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         return await self._db.read_whole(select_inventory, Inventory({}, (), {}, ()))
 
     async def flush(self) -> None:
-        """See :class:`registry_cache.ports.storage.BlobRows`."""
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
         if not await self._db.is_there() and not await self.probe():
             return
         await finish(self._flush())
