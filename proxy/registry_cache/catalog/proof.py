@@ -9,6 +9,7 @@ The answer for hits is in memory; behind that are the index, and the repository'
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -51,10 +52,11 @@ class Proof:
         self._store = store
         self._manifests = manifests
         self.is_required = is_required
-        self._proven: dict[Digest, set[Repository]] = {}  # the oldest first
+        # The oldest first. A plain dict finds its first entry behind all that went: it stopped the loop for 0.2 s.
+        self._proven: OrderedDict[Digest, set[Repository]] = OrderedDict()
         self._pairs = 0
-        self._named: dict[tuple[Repository, Digest], None] = {}
-        self._scanned: dict[Repository, float] = {}  # monotonic seconds
+        self._named: OrderedDict[tuple[Repository, Digest], None] = OrderedDict()
+        self._scanned: OrderedDict[Repository, float] = OrderedDict()  # monotonic seconds
 
     def __repr__(self) -> str:
         return f"<Proof {self._pairs} pairs>"
@@ -94,7 +96,7 @@ class Proof:
     def _note(self, repository: Repository, digest: Digest, manifest: Manifest) -> None:
         self._named[repository, digest] = None
         while len(self._named) > _NAMED_MAX:
-            del self._named[next(iter(self._named))]
+            self._named.popitem(last=False)
         self._mark(repository, (part.digest for part in manifest.parts))
 
     def _mark(self, repository: Repository, digests: Iterable[Digest]) -> None:
@@ -104,7 +106,7 @@ class Proof:
                 where.add(repository)
                 self._pairs += 1
         while self._pairs > _PAIRS_MAX:
-            self._pairs -= len(self._proven.pop(next(iter(self._proven))))
+            self._pairs -= len(self._proven.popitem(last=False)[1])
 
     def forget(self, is_meant: Callable[[Repository], bool]) -> None:
         """The operator has purged repositories: upstream is asked again for what is still here of them."""
@@ -113,7 +115,7 @@ class Proof:
             if not self._proven[digest]:
                 del self._proven[digest]
         self._pairs = sum(map(len, self._proven.values()))
-        self._named = {key: None for key in self._named if not is_meant(key[0])}
+        self._named = OrderedDict.fromkeys(key for key in self._named if not is_meant(key[0]))
         self._scanned.clear()
 
     # --- where memory does not know -------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ class Proof:
                 return True
         self._scanned.pop(repository, None)
         while len(self._scanned) >= _SCANNED_MAX:
-            del self._scanned[next(iter(self._scanned))]
+            self._scanned.popitem(last=False)
         self._scanned[repository] = time.monotonic()
         return False
 

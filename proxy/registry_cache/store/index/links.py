@@ -5,6 +5,7 @@ Links are buffered. One whose blob has no row yet (it is on its way to the disk)
 
 import itertools
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cachetools import LRUCache
@@ -23,7 +24,7 @@ class Links(Rows):
 
     def __init__(self) -> None:
         super().__init__()
-        self._linked: dict[Digest, set[Repository]] = {}  # the oldest first; every hit looks here
+        self._linked: OrderedDict[Digest, set[Repository]] = OrderedDict()  # the oldest first; every hit looks here
         self._unwritten_links: dict[Digest, set[Repository]] = {}
         self._waiting: LRUCache[Digest, set[Repository]] = LRUCache(KEPT_IN_MEMORY)  # for their rows
 
@@ -32,7 +33,7 @@ class Links(Rows):
         known = self._linked.get(digest)
         if known is None:
             while len(self._linked) >= KEPT_IN_MEMORY:
-                del self._linked[next(iter(self._linked))]
+                self._linked.popitem(last=False)
             known = self._linked[digest] = set()
         if repository not in known and len(known) < LINKS_KEPT:
             known.add(repository)
