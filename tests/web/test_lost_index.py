@@ -1,7 +1,10 @@
 """The index is lost while upstream is away: what is here is still known by its name."""
 
+import asyncio
+
 import pytest
 
+from registry_cache.store.reconciliation import Reconciler
 from tests.cache import run_cache
 
 from .test_hostile_content import NESTED, supply
@@ -41,6 +44,35 @@ async def test_what_nobody_can_read_is_still_the_manifest_as_which_it_was_served
         again = await cache.manifest("org/nested", digest)
         assert (again.status, again.body) == (200, NESTED)
         assert again.headers["Content-Type"] == served.headers["Content-Type"]
+    assert hub.counters.manifest_gets() == gets
+
+
+async def test_what_is_looked_for_while_rows_come_back_is_what_its_row_says(tmp_path, hub, monkeypatch):
+    """The doubt that let a file be looked for is settled before it is: what kept its media type is gone then."""
+    digest = await supply(hub, "org/nested", NESTED.decode())
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        await cache.manifest("org/nested", "1")
+        await cache.settled()
+    for path in (tmp_path / "cache").glob("index.sqlite3*"):
+        path.unlink()
+    gets = hub.counters.manifest_gets()
+    looked_for, adopt, reconcile = asyncio.Event(), Reconciler.adopt, Reconciler.reconcile
+
+    async def held(self):
+        await looked_for.wait()
+        await reconcile(self)
+
+    async def late(self, digest):
+        looked_for.set()
+        while self._index.doubt:
+            await asyncio.sleep(0.01)
+        return await adopt(self, digest)
+
+    monkeypatch.setattr(Reconciler, "reconcile", held)
+    monkeypatch.setattr(Reconciler, "adopt", late)
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        again = await cache.manifest("org/nested", digest)
+        assert (again.status, again.body) == (200, NESTED)
     assert hub.counters.manifest_gets() == gets
 
 

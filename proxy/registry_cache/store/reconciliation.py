@@ -106,6 +106,8 @@ class Reconciler:
             OSError: nobody can tell.
         """
         async with self._locks.hold([digest]):
+            if (row := await self._index.blob(digest)) is not None:
+                return row  # it has come back meanwhile, and knows more than the file
             seen = await self._files.look(self._layout.blob(digest))
             if seen is None:
                 return None
