@@ -13,7 +13,7 @@ from aiohttp import web
 
 from registry_cache.assembly.proxy import Proxy, open_proxy
 from registry_cache.model import events
-from registry_cache.settings.model import load_settings
+from registry_cache.settings.load import load_settings
 from tests.hub.hub import Hub
 
 # By then every line has been written, on however busy a machine.

@@ -11,7 +11,8 @@ import pytest
 
 from registry_cache.cli import cli
 from registry_cache.cli.common import COMMANDS
-from registry_cache.settings.model import ENV_PREFIX, setting_names
+from registry_cache.settings.model import ENV_PREFIX
+from registry_cache.settings.suggestions import setting_names
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from registry_cache.model.errors import SettingsError
 from registry_cache.settings import registry2
-from registry_cache.settings.model import load_settings, not_honoured
+from registry_cache.settings.load import load_settings, not_honoured
 from registry_cache.upstream.credential import Credential
 
 SECRET = "dckr_pat_very-secret"  # the look of a Docker Hub token

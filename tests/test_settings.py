@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from registry_cache.cli import main
 from registry_cache.model.errors import SettingsError
 from registry_cache.model.units import Threshold, parse_duration, parse_threshold
-from registry_cache.settings.model import Settings, load_settings, unknown_environment
+from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import Settings
+from registry_cache.settings.suggestions import unknown_environment
 
 
 @pytest.fixture(autouse=True)

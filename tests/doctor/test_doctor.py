@@ -14,7 +14,7 @@ from aiohttp import web
 
 from registry_cache.cli import doctor as doctor_command
 from registry_cache.doctor import network
-from registry_cache.settings.model import load_settings
+from registry_cache.settings.load import load_settings
 from registry_cache.warming.puller import PullFailed
 from tests.e2e.command import PROGRAM, environment
 from tests.figures import told

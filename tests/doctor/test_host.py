@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from registry_cache.doctor import host
-from registry_cache.settings.model import load_settings
+from registry_cache.settings.load import load_settings
 
 MOUNTINFO = """\
 22 1 8:1 / / rw - ext4 /dev/sda1 rw

@@ -23,7 +23,7 @@ from registry_cache.importing.folder import Folder
 from registry_cache.model import events
 from registry_cache.model.oci import DOCKER_LIST, DOCKER_MANIFEST, Digest, Repository
 from registry_cache.ports.names import TagEntry
-from registry_cache.settings.model import load_settings
+from registry_cache.settings.load import load_settings
 from registry_cache.store.lock import DirectoryLock
 from tests.importing.registry2 import Registry2, tree
 

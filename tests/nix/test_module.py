@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from registry_cache.settings.model import PruneSettings, Settings, load_settings
+from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import PruneSettings, Settings
 from tests.e2e.dockerd import require_daemons
 from tests.nix.evaluate import HERE, Nix, settings, toml
 

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from registry_cache import __version__
-from registry_cache.settings.model import ENV_PREFIX, load_settings, setting_names
+from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import ENV_PREFIX
+from registry_cache.settings.suggestions import setting_names
 
 ROOT = Path(__file__).parents[2]
 FORMS = sorted(path for path in (ROOT / "packaging/kubernetes").iterdir() if path.is_dir())

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from registry_cache.settings.model import PruneSettings, Settings, load_settings
+from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import PruneSettings, Settings
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 EXAMPLES = {"cache_dir", "username", "keep"}  # shown with a value that is not the default

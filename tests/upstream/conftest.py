@@ -10,7 +10,7 @@ import pytest
 from registry_cache.assembly.pulls import build_upstream
 from registry_cache.model import events
 from registry_cache.model.oci import Digest, Reference, Repository
-from registry_cache.settings.model import load_settings
+from registry_cache.settings.load import load_settings
 from registry_cache.upstream.client import Upstream
 from tests.hub.http import Request
 from tests.hub.stand_in import StandIn

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from registry_cache.assembly.proxy import open_proxy
 from registry_cache.model import events
-from registry_cache.settings.model import load_settings
+from registry_cache.settings.load import load_settings
 from tests.cache import Cache
 from tests.web.page_content import remember, tell
 

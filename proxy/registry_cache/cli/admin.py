@@ -13,7 +13,8 @@ import click
 
 from registry_cache.cli.common import INSTALLED_CONFIG
 from registry_cache.runtime.pointers import running_caches, runtime_directory
-from registry_cache.settings.model import Settings, as_running, load_settings
+from registry_cache.settings.load import as_running, load_settings
+from registry_cache.settings.model import Settings
 
 SOCKET_NAME = "admin.sock"
 _TIMEOUT_SECONDS = 60.0

@@ -19,7 +19,8 @@ from registry_cache.doctor import host, network
 from registry_cache.doctor.check import Check
 from registry_cache.model.errors import RegistryCacheError, SettingsError
 from registry_cache.observe.figures import Stats
-from registry_cache.settings.model import Settings, unknown_environment
+from registry_cache.settings.model import Settings
+from registry_cache.settings.suggestions import unknown_environment
 from registry_cache.warming.puller import Name, Puller, PullFailed
 
 _SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "broken": ("✘", "bold red")}

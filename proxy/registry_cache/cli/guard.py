@@ -8,7 +8,8 @@ import click
 from registry_cache.cli.common import config_option, say, settings_flags
 from registry_cache.hostprune.guard import RunLock, run_guarded
 from registry_cache.model.errors import RunLockError
-from registry_cache.settings.model import PruneSettings, load_settings
+from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import PruneSettings
 
 _OF_THE_LOCK = {"lock_file", "lock_group", "lock_wait"}
 OWN_FAILURE = 125  # as env(1), timeout(1) and `docker run` say it: the command was not even tried

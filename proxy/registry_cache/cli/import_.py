@@ -22,7 +22,8 @@ from registry_cache.importing.folder import Folder, NoFolder
 from registry_cache.model import events
 from registry_cache.model.errors import StoreError, StoreLocked
 from registry_cache.model.oci import Digest
-from registry_cache.settings.model import Settings, load_settings
+from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import Settings
 from registry_cache.store.scrub import stored_files
 
 _SERVICE_USER = "registry-cache"

@@ -19,7 +19,8 @@ from registry_cache.hostprune.prune import Execution, look
 from registry_cache.hostprune.record import Record, RecordFile, dated, observe
 from registry_cache.hostprune.snapshot import Snapshot
 from registry_cache.model.errors import RecordError, RegistryCacheError, SettingsError
-from registry_cache.settings.model import PruneSettings, load_settings
+from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import PruneSettings
 
 DONE, FAILED = 0, 1
 

@@ -24,7 +24,9 @@ from registry_cache.model.units import format_size
 from registry_cache.observe import logs
 from registry_cache.runtime.pointers import announced, runtime_directory
 from registry_cache.runtime.systemd import Notifier
-from registry_cache.settings.model import Settings, load_settings, not_honoured, unknown_environment
+from registry_cache.settings.load import load_settings, not_honoured
+from registry_cache.settings.model import Settings
+from registry_cache.settings.suggestions import unknown_environment
 
 _BACKLOG = 1024
 # For the rest of the log when the grace is over.
