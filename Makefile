@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test fast check fmt lint docs sbom soak bench bench-quick verify verify-short clients client-daemons proof-daemons daemons lock install uninstall clean
+.PHONY: help run test fast check fmt lint docs pictures sbom soak bench bench-quick verify verify-short clients client-daemons proof-daemons daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 
 docs: $(VENV)/dev.stamp  ## write docs/commands.md and docs/configuration.md from the program itself
 	$(BIN)/python docs/generate.py
+
+pictures: $(VENV)/dev.stamp daemons  ## take the README's pictures anew: the page, a cold and a warm pull (as root; STATES=DIR: every state of the page)
+	$(BIN)/python -m tests.pictures $(if $(STATES),--states $(STATES))
 
 sbom: $(VENV)/dev.stamp  ## the bill of materials of what is installed (CycloneDX), into dist/sbom.cdx.json
 	$(BIN)/python packaging/sbom.py dist/sbom.cdx.json

@@ -127,6 +127,29 @@ def test_make_run_takes_the_account_from_its_own_command_line_only():
     assert "--username" not in runs(USERNAME="of-the-desktop")
 
 
+def makes_of(page):
+    """Every target that the page names, in its console blocks or in its prose."""
+    return set(re.findall(r"(?:^[#$] |`)make ([a-z][a-z-]*)\b", page.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_to_be_made_can_be_made(page):
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert makes_of(page) - known == set()
+
+
+def test_readme_begins_with_what_it_is_and_has_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert re.match(r"# registry-cache\n\n[^\n.]+\n?[^\n.]+\.\n\n", text), "one sentence says what it is for"
+    sections = text.split("\n## ")[1:]
+    commands = {
+        title: re.findall(r"^\$ (make \w+)$", section, re.MULTILINE)
+        for title, section in ((section.partition("\n")[0], section) for section in sections)
+    }
+    assert commands["Try it"] == ["make run"]
+    assert commands["Test it"] == ["make test"]
+
+
 def test_commands_are_found_in_the_pages():
     found = [words for page in PAGES for words in commands_of(page)]
     assert len([words for words in found if words and words[0] in COMMANDS]) > 50

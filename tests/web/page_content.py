@@ -16,11 +16,18 @@ HOSTILE = """<script>fetch('http://evil.example/')</script><img src=//evil.examp
 LONG_NAME = "a-team-with-a-long-name/" + "service-with-a-very-long-name/" * 4 + "x"
 
 
-async def pull(cache: Cache, hub: Hub, name: str, sizes: tuple[int, ...] = (20_000, 200_000)) -> None:
+async def pull(
+    cache: Cache,
+    hub: Hub,
+    name: str,
+    sizes: tuple[int, ...] = (20_000, 200_000),
+    *,
+    user_agent: str = f"docker/27.1 {HOSTILE}",
+) -> None:
     """An image, twice: a miss and a hit."""
     image = await hub.images.image(name, "1.0", list(sizes))
     for _ in range(2):
-        await cache.manifest(name, "1.0", **{"User-Agent": f"docker/27.1 {HOSTILE}"})
+        await cache.manifest(name, "1.0", **{"User-Agent": user_agent})
         for blob in image.blobs:
             await cache.blob(name, blob.digest)
 
