@@ -127,6 +127,18 @@ def test_make_run_takes_the_account_from_its_own_command_line_only():
     assert "--username" not in runs(USERNAME="of-the-desktop")
 
 
+def test_every_decision_has_a_status_and_names_what_took_its_place():
+    entries = (DOCS / "DECISIONS.md").read_text().split("\n## ")[1:]
+    titles = {entry.partition("\n")[0].partition(" · ")[2] for entry in entries}
+    for entry in entries:
+        title, _, rest = entry.partition("\n")
+        status = re.match(r"\nStatus: (accepted|superseded by)\b[^\n]*", rest)
+        assert status, f"{title}: a line 'Status: accepted' or 'Status: superseded by …' comes first"
+        named = set(re.findall(r'"([^"]+)"', status[0]))
+        assert named <= titles, title
+        assert named or status[1] == "accepted", title
+
+
 def makes_of(page):
     """Every target that the page names, in its console blocks or in its prose."""
     return set(re.findall(r"(?:^[#$] |`)make ([a-z][a-z-]*)\b", page.read_text(), re.MULTILINE))
