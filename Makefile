@@ -35,8 +35,9 @@ lint: $(VENV)/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/dev.stamp  ## write docs/commands.md and docs/configuration.md from the program itself
+docs: $(VENV)/dev.stamp  ## write docs/commands.md, docs/configuration.md and the manual pages from the program itself
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/manual.py
 
 pictures: $(VENV)/dev.stamp daemons  ## take the README's pictures anew: the page, a cold and a warm pull (as root; STATES=DIR: every state of the page)
 	$(BIN)/python -m tests.pictures $(if $(STATES),--states $(STATES))

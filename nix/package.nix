@@ -8,10 +8,11 @@
 
 let
   project = (lib.importTOML ../pyproject.toml).project;
+  program = builtins.readFile ../proxy/registry_cache/__init__.py;
 in
 python3Packages.buildPythonApplication {
   pname = project.name;
-  inherit (project) version;
+  version = builtins.head (builtins.match ".*\n__version__ = \"([^\"]+)\".*" program);
   pyproject = true;
 
   src = lib.fileset.toSource {
@@ -19,6 +20,7 @@ python3Packages.buildPythonApplication {
     fileset = lib.fileset.unions [
       # All of it but byte code: the page and the words that Tab offers are no Python.
       (lib.fileset.fileFilter (file: !file.hasExt "pyc") ../proxy)
+      ../packaging/man
       ../pyproject.toml
       ../README.md
       ../LICENSE

@@ -27,6 +27,9 @@ completions="bash:$PREFIX/share/bash-completion/completions/registry-cache
 zsh:$PREFIX/share/zsh/site-functions/_registry-cache
 fish:$PREFIX/share/fish/vendor_completions.d/registry-cache.fish"
 
+# Sections 1 and 5, as docs/manual.py wrote them.
+manual=$PREFIX/share/man
+
 # Whether this is the system that runs, and not a folder that becomes one.
 live() { [ -z "$DESTDIR" ] && [ -d /run/systemd/system ]; }
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -67,6 +70,7 @@ make_venv() {
     --find-links "$new/build/dist" registry-cache
   rm -rf "$new/build"
   "$new/bin/pip" uninstall --quiet --disable-pip-version-check --yes setuptools pip
+  rm -rf "$new/share" # what the wheel has for pipx; it is put where man looks
   rm -f "$new"/bin/activate* "$new"/bin/Activate*
   find "$new" -name __pycache__ -type d -prune -exec rm -rf {} +
   for file in "$new/pyvenv.cfg" "$new"/bin/*; do
@@ -94,6 +98,8 @@ put_completions() { # by the program itself, with -I: not the one in this folder
   done
 }
 
+manual_pages() { (cd packaging/man && find . -name '*.[15]') }
+
 case "${1:-}" in
   install)
     check_python
@@ -102,6 +108,7 @@ case "${1:-}" in
     mkdir -p "$DESTDIR$PREFIX/bin"
     ln -sfn ../lib/registry-cache/bin/registry-cache "$DESTDIR$program"
     put_completions
+    for page in $(manual_pages); do put "packaging/man/$page" "$manual/$page"; done
     for unit in $unit_names; do put "packaging/systemd/$unit" "$units/$unit"; done
     put packaging/systemd/sysusers.conf "$lib/sysusers.d/registry-cache.conf"
     put packaging/systemd/tmpfiles.conf "$lib/tmpfiles.d/registry-cache.conf"
@@ -130,6 +137,7 @@ case "${1:-}" in
     rm -rf "$DESTDIR$venv" "$DESTDIR$example"
     rm -f "$DESTDIR$dropin" "$DESTDIR$program" "$DESTDIR$lib/sysusers.d/registry-cache.conf" "$DESTDIR$lib/tmpfiles.d/registry-cache.conf"
     for unit in $unit_names; do rm -f "$DESTDIR$units/$unit"; done
+    for page in $(manual_pages); do rm -f "$DESTDIR$manual/$page"; done
     for each in $completions; do rm -f "$DESTDIR${each#*:}"; done
     rmdir "$DESTDIR$(dirname "$dropin")" 2>/dev/null || true # the operator's own drop-ins stay
     if live; then systemctl daemon-reload; fi

@@ -60,7 +60,7 @@ def bill(project: dict[str, Any], lock: str) -> dict[str, Any]:
     """The document.
 
     Args:
-        project: the table of pyproject.toml.
+        project: the table of pyproject.toml, with the version.
     """
     found = list(libraries(lock))
     own = f"pkg:pypi/{project['name']}@{project['version']}"
@@ -112,13 +112,19 @@ def _component(library: Library) -> dict[str, Any]:
     }
 
 
+def version() -> str:
+    """The program's, from the one place where it is written."""
+    text = (ROOT / "proxy" / "registry_cache" / "__init__.py").read_text()
+    return re.findall(r'(?m)^__version__ = "([^"]+)"$', text)[0]
+
+
 def main() -> None:
     """Write it where it is wanted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--lock", type=Path, default=ROOT / "requirements.lock")
     given = parser.parse_args()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"] | {"version": version()}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(bill(project, given.lock.read_text()), indent=2) + "\n")
 

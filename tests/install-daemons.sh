@@ -26,6 +26,7 @@ need systemd-analyze systemd
 need nix-instantiate nix-bin
 need chromium chromium
 need promtool prometheus
+need mandoc mandoc
 [ -x /bin/busybox ] || missing="$missing busybox-static"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

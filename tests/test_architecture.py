@@ -80,6 +80,7 @@ def test_foreign_libraries_stay_where_they_belong():
             assert homes is None or module.startswith(homes), f"{module} imports {name}"
 
 
-def test_the_version_is_the_projects():
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert registry_cache.__version__ == project["version"]
+def test_the_version_is_written_in_one_place():
+    metadata = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert "version" in metadata["project"]["dynamic"]
+    assert (REPOSITORY / metadata["tool"]["hatch"]["version"]["path"]).samefile(registry_cache.__file__)

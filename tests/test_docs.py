@@ -21,8 +21,8 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"|srcset=\
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
-def load_generator():
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+def load_generator(name="generate"):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -37,6 +37,14 @@ def test_generated_pages_are_current(page):
 def test_words_that_tab_offers_are_current():
     generator = load_generator()
     assert generator.WORDS.read_text() == generator.words(), "run: make docs"
+
+
+def test_manual_pages_are_current():
+    generator = load_generator("manual")
+    there = {str(page.relative_to(generator.PAGES)) for page in generator.PAGES.rglob("*.*")}
+    made = generator.pages()
+    assert there == set(made), "run: make docs"
+    assert [name for name, text in made.items() if (generator.PAGES / name).read_text() != text] == [], "run: make docs"
 
 
 def test_every_setting_is_documented():

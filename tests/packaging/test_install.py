@@ -42,6 +42,12 @@ def test_completion_is_where_the_shells_look(machine):
         assert "_REGISTRY_CACHE_COMPLETE" in machine.run("cat", f"/usr/local/share/{path}")
 
 
+def test_manual_pages_are_where_man_looks(machine):
+    found = machine.run("find", "/usr/local", "-name", "*.[15]", "-printf", "%P\\n").split()
+    assert {"share/man/man1/registry-cache-serve.1", "share/man/man5/registry-cache.toml.5"} <= set(found)
+    assert all(name.startswith("share/man/") for name in found)
+
+
 def test_destdir_and_prefix_move_the_same_files_and_destdir_is_named_in_none(machine):
     where = ["DESTDIR=/tmp/image", "PREFIX=/opt/cache", "SYSCONFDIR=/opt/etc"]
     machine.make("install", *where)
