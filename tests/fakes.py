@@ -14,11 +14,12 @@ from registry_cache.model.clock import Clock
 from registry_cache.model.errors import DigestMismatch, ManifestUnknown, NoSpace, UpstreamError
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.ports.names import TagEntry
+from registry_cache.pull import registry as pull_registry
 from registry_cache.pull.answers import ManifestAnswer
-from registry_cache.pull.asking import Asking, Policy
+from registry_cache.pull.asking import Policy
 from registry_cache.pull.flights import Flights
 from registry_cache.pull.manifest_source import ManifestSource
-from registry_cache.pull.negatives import Negatives
+from registry_cache.pull.runway import Runway
 from registry_cache.pull.tags import Tags
 
 MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -247,22 +248,26 @@ class Client:
 class Airport:
     """Flights over a source and a store in memory."""
 
-    def __init__(self, *, limit: int = 2, retries: int = 3, grace_seconds: float | None = None) -> None:
+    def __init__(
+        self, *, limit: int = 2, retries: int = 3, grace_seconds: float | None = None, others: tuple[str, ...] = ()
+    ) -> None:
         self.source, self.store = Source(), MemoryStore()
+        self.sources = {REPOSITORY.registry: self.source, **{name: Source() for name in others}}
         self.bus, self.emitted = events.Events(), []
         self.bus.subscribe(self.emitted.append)
         self.published: list[Digest] = []
+        graceful = {} if grace_seconds is None else {"grace_seconds": grace_seconds}
+        self.runways = {
+            name: Runway.of(source, limit=limit, retries=retries, backoff=lambda _: 0.0, events=self.bus, **graceful)
+            for name, source in self.sources.items()
+        }
+        self.runway = self.runways[REPOSITORY.registry]
         self.flights = Flights(
-            self.source,
+            self.runways,
             self.store,
-            limit=limit,
-            retries=retries,
             published=lambda flight: self.published.append(flight.digest),
-            backoff=lambda _: 0.0,
             events=self.bus,
         )
-        if grace_seconds is not None:
-            self.flights._boarding._slots._grace_seconds = grace_seconds
 
     def seen(self, kind: type[events.Event]) -> list[Any]:
         return [event for event in self.emitted if isinstance(event, kind)]
@@ -407,20 +412,18 @@ class Pulls:
                 **policy,
             }
         )
-        self.negatives = Negatives(ttl_seconds=self.policy.negative_ttl_seconds, account=lambda: None)
-        self.asking = Asking(self.policy, self.negatives)
+        registry = pull_registry.Registry(self.upstream, self.policy, lambda: None)
+        self.negatives, self.asking = registry.negatives, registry.asking
+        registries = {REPOSITORY.registry: registry}
         clock = Clock()
         reader = ManifestReader(OpaqueManifests(events.Events()))
         self.proof = Proof(self.index, self.store, reader, is_required=True)
         self.source = ManifestSource(
-            upstream=self.upstream,
+            registries,
             store=self.store,
             index=self.index,
-            asking=self.asking,
-            negatives=self.negatives,
             proof=self.proof,
             known=lambda reference: self.tags.at_hand(reference, head=True),
-            keep_deleted_tags=False,
             clock=clock,
             events=events.Events(),
         )
@@ -428,8 +431,7 @@ class Pulls:
             self.source,
             store=self.store,
             index=self.index,
-            asking=self.asking,
-            policy=self.policy,
+            registries=registries,
             proof=self.proof,
             clock=clock,
             served=lambda *_: None,

@@ -26,8 +26,8 @@ async def airport():
     yield made
     await made.flights.aclose()
     assert not made.store.ingesting
-    assert not made.flights._boarding._slots._held
-    assert not made.flights._boarding._slots._waiting
+    assert not made.runway.boarding._slots._held
+    assert not made.runway.boarding._slots._waiting
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ async def one_slot():
     made = Airport(limit=1, grace_seconds=0.0)
     yield made
     await made.flights.aclose()
-    assert not made.flights._boarding._slots._held
+    assert not made.runway.boarding._slots._held
 
 
 def held(source, data, upto=5_000):
@@ -195,7 +195,7 @@ async def test_a_slot_is_held_while_upstream_works_not_while_a_client_dawdles(on
     dawdler = Client()
     dawdler.takes.clear()
     asking = asyncio.create_task(one_slot.get(digest, dawdler))
-    await until(lambda: source.open == 1 and not one_slot.flights._boarding._slots._held)
+    await until(lambda: source.open == 1 and not one_slot.runway.boarding._slots._held)
     assert await one_slot.get(other) == content(3_000, 1)
     dawdler.takes.set()
     assert await asking == DATA

@@ -90,6 +90,7 @@ class World:
         # Every run has acts of its own that come often: what crosses rarely crosses there.
         self.weights = [weight * self.chance.choice((1, 1, 1, 6)) for weight in self._weights]
         self.time = 0.0
+        self.files_failed_at = 0.0  # until then some unlink may have been refused
         self.gone: set[Digest] = set()  # purged, and not asked for since
         self.purging: Counter[Digest] = Counter()
         self.asked: Counter[Digest] = Counter()  # how often content was fetched
@@ -275,13 +276,13 @@ class World:
 
     async def _purge(self, digest: Digest) -> None:
         self.say("purge", digest)
-        asked = self.asked[digest]
+        asked, began = self.asked[digest], self.now
         self.purging[digest] += 1
         try:
             await self._operator(self.store.purge([digest]))
         finally:
             self.purging[digest] -= 1
-        if asked == self.asked[digest] and self.weather.failing_files == 0:
+        if asked == self.asked[digest] and self.weather.failing_files == 0 and began > self.files_failed_at:
             self.gone.add(digest)
             self.say("purged", digest)
 
@@ -347,6 +348,8 @@ class World:
 
     async def _change_weather(self, _: Digest) -> None:
         weather, has = self.weather, self.troubles
+        if weather.failing_files:
+            self.files_failed_at = self.now
         weather.slow_files = self.chance.choice((0.01, 0.01, 1.0)) if has["slow files"] else 0.01
         weather.failing_files = self.chance.choice((0.0, 0.02, 0.3)) if has["failing files"] else 0.0
         weather.slow_rows = self.chance.choice((0.01, 40.0)) if has["slow rows"] else 0.01

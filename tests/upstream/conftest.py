@@ -11,6 +11,7 @@ from registry_cache.assembly.pulls import build_upstream
 from registry_cache.model import events
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.settings.load import load_settings
+from registry_cache.settings.registries import registries
 from registry_cache.upstream.client import Upstream
 from tests.hub.http import Request
 from tests.hub.stand_in import StandIn
@@ -61,7 +62,8 @@ async def ask(tmp_path, hub):
             account = {"username": hub.account.username, "password_file": secret}
             given = {"upstream": hub.url, "ca_file": hub.ca_file, "cache_dir": tmp_path, **account, **flags}
             bus = events.Events()
-            asked = Asked(build_upstream(load_settings(None, given), bus))
+            registry = next(iter(registries(load_settings(None, given)).values()))
+            asked = Asked(build_upstream(registry, 0, bus))
             bus.subscribe(asked.emitted.append)
             stack.push_async_callback(asked.upstream.aclose)
             return asked

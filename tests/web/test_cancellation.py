@@ -12,6 +12,7 @@ from registry_cache.model.oci import Digest, Repository
 from registry_cache.upstream.addresses import AddressRules
 from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.bulk import BulkClient
+from registry_cache.upstream.dialling import Dialling
 from registry_cache.upstream.redact import Redactor
 from tests.cache import run_cache
 from tests.hub import Fault
@@ -42,11 +43,11 @@ async def flight(cache, hub, request):
 
 async def test_cancelled_flight_keeps_what_it_has_and_gives_back_the_rest(cache, hub, flight):
     flights, store = cache.proxy.flights, cache.proxy.store
-    assert len(flights._boarding._slots._held) == 1
+    assert len(flights._runways["docker.io"].boarding._slots._held) == 1
     await flights.aclose()
     flight.close()
     assert len(flights) == 0
-    assert not flights._boarding._slots._held
+    assert not flights._runways["docker.io"].boarding._slots._held
     assert store.ingests == 0
     partial = cache.root / "partials" / flight.flight.digest.replace(":", "-")
     assert store.totals().partial_bytes == partial.stat().st_size > 0
@@ -89,15 +90,8 @@ async def test_a_cancelled_transfer_takes_no_more_than_the_piece_under_way():
             await writer.drain()
         writer.close()
 
-    bulk = BulkClient(
-        tls=ssl.create_default_context(),
-        connect_timeout_seconds=5,
-        read_timeout_seconds=5,
-        connections=1,
-        user_agent="test",
-        addresses=AddressRules("http://127.0.0.1"),
-        redactor=Redactor(),
-    )
+    rules = AddressRules("http://127.0.0.1")
+    bulk = BulkClient(Dialling(ssl.create_default_context(), rules, Redactor(), 5, 5), connections=1)
     taken, interrupted = threading.Event(), threading.Event()
     pieces = []
 

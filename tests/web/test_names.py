@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from registry_cache.model.errors import NameInvalid, NameUnknown
 from registry_cache.model.oci import Repository
 from registry_cache.model.registries import well_known
+from registry_cache.settings.load import load_settings
 from registry_cache.web.names import Registries
 
 HOST = "127.0.0.1:5000"
@@ -81,7 +82,7 @@ def test_each_clients_form_means_what_its_user_wrote(form):
     ],
 )
 def test_a_registry_that_is_not_served_is_unknown(registries, name, ns, host):
-    with pytest.raises(NameUnknown, match="is not served here"):
+    with pytest.raises(NameUnknown, match=r"is not served here|is no registry's name"):
         registries.resolve(name, ns, host)
 
 
@@ -94,21 +95,23 @@ def test_what_is_no_name_is_refused(name):
 
 
 def test_one_component_stays_one_where_upstream_is_not_the_hub():
-    registries = Registries.of("docker.io", [], hosts=[], upstream_host="registry.corp")
+    registries = Registries.of(load_settings(None, {"upstream": "https://registry.corp"}))
     assert registries.resolve("app", None, HOST).name == "app"
     assert registries.resolve("docker.io/app", None, HOST).name == "library/app"
     assert registries.resolve("app", "docker.io", HOST).name == "library/app"
 
 
 def test_a_star_among_the_hosts_is_no_name():
-    registries = Registries.of("docker.io", [], hosts=["*"], upstream_host="docker.io")
+    registries = Registries.of(load_settings(None, {"hosts": "*"}))
     with pytest.raises(NameUnknown):
         registries.resolve("library/nginx", "*", HOST)
 
 
-def test_the_text_names_both_registries():
-    with pytest.raises(NameUnknown, match=r"'quay.io' is not served here: this cache serves docker.io"):
-        HUB.named("quay.io", HOST)
+def test_the_text_names_the_setting_that_would_serve_it():
+    with pytest.raises(NameUnknown, match=r'registry quay.io is not served here: \[upstreams."quay.io"\]'):
+        HUB.named("Quay.IO:443", HOST)
+    with pytest.raises(NameUnknown, match=r"^'a\\x1b\"\]' is no registry's name$"):
+        HUB.named('a\x1b"]', HOST)
 
 
 hosts = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,12}[a-z0-9])?(:[0-9]{1,5})?", fullmatch=True)

@@ -36,7 +36,7 @@ def slow(hub, bytes_per_second: int = 6_000_000) -> None:
 
 
 def is_settled(cache) -> bool:
-    source = cache.proxy.flights._source
+    source = cache.proxy.flights._runways["docker.io"].source
     return source._spare == parallel.EXTRA_CONNECTIONS
 
 
@@ -75,7 +75,7 @@ async def test_no_more_connections_than_there_are_for_all_blobs(start_cache, hub
     cache = await start_cache(blob_connections=4)
     image = await hub.images.image("library/several", "1", [SIZE, SIZE, SIZE])
     slow(hub)
-    source, given = cache.proxy.flights._source, []
+    source, given = cache.proxy.flights._runways["docker.io"].source, []
     take = source.take
     monkeypatch.setattr(source, "take", lambda: given.append(take()) or given[-1])
     digests = [layer.digest for layer in image.layers]
@@ -105,7 +105,9 @@ async def test_a_range_that_fails_costs_a_resume_and_no_byte(cache, hub, blob, m
     await cache.settled()
     assert cache.seen(events.FlightResumed)
     assert is_settled(cache)
-    assert cache.proxy.flights._source.ranges_work == misdeed.keys().isdisjoint({"ignore_range", "range_start_shift"})
+    assert cache.proxy.flights._runways["docker.io"].source.ranges_work == misdeed.keys().isdisjoint(
+        {"ignore_range", "range_start_shift"}
+    )
 
 
 async def test_a_wrong_byte_in_a_range_is_found(cache, hub, blob, at_once):

@@ -57,7 +57,7 @@ async def test_a_range_is_not_called_too_far_by_the_word_of_upstream_alone(start
 
 
 async def test_first_bytes_of_cold_blobs_that_are_left_at_once_keep_nobody_waiting(start_cache, hub, monkeypatch):
-    monkeypatch.setattr("registry_cache.pull.flights._GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("registry_cache.pull.runway._GRACE_SECONDS", 0.0)
     cache = await start_cache(max_flights=4, request_timeout="5s")
     hub.faults.add(Fault(service="cdn", stall_after_bytes=1000, times=4))
     rude = await hub.images.image("library/rude", "1", [SIZE] * 4)

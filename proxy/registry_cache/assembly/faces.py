@@ -52,12 +52,7 @@ async def open_server(
             blobs,
             gate=gate,
             refusals=refusals,
-            registries=Registries.of(
-                settings.default_registry,
-                settings.aliases,
-                hosts=settings.hosts,
-                upstream_host=settings.upstream_host,
-            ),
+            registries=Registries.of(settings),
             events=bus,
         )
         if missing := missing_attributes():

@@ -1,7 +1,7 @@
 """The whole cache, put together from what the other modules of this package build."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from registry_cache.assembly.faces import open_server
@@ -28,10 +28,15 @@ class Proxy:
     pull_through: PullThrough
     store: DiskStore
     index: SqliteIndex
-    upstream: Upstream
+    upstreams: Mapping[str, Upstream]
     flights: Flights
     metrics: Metrics
     identity: Identity
+
+    @property
+    def upstream(self) -> Upstream:
+        """The default registry's."""
+        return next(iter(self.upstreams.values()))
 
 
 @contextlib.asynccontextmanager
@@ -58,10 +63,10 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             history=history,
             index=index,
             store=store,
-            upstream=pulls.upstream,
+            upstreams=pulls.upstreams,
             flights=pulls.flights,
         )
         server = await stack.enter_async_context(
             open_server(settings, bus, index=index, catalog=catalog, pulls=pulls, reports=reports, metrics=metrics)
         )
-        yield Proxy(server, pulls.pull_through, store, index, pulls.upstream, pulls.flights, metrics, identity)
+        yield Proxy(server, pulls.pull_through, store, index, pulls.upstreams, pulls.flights, metrics, identity)

@@ -1,11 +1,11 @@
 """Upstream, the flights that fetch from it, and the decision for each request."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
-from registry_cache import __version__
 from registry_cache.assembly.stores import Catalog
+from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
 from registry_cache.pull.asking import Policy
 from registry_cache.pull.flight import BlobSource, Flight
@@ -13,41 +13,28 @@ from registry_cache.pull.flights import Flights
 from registry_cache.pull.parallel import EXTRA_CONNECTIONS, ParallelSource
 from registry_cache.pull.prefetch import Prefetcher
 from registry_cache.pull.pullthrough import PullThrough
+from registry_cache.pull.registry import Registry
+from registry_cache.pull.runway import Runway
 from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import RegistrySettings, registries
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import SqliteIndex
 from registry_cache.upstream.client import Upstream
-from registry_cache.upstream.credential import Credential
 from registry_cache.upstream.resilience import backoff_seconds
-from registry_cache.upstream.tls import tls_context
 
 
-def build_upstream(settings: Settings, bus: events.Events) -> Upstream:
-    """The upstream that *settings* name; whoever builds it closes it."""
-    credential = None
-    if settings.username and settings.password_file:
-        credential = Credential(settings.username, settings.password_file)
-    return Upstream(
-        settings.upstream,
-        tls=tls_context(settings.ca_file),
-        credential=credential,
-        trusted_realms=settings.trusted_realms,
-        anonymous_fallback=settings.anonymous_fallback,
-        private_hosts=settings.private_hosts,
-        connect_timeout_seconds=settings.connect_timeout,
-        read_timeout_seconds=settings.read_timeout,
-        # Flights, as many direct streams, what is fetched ahead, and further connections of large blobs.
-        connections=2 * settings.max_flights + settings.prefetch_concurrency + EXTRA_CONNECTIONS,
-        user_agent=f"registry-cache/{__version__}",
-        events=bus,
-    )
+def build_upstream(registry: RegistrySettings, prefetch_concurrency: int, bus: events.Events) -> Upstream:
+    """The upstream of *registry*; whoever builds it closes it."""
+    # Flights, as many direct streams, what is fetched ahead, and further connections of large blobs.
+    connections = 2 * registry.max_flights + prefetch_concurrency + EXTRA_CONNECTIONS
+    return Upstream(registry, connections=connections, events=bus)
 
 
 @dataclass(frozen=True)
 class Pulls:
-    """What answers pulls."""
+    """What answers pulls; the upstreams by the names of their registries, the default one first."""
 
-    upstream: Upstream
+    upstreams: Mapping[str, Upstream]
     flights: Flights
     pull_through: PullThrough
 
@@ -56,12 +43,16 @@ class Pulls:
 async def open_pulls(
     settings: Settings, bus: events.Events, index: SqliteIndex, store: DiskStore, catalog: Catalog
 ) -> AsyncIterator[Pulls]:
-    """Upstream and what asks it, taken down in the opposite order of building."""
+    """The upstreams and what asks them, taken down in the opposite order of building."""
     async with contextlib.AsyncExitStack() as stack:
-        upstream = build_upstream(settings, bus)
-        stack.push_async_callback(upstream.aclose)
-        stack.callback(upstream.interrupt)  # who was not waited for does not keep the process until READ_TIMEOUT
-        flights = _flights(settings, bus, store, catalog, upstream)
+        served = registries(settings)
+        upstreams: dict[str, Upstream] = {}
+        for name, registry in served.items():
+            upstream = upstreams[name] = build_upstream(registry, settings.prefetch_concurrency, bus)
+            stack.push_async_callback(upstream.aclose)
+            stack.callback(upstream.interrupt)  # who was not waited for does not keep the process until READ_TIMEOUT
+        runways = {name: _runway(registry, upstreams[name], bus) for name, registry in served.items()}
+        flights = Flights(runways, store, published=_proves(catalog.proof), events=bus)
         stack.push_async_callback(flights.aclose)
         prefetcher = Prefetcher(
             flights,
@@ -73,42 +64,41 @@ async def open_pulls(
         )
         stack.push_async_callback(prefetcher.aclose)
         pull_through = PullThrough(
-            upstream=upstream,
+            {name: _registry(settings, registry, upstreams[name]) for name, registry in served.items()},
             store=store,
             index=index,
             flights=flights,
             prefetcher=prefetcher,
             proof=catalog.proof,
-            policy=Policy(
-                tag_ttl_seconds=settings.tag_ttl,
-                stale_timeout_seconds=settings.stale_timeout,
-                request_timeout_seconds=settings.request_timeout,
-                rate_limit_wait_seconds=settings.rate_limit_wait,
-                negative_ttl_seconds=settings.negative_ttl,
-                keep_deleted_tags=settings.keep_deleted_tags,
-            ),
             clock=index.clock,
-            account=lambda: upstream.auth.credential_rejected,
             events=bus,
         )
         stack.push_async_callback(pull_through.aclose)
-        yield Pulls(upstream, flights, pull_through)
+        yield Pulls(upstreams, flights, pull_through)
 
 
-def _flights(settings: Settings, bus: events.Events, store: DiskStore, catalog: Catalog, upstream: Upstream) -> Flights:
-    def published(flight: Flight) -> None:
-        if flight.asked_upstream:  # else an earlier run had brought it, under whatever name
-            catalog.proof.supplied(flight.repository, flight.digest)
-
-    source: BlobSource = upstream
-    if settings.blob_connections > 1:
-        source = ParallelSource(upstream, connections=settings.blob_connections)
-    return Flights(
-        source,
-        store,
-        limit=settings.max_flights,
-        retries=settings.retries,
-        published=published,
-        backoff=backoff_seconds,
-        events=bus,
+def _registry(settings: Settings, registry: RegistrySettings, upstream: Upstream) -> Registry:
+    policy = Policy(
+        tag_ttl_seconds=registry.tag_ttl,
+        stale_timeout_seconds=registry.stale_timeout,
+        request_timeout_seconds=settings.request_timeout,
+        rate_limit_wait_seconds=registry.rate_limit_wait,
+        negative_ttl_seconds=registry.negative_ttl,
+        keep_deleted_tags=registry.keep_deleted_tags,
     )
+    return Registry(upstream, policy, lambda: upstream.auth.credential_rejected)
+
+
+def _runway(registry: RegistrySettings, upstream: Upstream, bus: events.Events) -> Runway:
+    source: BlobSource = upstream
+    if registry.blob_connections > 1:
+        source = ParallelSource(upstream, connections=registry.blob_connections)
+    return Runway.of(source, limit=registry.max_flights, retries=registry.retries, backoff=backoff_seconds, events=bus)
+
+
+def _proves(proof: Proof) -> Callable[[Flight], None]:
+    def published(flight: Flight) -> None:
+        for repository in flight.supplied_by:  # none where an earlier run had brought it, under whatever name
+            proof.supplied(repository, flight.digest)
+
+    return published

@@ -1,6 +1,7 @@
 """What the cache tells of itself: the figures, the page's data, and who it is."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from registry_cache.observe.figures import (
     UpstreamFigures,
 )
 from registry_cache.observe.history import History, total
-from registry_cache.observe.metrics import Metrics
+from registry_cache.observe.metrics import RESULTS, Metrics
 from registry_cache.pull.flight import Flight
 from registry_cache.pull.flights import Flights
 from registry_cache.settings.model import Settings
@@ -55,7 +56,7 @@ class Reports:
         history: History,
         index: SqliteIndex,
         store: DiskStore,
-        upstream: Upstream,
+        upstreams: Mapping[str, Upstream],
         flights: Flights,
     ) -> None:
         self._settings = settings
@@ -64,7 +65,7 @@ class Reports:
         self._history = history
         self._index = index
         self._store = store
-        self._upstream = upstream
+        self._upstreams = upstreams
         self._flights = flights
 
     def stats(self) -> Stats:
@@ -101,13 +102,15 @@ class Reports:
 
     def _stats(self) -> dict[str, Any]:
         disk = self._store.space()
+        upstreams = {name: self._upstream_figures(name) for name in self._upstreams}
         return {
             **self._metrics.snapshot(),
             "version": __version__,
             "instance": self._identity.instance,
             "store": self._store_figures(),
             "disk": DiskFigures(**disk._asdict()) if disk else None,
-            "upstream": self._upstream_figures(),
+            "upstream": upstreams[self._settings.default_registry],
+            "upstreams": upstreams,
             "flights": len(self._flights),
             "transfers": [_transfer(flight) for flight in self._flights],
         }
@@ -121,8 +124,9 @@ class Reports:
             evicted_bytes=self._metrics.evicted_bytes,
         )
 
-    def _upstream_figures(self) -> UpstreamFigures:
-        upstream, quota = self._upstream, self._upstream.limits.quota
+    def _upstream_figures(self, registry: str) -> UpstreamFigures:
+        upstream, counted = self._upstreams[registry], self._metrics.of(registry)
+        quota = upstream.limits.quota
         down = upstream.breakers.down
         limited = max(upstream.limits.pulls.closed_for_seconds, upstream.limits.requests.closed_for_seconds)
         return UpstreamFigures(
@@ -131,8 +135,11 @@ class Reports:
             answered_at=upstream.answered_at,
             credential_rejected=upstream.auth.credential_rejected,
             limited_for_seconds=round(limited, 1),
-            requests={kind: self._metrics.upstream[kind] for kind in _REQUESTS_SHOWN},
-            failures=self._metrics.upstream_failures,
+            requests={kind: counted.upstream[kind] for kind in _REQUESTS_SHOWN},
+            failures=counted.failures,
+            received_bytes=counted.received_bytes,
+            served={result: counted.requests[result] for result in RESULTS},
+            served_bytes=counted.served_bytes.total(),
             rate_limit=QuotaFigures(**quota._asdict()) if quota else None,
         )
 
@@ -144,7 +151,7 @@ class Reports:
 
 def _transfer(flight: Flight) -> Transfer:
     return Transfer(
-        repository=flight.repository.name,
+        repository=flight.repository.familiar,
         digest=str(flight.digest),
         received_bytes=flight.available,
         size_bytes=flight.size_bytes,

@@ -9,6 +9,7 @@ from registry_cache.catalog.manifests import ManifestReader, OpaqueManifests
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
 from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import registries
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import ANSWERS_MAX_BYTES, SqliteIndex
 from registry_cache.store.lock import DirectoryLock
@@ -65,7 +66,9 @@ async def open_catalog(
         opaque = OpaqueManifests(bus)
         manifests = ManifestReader(opaque)
         stack.push_async_callback(manifests.aclose)
-        proof = Proof(index, store, manifests, is_required=bool(settings.username and settings.password_file))
+        # What one account reads is handed out under no name of another registry either.
+        has_account = any(registry.has_account for registry in registries(settings).values())
+        proof = Proof(index, store, manifests, is_required=has_account)
         curator = Curator(
             store,
             index,

@@ -67,6 +67,10 @@ class Proof:
         """Whether it is known in memory that *digest* is proven in *repository*."""
         return repository in self._proven.get(digest, ())
 
+    def allows(self, repository: Repository, digest: Digest) -> bool:
+        """Whether *digest* may be handed out under *repository*, as far as memory knows."""
+        return not self.is_required or self.holds(repository, digest)
+
     def admits(self, repository: Repository, digest: Digest) -> bool:
         """Whether a hit may be served at once; if it is proven, it is linked."""
         if repository in self._proven.get(digest, ()):

@@ -7,7 +7,7 @@ import keyword
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import click
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize
@@ -126,7 +126,7 @@ def settings_flags(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, field in reversed(model.model_fields.items()):
-            if name in without or field.annotation is PruneSettings:
+            if name in without or field.annotation is PruneSettings or get_origin(field.annotation) is dict:
                 continue
             flag = "--" + name.replace("_", "-")
             shown = default_text(field)

@@ -20,6 +20,7 @@ from registry_cache.doctor.check import Check
 from registry_cache.model.errors import RegistryCacheError, SettingsError
 from registry_cache.observe.figures import Stats
 from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import registries
 from registry_cache.settings.suggestions import unknown_environment
 from registry_cache.warming.puller import Name, Puller, PullFailed
 
@@ -96,13 +97,8 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     for check in host.cache_directory(settings, stats.store.size_bytes if stats else None):
         yield check
     yield network.service(answer, found.url, settings)
-    reachable = True
-    async for check in network.upstream(settings):
-        reachable = reachable and not (check.name == "upstream" and check.state == "broken")
+    async for check in _registries(settings, image):
         yield check
-    if reachable:
-        async for check in network.account(settings, image):
-            yield check
     instance = found.instance or (stats.instance if stats else None)
     async for check in network.docker(settings, os.environ, found.url, instance):
         yield check
@@ -111,6 +107,20 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     yield host.prune_habits()
     if pull:
         yield await network.real_pull(found.url, image)
+
+
+async def _registries(settings: Settings, image: str) -> AsyncIterator[Check]:
+    """The default registry's checks and the others', in that order; all are asked at the same time."""
+    tasks = []
+    async with asyncio.TaskGroup() as group:
+        for name, served in registries(settings).items():
+            is_default = name == settings.default_registry
+            tasks.append(
+                group.create_task(network.registry(served, is_default=is_default, image=image if is_default else ""))
+            )
+    for task in tasks:
+        for check in task.result():
+            yield check
 
 
 async def _stats(url: str) -> Stats | PullFailed:

@@ -108,7 +108,8 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
             notifier.stopping(settings.shutdown_grace)
         finally:
             await runner.cleanup()
-            proxy.upstream.interrupt()  # who waits for upstream now waits for nobody's client
+            for upstream in proxy.upstreams.values():
+                upstream.interrupt()  # who waits for upstream now waits for nobody's client
 
 
 def _status(proxy: Proxy, settings: Settings) -> str:

@@ -23,10 +23,11 @@ from registry_cache.model.errors import (
     SettingsError,
     UpstreamError,
 )
-from registry_cache.model.oci import Reference
+from registry_cache.model.oci import Reference, Repository
 from registry_cache.model.units import format_duration, format_size
 from registry_cache.observe.figures import Stats
 from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import RegistrySettings, registries
 from registry_cache.upstream.client import Upstream
 from registry_cache.upstream.ratelimit import Quota
 from registry_cache.upstream.tls import tls_context
@@ -55,12 +56,12 @@ def service(answer: Stats | PullFailed, url: str, settings: Settings) -> Check:
         return Check("service", "broken", f"no cache answers on {url}", remedy + "registry-cache")
     if answer.upstream.credential_rejected:
         text = f"{url} answers, but upstream rejects its credential"
-        return Check("service", "broken", text, _new_token(settings))
+        return Check("service", "broken", text, _new_token(registries(settings)[settings.default_registry]))
     return Check("service", "ok", f"{url} answers, version {answer.version}")
 
 
-def _new_token(settings: Settings) -> str:
-    path = settings.password_file
+def _new_token(registry: RegistrySettings) -> str:
+    path = registry.password_file
     if path is not None and path.is_relative_to("/run/credentials"):
         # systemd copied it when the service started: a changed file alone changes nothing.
         where = "the file that its unit names (make install: /etc/credstore/registry-cache.password)"
@@ -68,29 +69,40 @@ def _new_token(settings: Settings) -> str:
     return f"make a new access token and write it into PASSWORD_FILE ({path}); the service reads it again by itself"
 
 
-async def upstream(settings: Settings) -> AsyncIterator[Check]:
+async def registry(served: RegistrySettings, *, is_default: bool, image: str) -> list[Check]:
+    """Everything about one registry: reachable, TLS, clock, account. Of others than the default one, by their names."""
+    checks = [check async for check in upstream(served)]
+    if checks[0].state != "broken":
+        checks += [check async for check in account(served, image)]
+    if is_default:
+        return checks
+    # One clock is enough.
+    return [check._replace(name=f"{served.name}: {check.name}") for check in checks if check.name != "clock"]
+
+
+async def upstream(registry: RegistrySettings) -> AsyncIterator[Check]:
     """Reachable, TLS, clock."""
-    timeout = aiohttp.ClientTimeout(settings.connect_timeout + settings.read_timeout)
+    timeout = aiohttp.ClientTimeout(registry.connect_timeout + registry.read_timeout)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
-            session.get(f"{settings.upstream}/v2/", ssl=tls_context(settings.ca_file)) as response,
+            session.get(f"{registry.url}/v2/", ssl=tls_context(registry.ca_file)) as response,
         ):
             date = response.headers.get("Date")
             if response.status not in (200, 401):
                 remedy = "is UPSTREAM a registry? A proxy or a captive portal may stand in between"
-                yield Check("upstream", "broken", f"{settings.upstream} answers {response.status}", remedy)
+                yield Check("upstream", "broken", f"{registry.url} answers {response.status}", remedy)
                 return
     except aiohttp.ClientSSLError as error:
         remedy = "if a company's proxy signs certificates itself, name its authority with CA_FILE; check the clock"
-        yield Check("upstream", "broken", f"{settings.upstream}: TLS: {reason_of(error)}", remedy)
+        yield Check("upstream", "broken", f"{registry.url}: TLS: {reason_of(error)}", remedy)
         return
     except (aiohttp.ClientError, OSError) as error:
         remedy = "check DNS, the firewall and the proxy variables (HTTPS_PROXY); cached images are served meanwhile"
-        yield Check("upstream", "broken", f"{settings.upstream}: {reason_of(error)}", remedy)
+        yield Check("upstream", "broken", f"{registry.url}: {reason_of(error)}", remedy)
         return
-    tls = ", TLS is good" if settings.upstream.startswith("https") else ""
-    yield Check("upstream", "ok", f"{settings.upstream} answers{tls}")
+    tls = ", TLS is good" if registry.url.startswith("https") else ""
+    yield Check("upstream", "ok", f"{registry.url} answers{tls}")
     yield clock(date, time.time())
 
 
@@ -121,13 +133,17 @@ class _Watch:
             self.token_status = event.status
 
 
-async def account(settings: Settings, image: str) -> AsyncIterator[Check]:
-    """Token service, credential, quota; by HEAD, which Docker Hub does not count."""
+async def account(registry: RegistrySettings, image: str) -> AsyncIterator[Check]:
+    """Token service, credential, quota; by HEAD, which Docker Hub does not count.
+
+    Args:
+        image: one that the account may pull; empty where none is known, and a made-up name has to do.
+    """
     bus, watch = events.Events(), _Watch()
     bus.subscribe(watch)
-    client = build_upstream(settings, bus)
+    client = build_upstream(registry, 0, bus)
     try:
-        yield await _credential(client, watch, settings, image)
+        yield await _credential(client, watch, registry, image)
         if watch.withheld:
             remedy = "if that host is upstream's token service, name it in TRUSTED_REALMS"
             yield Check("token service", "broken", f"the credential was not sent to {watch.withheld}", remedy)
@@ -138,14 +154,17 @@ async def account(settings: Settings, image: str) -> AsyncIterator[Check]:
 
 
 async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
-    client: Upstream, watch: _Watch, settings: Settings, image: str
+    client: Upstream, watch: _Watch, registry: RegistrySettings, image: str
 ) -> Check:
-    who = f"as {settings.username}" if settings.username and settings.password_file else "anonymously"
-    name = Name.parse(image)
+    who = f"as {registry.username}" if registry.has_account else "anonymously"
+    asked = _made_up(registry)
+    if image:
+        name = Name.parse(image)
+        asked = Reference.parse(name.repository, name.reference)
     try:
-        await client.manifest_head(Reference.parse(name.repository, name.reference), attempts=1)
+        await client.manifest_head(asked, attempts=1)
     except CredentialRefused as error:
-        return Check("credential", "broken", str(error), f"check USERNAME; or {_new_token(settings)}")
+        return Check("credential", "broken", str(error), f"check USERNAME; or {_new_token(registry)}")
     except RateLimited as error:
         remedy = "wait, or use an account with a higher limit; cached images are served meanwhile"
         return Check("quota", "broken", f"upstream limits us: {error}", remedy)
@@ -157,8 +176,14 @@ async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
             return Check("token service", "broken", str(error), remedy)
         return Check("credential", "broken", f"upstream does not answer: {error}", "try again; see status.docker.com")
     except RegistryCacheError as error:
-        return _not_for(image, who, error)
+        if image:
+            return _not_for(image, who, error)
     return Check("credential", "ok", f"upstream answers {who}")
+
+
+def _made_up(registry: RegistrySettings) -> Reference:
+    """A name that nobody has: the registry's own no shows that it answers."""
+    return Reference(Repository(registry.name, "registry-cache/doctor"), "none")
 
 
 def _not_for(image: str, who: str, error: RegistryCacheError) -> Check:

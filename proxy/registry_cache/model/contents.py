@@ -139,8 +139,8 @@ def _digest(text: str) -> tuple[Digest | None, str]:
 
 
 def familiar(repository: Repository, target: str) -> str:
-    """The name as people write it: ``nginx:1.27``, ``org/app@sha256:…``."""
-    return f"{repository.name.removeprefix('library/')}{'@' if ':' in target else ':'}{target}"
+    """The name as people write it: ``nginx:1.27``, ``ghcr.io/org/app@sha256:…``."""
+    return f"{repository.familiar}{'@' if ':' in target else ':'}{target}"
 
 
 def closure(roots: Iterable[Digest], needs: Needs) -> set[Digest]:

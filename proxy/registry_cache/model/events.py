@@ -28,6 +28,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=_t
     time: float = msgspec.field(default_factory=time.time)
 
 
+class OfRegistry(Event, frozen=True, kw_only=True):
+    """What happened with one registry; its name is set by :meth:`Events.of`."""
+
+    registry: str = ""
+
+
 class Request(Event, frozen=True, kw_only=True):
     """One /v2/ request was answered.
 
@@ -196,7 +202,7 @@ class Pinned(Event, frozen=True, kw_only=True):
 UpstreamKind = Literal["manifest_get", "manifest_head", "blob_get", "blob_head", "token", "other"]
 
 
-class UpstreamRequest(Event, frozen=True, kw_only=True):
+class UpstreamRequest(OfRegistry, frozen=True, kw_only=True):
     """One request was made upstream; ``status`` is 0 when no answer came."""
 
     level: ClassVar[Level] = "debug"
@@ -208,7 +214,7 @@ class UpstreamRequest(Event, frozen=True, kw_only=True):
     duration_ms: float
 
 
-class UpstreamReceived(Event, frozen=True, kw_only=True):
+class UpstreamReceived(OfRegistry, frozen=True, kw_only=True):
     """Body bytes arrived from upstream; a counter, not a log line."""
 
     level: ClassVar[Level] = "debug"
@@ -216,7 +222,7 @@ class UpstreamReceived(Event, frozen=True, kw_only=True):
     bytes: int
 
 
-class UpstreamFailed(Event, frozen=True, kw_only=True):
+class UpstreamFailed(OfRegistry, frozen=True, kw_only=True):
     """An exchange with upstream broke; ``attempt`` counts from 1."""
 
     level: ClassVar[Level] = "warning"
@@ -226,7 +232,7 @@ class UpstreamFailed(Event, frozen=True, kw_only=True):
     attempt: int = 1
 
 
-class UpstreamDown(Event, frozen=True, kw_only=True):
+class UpstreamDown(OfRegistry, frozen=True, kw_only=True):
     """The circuit breaker of ``origin`` opened: it is left alone for ``retry_in_seconds``."""
 
     level: ClassVar[Level] = "error"
@@ -236,13 +242,13 @@ class UpstreamDown(Event, frozen=True, kw_only=True):
     retry_in_seconds: float
 
 
-class UpstreamUp(Event, frozen=True, kw_only=True):
+class UpstreamUp(OfRegistry, frozen=True, kw_only=True):
     """``origin`` answers again."""
 
     origin: str
 
 
-class UpstreamLimited(Event, frozen=True, kw_only=True):
+class UpstreamLimited(OfRegistry, frozen=True, kw_only=True):
     """Upstream said 429; nothing is asked of it before ``retry_after_seconds`` have passed."""
 
     level: ClassVar[Level] = "warning"
@@ -252,7 +258,7 @@ class UpstreamLimited(Event, frozen=True, kw_only=True):
     message: str
 
 
-class QuotaObserved(Event, frozen=True, kw_only=True):
+class QuotaObserved(OfRegistry, frozen=True, kw_only=True):
     """The ``ratelimit-*`` headers of a manifest answer."""
 
     level: ClassVar[Level] = "debug"
@@ -263,7 +269,7 @@ class QuotaObserved(Event, frozen=True, kw_only=True):
     source: str
 
 
-class CredentialRejected(Event, frozen=True, kw_only=True):
+class CredentialRejected(OfRegistry, frozen=True, kw_only=True):
     """The token service refuses the configured account; it is not asked again with it for a while."""
 
     level: ClassVar[Level] = "error"
@@ -274,7 +280,7 @@ class CredentialRejected(Event, frozen=True, kw_only=True):
     retry_in_seconds: float
 
 
-class CredentialWithheld(Event, frozen=True, kw_only=True):
+class CredentialWithheld(OfRegistry, frozen=True, kw_only=True):
     """A challenge named a realm that is not trusted with the credential."""
 
     level: ClassVar[Level] = "error"
@@ -372,9 +378,28 @@ class Events:
             except Exception as error:  # noqa: BLE001 -- one that fails stops no other, and no answer
                 self._tell_of_failure(subscriber, event, error)
 
+    def of(self, registry: str) -> "Events":
+        """The same, for those who know one registry only: what they emit carries its name."""
+        return _EventsOf(self, registry)
+
     def _tell_of_failure(self, subscriber: Subscriber, event: Event, error: Exception) -> None:
         if id(subscriber) not in self._failed:
             self._failed.add(id(subscriber))
             name = getattr(subscriber, "__qualname__", type(subscriber).__qualname__)
             text = "".join(traceback.format_exception(error))
             self.emit(Crashed(message=f"{name} cannot take {type(event).__name__}: {error!r}", traceback=text))
+
+
+class _EventsOf(Events):
+    def __init__(self, everybody: Events, registry: str) -> None:
+        super().__init__()
+        self._everybody = everybody
+        self._registry = registry
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        self._everybody.subscribe(subscriber)
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, OfRegistry):
+            event = msgspec.structs.replace(event, registry=self._registry)
+        self._everybody.emit(event)

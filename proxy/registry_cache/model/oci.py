@@ -101,6 +101,11 @@ class Repository(NamedTuple):
             raise NameInvalid(f"not a repository name: {name[:200]!r}")
         return cls(registry, name)
 
+    @property
+    def familiar(self) -> str:
+        """As people write it: ``nginx``, ``org/app``, ``ghcr.io/org/app``."""
+        return self.name.removeprefix("library/") if self.registry == DOCKER_HUB else str(self)
+
     def __str__(self) -> str:
         return f"{self.registry}/{self.name}"
 

@@ -7,6 +7,7 @@ import re
 
 # Docker Hub by its API's hosts; the first is the name that its images have.
 HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io")
+_HUB_URL = "https://registry-1.docker.io"
 
 _DEFAULT_PORTS = (":443", ":80")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
@@ -40,6 +41,16 @@ def well_known(host: str) -> str | None:
     if host in HUB_NAMES:
         return HUB_NAMES[0]
     return host if host in _KNOWN else None
+
+
+def known_registries() -> frozenset[str]:
+    """Every registry that everybody knows, by the name that its images have."""
+    return _KNOWN | {HUB_NAMES[0]}
+
+
+def url_of(registry: str) -> str:
+    """Where *registry* is asked, unless somebody says otherwise."""
+    return _HUB_URL if registry in HUB_NAMES else f"https://{registry}"
 
 
 def looks_like_registry(component: str) -> bool:

@@ -109,12 +109,14 @@ class QuotaFigures(Figures, frozen=True, kw_only=True):
 
 
 class UpstreamFigures(Figures, frozen=True, kw_only=True):
-    """Upstream as it is seen from here; requests and failures since the start.
+    """A registry as it is seen from here; requests, failures and bytes since the start.
 
     Attributes:
         down: the origins whose breaker is open.
         answered_at: when it last answered anything; None for never.
         limited_for_seconds: how long it wants to be left alone after a 429; 0: not at all.
+        requests: made to it, by kind.
+        served: requests of clients for what is its, by what came of them.
     """
 
     reachable: bool
@@ -125,6 +127,9 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
     requests: dict[str, int]
     failures: int
     rate_limit: QuotaFigures | None
+    received_bytes: int = 0
+    served: dict[str, int] = {}
+    served_bytes: int = 0
 
 
 class Transfer(Figures, frozen=True, kw_only=True):
@@ -146,6 +151,8 @@ class Stats(Figures, frozen=True, kw_only=True):
         events: other things that happened, by the event of the log.
         unstored: None while everything could be kept.
         refused: by kind: malformed, cross_site, host, path.
+        upstream: the default registry.
+        upstreams: every registry, by its name, the default one first.
     """
 
     schema: int = SCHEMA
@@ -166,6 +173,7 @@ class Stats(Figures, frozen=True, kw_only=True):
     store: StoreFigures
     disk: DiskFigures | None
     upstream: UpstreamFigures
+    upstreams: dict[str, UpstreamFigures] = {}
     flights: int
     transfers: list[Transfer]
 

@@ -4,11 +4,12 @@ import heapq
 import re
 import time
 from bisect import bisect_left
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from registry_cache.model import events
+from registry_cache.model.oci import DOCKER_HUB
 from registry_cache.observe.figures import (
     AllRepositories,
     ByteFigures,
@@ -59,6 +60,17 @@ class Latency:
         return {f"p{q}": round(ordered[last * q // 100], 6) if ordered else None for q in (50, 90, 99)}
 
 
+class OfRegistry:
+    """What has happened with one registry since the start."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()  # of clients, by cache result
+        self.served_bytes: Counter[str] = Counter()  # by cache result
+        self.upstream: Counter[str] = Counter()  # requests made to it, by kind
+        self.failures = 0
+        self.received_bytes = 0
+
+
 # The program's own commands, such as warm: what they meet is told where they run.
 _OWN_COMMAND = re.compile(r"registry-cache/\S+ \((?:warm|verify|doctor)\)")
 
@@ -68,20 +80,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.requests: Counter[str] = Counter()
-        self.served_bytes: Counter[str] = Counter()  # by cache result
+        self.registries: defaultdict[str, OfRegistry] = defaultdict(OfRegistry)
         self.repeated_bytes = 0  # of what came from here: sent to who did not want it again
-        self.received_bytes = 0
-        self.upstream: Counter[str] = Counter()
-        self.upstream_failures = 0
         self.happened: Counter[str] = Counter()  # by event: quarantined, flight_resumed, not_stored…
         self.evicted_objects = 0
         self.evicted_bytes = 0
         self.prefetched_bytes = 0
         self.prefetch_wasted_bytes = 0
         self.latency = {"hit": Latency(), "miss": Latency()}
-        # By name, the fields of RepositoryUse; the one not asked for the longest goes first when there are too many.
-        self.repositories: OrderedDict[str, list[int]] = OrderedDict()
+        # By registry and name, the fields of RepositoryUse; the one not asked for the longest goes first when there are
+        # too many.
+        self.repositories: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
         self.recent_misses: deque[events.Request] = deque(maxlen=_RECENT)
         self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
         self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
@@ -93,10 +102,11 @@ class Metrics:
         if isinstance(event, events.Request):
             self._request(event)
         elif isinstance(event, events.UpstreamReceived):
-            self.received_bytes += event.bytes
+            self.registries[event.registry].received_bytes += event.bytes
         elif isinstance(event, events.UpstreamRequest):
-            self.upstream[event.kind] += 1
-            self.upstream_failures += event.status == 0 or event.status >= 500  # noqa: PLR2004 -- HTTP
+            registry = self.registries[event.registry]
+            registry.upstream[event.kind] += 1
+            registry.failures += event.status == 0 or event.status >= 500  # noqa: PLR2004 -- HTTP
         elif isinstance(event, events.Evicted):
             self.evicted_objects += event.objects
             self.evicted_bytes += event.size_bytes
@@ -120,9 +130,9 @@ class Metrics:
                 self.recent_trouble.append(event)
 
     def _request(self, event: events.Request) -> None:
-        result = event.cache
-        self.requests[result] += 1
-        self.served_bytes[result] += event.bytes
+        result, registry = event.cache, self.registries[event.registry]
+        registry.requests[result] += 1
+        registry.served_bytes[result] += event.bytes
         if result in _HITS:
             if event.repeated_bytes:
                 self.repeated_bytes += event.repeated_bytes
@@ -131,13 +141,13 @@ class Metrics:
             self.latency["miss"].observe(event.duration_ms / 1000)
             if result == "miss":
                 self.recent_misses.append(event)
-        repository = event.repository
-        if repository and result != "error":
-            counts = self.repositories.get(repository)
+        if event.repository and result != "error":
+            key = event.registry, event.repository
+            counts = self.repositories.get(key)
             if counts is None:
-                counts = self._new_repository(repository)
+                counts = self._new_repository(key)
             else:
-                self.repositories.move_to_end(repository)
+                self.repositories.move_to_end(key)
             counts[0] += 1
             counts[1] += event.bytes
             if result in _HITS:
@@ -156,11 +166,40 @@ class Metrics:
         objects = 1 if self.unstored is None else self.unstored.objects + 1
         self.unstored = UnstoredFigures(objects=objects, last_at=event.time, reason=event.reason)
 
-    def _new_repository(self, name: str) -> list[int]:
+    def _new_repository(self, key: tuple[str, str]) -> list[int]:
         if len(self.repositories) >= _REPOSITORIES:
             self.repositories.popitem(last=False)
-        counts = self.repositories[name] = [0] * len(RepositoryUse._fields)
+        counts = self.repositories[key] = [0] * len(RepositoryUse._fields)
         return counts
+
+    def of(self, registry: str) -> OfRegistry:
+        """What has happened with one registry."""
+        return self.registries[registry] if registry in self.registries else OfRegistry()
+
+    @property
+    def requests(self) -> Counter[str]:
+        """Of clients, by cache result."""
+        return sum((registry.requests for registry in self.registries.values()), Counter())
+
+    @property
+    def served_bytes(self) -> Counter[str]:
+        """Body bytes sent to clients, by cache result."""
+        return sum((registry.served_bytes for registry in self.registries.values()), Counter())
+
+    @property
+    def upstream(self) -> Counter[str]:
+        """Requests made upstream, by kind."""
+        return sum((registry.upstream for registry in self.registries.values()), Counter())
+
+    @property
+    def upstream_failures(self) -> int:
+        """Requests made upstream without a usable answer."""
+        return sum(registry.failures for registry in self.registries.values())
+
+    @property
+    def received_bytes(self) -> int:
+        """Body bytes that arrived from upstream."""
+        return sum(registry.received_bytes for registry in self.registries.values())
 
     def trouble(self) -> list[events.Event]:
         """What an operator may want to look at, the oldest first: nothing that clients do pushes the rest out."""
@@ -169,7 +208,8 @@ class Metrics:
     @property
     def from_cache_bytes(self) -> int:
         """Body bytes that cost upstream nothing, and that somebody wanted."""
-        return sum(self.served_bytes[result] for result in _HITS) - self.repeated_bytes
+        served = self.served_bytes
+        return sum(served[result] for result in _HITS) - self.repeated_bytes
 
     def counts(self) -> Counts:
         """Everything so far, as the history keeps it."""
@@ -197,20 +237,27 @@ class Metrics:
 
     def snapshot(self) -> dict[str, Any]:
         """The fields of :class:`registry_cache.observe.figures.Stats` that are counted here."""
-        served = self.served_bytes.total()
+        served, requests = self.served_bytes.total(), self.requests
         wanted = served - self.repeated_bytes
         top = heapq.nlargest(_TOP_REPOSITORIES, self.repositories.items(), key=lambda item: item[1][1])
         return {
             "uptime_seconds": round(time.monotonic() - self.started, 3),
-            "requests": {result: self.requests[result] for result in RESULTS},
+            "requests": {result: requests[result] for result in RESULTS},
             "hit_ratio": self.hit_ratio,
             "byte_hit_ratio": round(self.from_cache_bytes / wanted, 4) if wanted else None,
             "bytes": ByteFigures(served=served, from_cache=self.from_cache_bytes, from_upstream=self.received_bytes),
             "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},
-            "repositories": [RepositoryFigures(name=name, **RepositoryUse(*counts)._asdict()) for name, counts in top],
+            "repositories": [
+                RepositoryFigures(name=_shown(*key), **RepositoryUse(*counts)._asdict()) for key, counts in top
+            ],
             "all_repositories": AllRepositories(count=len(self.repositories), **self.all_repositories()._asdict()),
             "prefetch": PrefetchFigures(fetched_bytes=self.prefetched_bytes, wasted_bytes=self.prefetch_wasted_bytes),
             "refused": dict(self.refused),
             "unstored": self.unstored,
             "events": dict(sorted(self.happened.items())),
         }
+
+
+def _shown(registry: str, name: str) -> str:
+    """Docker Hub's bare, as ever; of other registries with theirs."""
+    return name if registry in ("", DOCKER_HUB) else f"{registry}/{name}"

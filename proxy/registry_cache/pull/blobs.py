@@ -5,13 +5,13 @@ from registry_cache.model.errors import NotCached, UpstreamError
 from registry_cache.model.events import CacheResult
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import BlobStore, OpenBlob
-from registry_cache.pull.answers import BlobAnswer, Served, Upstream
-from registry_cache.pull.asking import Asking, Timer
+from registry_cache.pull.answers import BlobAnswer, Served
+from registry_cache.pull.asking import Timer
 from registry_cache.pull.direct import Direct
 from registry_cache.pull.flight import FlightReader
 from registry_cache.pull.flights import Flights
-from registry_cache.pull.negatives import Negatives
 from registry_cache.pull.prefetch import Prefetcher
+from registry_cache.pull.registry import Registries
 from registry_cache.runtime.singleflight import SingleFlight
 
 # A client whose flight has had no slot for so long gets the blob past the flights: its own patience may end at 30 s.
@@ -24,21 +24,17 @@ class Blobs:
 
     def __init__(
         self,
+        registries: Registries,
         *,
-        upstream: Upstream,
         store: BlobStore,
         flights: Flights,
         prefetcher: Prefetcher,
-        asking: Asking,
-        negatives: Negatives,
         proof: Proof,
     ) -> None:
-        self._upstream = upstream
+        self._registries = registries
         self._store = store
         self._flights = flights
         self._prefetcher = prefetcher
-        self._asking = asking
-        self._negatives = negatives
         self._proof = proof
         self._heads: SingleFlight[int | None] = SingleFlight()
 
@@ -86,8 +82,9 @@ class Blobs:
         if head:
             return await self._head(repository, digest, timer)
         if self._flights.get(digest) is None:
-            self._negatives.check(_key(repository, digest))
-        reader = self._flights.join(repository, digest, client=client)
+            self._registries[repository.registry].negatives.check(_key(repository, digest))
+        is_proven = self._proof.allows(repository, digest)
+        reader = self._flights.join(repository, digest, client=client, is_proven=is_proven)
         try:
             answer = await self._answer(repository, digest, reader, timer)
             if not reader.flight.asked_upstream:  # an earlier run has left it whole, for whomever
@@ -107,7 +104,7 @@ class Blobs:
         while True:
             blob = await self._flights.stored(digest)
             flight = self._flights.get(digest)
-            is_own = blob is None and (flight is None or flight.repository == repository)
+            is_own = blob is None and (flight is None or repository == flight.repository)
             if is_own or self._proof.admits(repository, digest):
                 return blob
             if blob is not None:
@@ -136,9 +133,8 @@ class Blobs:
             size = await self._size(repository, digest, timer)
             return BlobAnswer(size, Direct(self._flights, repository, digest, size), Served("bypass", timer.seconds))
         # Whoever waits for the same flight hears the same; the one who began it asks for all.
-        announced = await self._asking.ask(
-            timer, _key(repository, digest), lambda: self._negatives.heed(_key(repository, digest), reader.size)
-        )
+        registry, key = self._registries[repository.registry], _key(repository, digest)
+        announced = await registry.asking.ask(timer, key, lambda: registry.negatives.heed(key, reader.size))
         if announced is None:
             announced = await self._unannounced(repository, digest, reader, timer)
         result: CacheResult = "collapsed" if reader.joined else "miss"
@@ -171,17 +167,17 @@ class Blobs:
 
     async def _asked_head(self, repository: Repository, digest: Digest, timer: Timer) -> int | None:
         """Upstream has it under that name; its size, if a HEAD tells."""
-        key = _key(repository, digest)
+        registry, key = self._registries[repository.registry], _key(repository, digest)
 
         async def head() -> int | None:
-            size = await self._negatives.heed(
-                key, lambda: self._asking.patiently(lambda: self._upstream.blob_head(repository, digest))
+            size = await registry.negatives.heed(
+                key, lambda: registry.asking.patiently(lambda: registry.upstream.blob_head(repository, digest))
             )
-            self._asking.answered()
+            registry.asking.answered()
             self._proof.supplied(repository, digest)  # before the question ends: who comes behind it need not ask
             return size
 
-        return (await self._asking.ask(timer, key, lambda: self._heads.do(key, head))).value
+        return (await registry.asking.ask(timer, key, lambda: self._heads.do(key, head))).value
 
     async def _head(self, repository: Repository, digest: Digest, timer: Timer) -> BlobAnswer:
         flight = self._flights.get(digest)

@@ -8,15 +8,16 @@ from registry_cache.pull.slots import Claim, Slots
 
 
 class Seat:
-    """One flight's place among the slots.
+    """One flight's place among the slots of a registry: made by :meth:`Boarding.seat`.
 
     ``interrupt`` is called when the slot is wanted back; its owner leaves soon after.
     """
 
-    def __init__(self, client: str) -> None:
+    def __init__(self, boarding: "Boarding", client: str) -> None:
         self.claim = Claim(client)
         self.interrupt: Callable[[], None] | None = None
         self.changed = asyncio.Event()
+        self._boarding = boarding
 
     def __repr__(self) -> str:
         return f"<Seat {self.claim!r}>"
@@ -25,6 +26,18 @@ class Seat:
     def held(self) -> bool:
         """Whether it has a slot."""
         return self.claim.held
+
+    async def wait(self) -> bool:
+        """See :meth:`Boarding.wait`."""
+        return await self._boarding.wait(self)
+
+    def leave(self) -> None:
+        """Give the slot back; may be called at any time."""
+        self._boarding.leave(self)
+
+    def read(self, *, by_anyone: bool) -> None:
+        """Whether somebody reads what the slot is used for."""
+        self._boarding.read(self, by_anyone=by_anyone)
 
 
 class Boarding:
@@ -41,6 +54,10 @@ class Boarding:
 
     def __repr__(self) -> str:
         return f"<Boarding {self._slots!r}>"
+
+    def seat(self, client: str) -> Seat:
+        """A place that has no slot yet, and counts for that address."""
+        return Seat(self, client)
 
     async def wait(self, seat: Seat) -> bool:
         """Whether *seat* has got a slot; it has none, and waits for none, if nobody reads it or ``changed`` was set."""

@@ -10,7 +10,7 @@ from registry_cache.model.errors import DigestMismatch, RegistryCacheError, Upst
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import Hash, Piece, Sink
 from registry_cache.pull.flight import BlobBody, BlobSource
-from registry_cache.pull.transfer import Retries, no_to_a_range
+from registry_cache.pull.retries import Retries, no_to_a_range
 
 
 class DirectStreams:

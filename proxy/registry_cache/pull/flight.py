@@ -45,12 +45,20 @@ class Flight:
 
     ``available`` bytes may be read by anyone. ``size_bytes`` is what upstream announced, None before that or where
     upstream announced nothing. ``seat`` is None for what no client has asked for: it takes none of the clients' slots.
+    ``repository`` is where its bytes come from now; ``others`` have it too, and go on when that one fails.
     """
 
     def __init__(self, repository: Repository, digest: Digest, *, seat: Seat | None) -> None:
         self.repository = repository
+        self.others: dict[Repository, str] = {}  # and the address of the client who named it
+        self.supplied_by: set[Repository] = set()  # those that have answered with it
+        self.failures: dict[Repository, RegistryCacheError] = {}
         self.digest = digest
         self.seat = seat
+        self.interrupt: Callable[[], None] | None = None  # ends the GET that is under way
+        self.is_diverted = False  # from a source that sends nothing to another one
+        self.is_failing = False  # nothing else is left to try
+        self._stalled: set[Repository] = set()
         self.size_bytes: int | None = None
         self.available = 0
         self.readers: set[FlightReader] = set()
@@ -90,6 +98,58 @@ class Flight:
     def on_its_way(self) -> bool:
         """Verified, and about to be stored: as good as a hit."""
         return self.complete and not self.unstored and self.size_bytes is not None
+
+    def offer(self, repository: Repository, client: str) -> None:
+        """*repository* has the blob as well."""
+        if repository != self.repository and repository not in self.failures:
+            self.others.setdefault(repository, client)
+
+    def is_open_to(self, repository: Repository) -> bool:
+        """Whether who asks for it under *repository* may join: what comes of it will be true for them as well."""
+        hears = not self.is_failing or repository == self.repository or repository in self.failures
+        return hears and not self.leaving
+
+    @property
+    def may_divert(self) -> bool:
+        """Whether another registry has it, and has not been tried and found to send nothing either."""
+        return not self.over and any(
+            other.registry != self.repository.registry and other not in self._stalled for other in self.others
+        )
+
+    def divert(self) -> None:
+        """Nothing comes: go on from another registry."""
+        self.is_diverted = True
+        if self.interrupt is not None:
+            self.interrupt()
+
+    def go_on_elsewhere(self, error: RegistryCacheError, seat: Callable[[str, str], Seat]) -> None:
+        """Take the next of ``others``; who was waiting for the word of the one that failed hears it.
+
+        Args:
+            seat: a place among the slots of a registry, for a client's address.
+        """
+        failed = self.repository
+        self.repository = min(self.others, key=lambda other: other in self._stalled)
+        client = self.others.pop(self.repository)
+        if self.is_diverted:  # it is slow, and may be all there is in the end
+            self.is_diverted = False
+            self._stalled.add(failed)
+            self.others[failed] = client
+        else:
+            self.failures[failed] = error
+            for reader in self.readers:
+                if reader.repository == failed and not reader.is_proven and failed not in self.supplied_by:
+                    reader.error = error
+        if self.seat is not None:
+            self.seat.leave()
+            self.seat = seat(self.repository.registry, client)
+        self.wake()
+
+    def begin(self) -> None:
+        """Upstream has answered with it: headers can go out."""
+        self.supplied_by.add(self.repository)
+        self.started.set()
+        self.wake()
 
     def release(self, offset: int) -> None:
         """Let readers have what is in, the bytes up to *offset*, but never the whole of an unverified blob."""
@@ -166,9 +226,13 @@ class Tower(Protocol):
 class FlightReader:
     """One client of a flight, from before its headers until it is closed."""
 
-    def __init__(self, tower: Tower, flight: Flight, *, joined: bool) -> None:
+    def __init__(
+        self, tower: Tower, flight: Flight, repository: Repository, *, joined: bool, is_proven: bool = False
+    ) -> None:
         self.flight = flight
+        self.repository = repository
         self.joined = joined
+        self.is_proven = is_proven  # it may have the blob, whatever its repository's upstream says now
         self.reaching = 0  # so far it has been sent bytes, or is being
         self.error: RegistryCacheError | None = None
         self._tower: Tower | None = tower
@@ -189,10 +253,17 @@ class FlightReader:
         Raises:
             RegistryCacheError: the flight failed before it began.
         """
-        await self.flight.started.wait()
-        if self.flight.error is not None:
-            raise self.flight.error
+        while not self.flight.started.is_set() and self.error is None:
+            await self.flight.change()
+        self._check()
         return self.flight.size_bytes
+
+    def _check(self) -> None:
+        """Raise what went wrong, in the words of the reader's own repository."""
+        if self.error is not None:
+            raise self.error
+        if self.flight.error is not None:
+            raise self.flight.failures.get(self.repository, self.flight.error)
 
     async def send(self, sink: Sink, start: int, stop: int) -> None:
         """Send the bytes [start, stop) of the blob to *sink*, following the flight as it grows.
@@ -211,7 +282,8 @@ class FlightReader:
             if position < flight.available:
                 position = await self._send_some(sink, position, min(flight.available, stop))
             elif flight.over:
-                raise flight.error or UpstreamError("the flight ended early")
+                self._check()
+                raise UpstreamError("the flight ended early")
             else:
                 await flight.change()
             if self.error is not None:
@@ -242,7 +314,7 @@ class FlightReader:
         # Whoever gets the whole blob from one stream gets it verified; of a part of it nobody can say anything.
         whole = start == 0 and stop == self.flight.size_bytes
         known = hashlib.new(self.flight.digest.algorithm) if whole else None
-        await tower.send_direct(self.flight.repository, self.flight.digest, sink, start, stop, known)
+        await tower.send_direct(self.repository, self.flight.digest, sink, start, stop, known)
 
     async def landed(self) -> None:
         """Wait until the flight has ended, or is known not to be stored.
@@ -250,10 +322,9 @@ class FlightReader:
         Raises:
             RegistryCacheError: it failed.
         """
-        while not self.flight.over and not self.flight.unstored:
+        while not self.flight.over and not self.flight.unstored and self.error is None:
             await self.flight.change()
-        if self.flight.error is not None:
-            raise self.flight.error
+        self._check()
 
     def close(self) -> None:
         """The client has what it wanted, or is gone; may be called twice."""

@@ -13,13 +13,13 @@ from registry_cache.model import events
 from registry_cache.model.errors import ContentError, NoSpace, RegistryCacheError, UpstreamBusy, UpstreamError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import BlobStore, Hash, OpenBlob, Partial, Sink
-from registry_cache.pull.boarding import Boarding, Seat
-from registry_cache.pull.direct import DirectStreams
-from registry_cache.pull.flight import BlobSource, Flight, FlightReader
-from registry_cache.pull.transfer import Left, Retries, Transfer
+from registry_cache.pull.flight import Flight, FlightReader
+from registry_cache.pull.runway import Runways
+from registry_cache.pull.transfer import Left, Transfer
 
-# How long a flight that nobody reads keeps its slot while others wait.
-_GRACE_SECONDS = 2.0
+# A flight that gets less than this in that time goes on from another registry, if one has the blob.
+_STALLED_SECONDS = 2.0
+_STALLED_BYTES = 256 * 1024
 # What the store has refused to take is not fetched ahead again for so long.
 _REFUSED_SECONDS = 30.0
 
@@ -28,31 +28,20 @@ class Flights:
     """See the module.
 
     Args:
-        retries: how often a broken transfer is taken up again before the flight fails.
         published: called with each flight whose blob has been stored.
     """
 
     def __init__(
-        self,
-        source: BlobSource,
-        store: BlobStore,
-        *,
-        limit: int,
-        retries: int,
-        published: Callable[[Flight], None],
-        backoff: Callable[[int], float],
-        events: events.Events,
+        self, runways: Runways, store: BlobStore, *, published: Callable[[Flight], None], events: events.Events
     ) -> None:
-        self._source = source
+        self._runways = runways
         self._store = store
-        self._retries = Retries(retries, backoff, events)
         self._published = published
         self._events = events
-        self._boarding = Boarding(limit, grace_seconds=_GRACE_SECONDS)
-        self._direct = DirectStreams(source, self._retries, limit=limit)
         self.landings = 0  # flights that have ended
         self._flights: dict[Digest, Flight] = {}
         self._tasks: dict[Flight, asyncio.Task[None]] = {}
+        self._watches: dict[Flight, asyncio.TimerHandle] = {}
         self._flying: set[Flight] = set()  # those whose partial is being written
         self._refused_bytes: int | None = None  # the smallest that the store has refused lately
         self._refused_until = 0.0  # monotonic seconds, by the loop's clock
@@ -82,20 +71,26 @@ class Flights:
                 return blob
         return None
 
-    def join(self, repository: Repository, digest: Digest, *, client: str = "") -> FlightReader:
+    def join(
+        self, repository: Repository, digest: Digest, *, client: str = "", is_proven: bool = False
+    ) -> FlightReader:
         """A reader of the flight of *digest*, which is started if there is none.
 
         Synchronous, so that two callers never start two. The caller closes the reader.
 
         Args:
             client: the address that a new flight's slot counts for.
+            is_proven: it may have the blob from wherever it comes; else only from *repository*, or if that has it.
         """
         flight = self._flights.get(digest)
-        if flight is None or flight.leaving:
-            return self._start(Flight(repository, digest, seat=Seat(client)), None)
+        if flight is None or not flight.is_open_to(repository):
+            flight = Flight(repository, digest, seat=self._runways[repository.registry].boarding.seat(client))
+            return self._start(flight, None, is_proven=is_proven)
         if flight.seat is not None:
-            self._boarding.read(flight.seat, by_anyone=True)
-        reader = FlightReader(self, flight, joined=True)
+            flight.seat.read(by_anyone=True)
+        reader = FlightReader(self, flight, repository, joined=True, is_proven=is_proven)
+        flight.offer(repository, client)
+        self._watch(flight)
         if flight.relay is not None:
             flight.relay.stir()
         return reader
@@ -106,18 +101,30 @@ class Flights:
         Args:
             size_bytes: by the manifest's word. If the store has no room for that, upstream is not asked.
         """
-        return self._start(Flight(repository, digest, seat=None), size_bytes)
+        return self._start(Flight(repository, digest, seat=None), size_bytes, is_proven=True)
 
     def may_store(self, size_bytes: int) -> bool:
         """Whether the store has not lately refused as much."""
         refused = self._refused_bytes
         return refused is None or size_bytes < refused or asyncio.get_running_loop().time() >= self._refused_until
 
-    def _start(self, flight: Flight, ahead_bytes: int | None) -> FlightReader:
+    def _watch(self, flight: Flight) -> None:
+        """Look whether bytes come, as long as another registry has them too: who waits for that one is not held up."""
+        if flight.may_divert and flight not in self._watches:
+            loop = asyncio.get_running_loop()
+            self._watches[flight] = loop.call_later(_STALLED_SECONDS, self._look, flight, flight.offset)
+
+    def _look(self, flight: Flight, offset: int) -> None:
+        self._watches.pop(flight, None)
+        if flight.may_divert and not flight.unstored and flight.offset - offset < _STALLED_BYTES:
+            flight.divert()
+        self._watch(flight)
+
+    def _start(self, flight: Flight, ahead_bytes: int | None, *, is_proven: bool) -> FlightReader:
         before = self._flights.get(flight.digest)
         self._flights[flight.digest] = flight
         self._flying.add(flight)
-        reader = FlightReader(self, flight, joined=False)
+        reader = FlightReader(self, flight, flight.repository, joined=False, is_proven=is_proven)
         behind = self._tasks.get(before) if before is not None else None
         task = asyncio.create_task(self._fly(flight, behind, ahead_bytes), name=f"flight {flight.digest}")
         self._tasks[flight] = task
@@ -131,7 +138,10 @@ class Flights:
             if not flight.complete:
                 task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
-        self._boarding.aclose()
+        for watch in self._watches.values():
+            watch.cancel()
+        for runway in self._runways.values():
+            runway.boarding.aclose()
         for flight in list(self._flights.values()):  # cancelled before they began
             flight.end(error=UpstreamBusy("the cache is shutting down"))
         self._flying.clear()
@@ -159,7 +169,9 @@ class Flights:
             flight.end(error=UpstreamError(f"internal error: {error!r}"))
         finally:
             if flight.seat is not None:
-                self._boarding.leave(flight.seat)
+                flight.seat.leave()
+            if (watch := self._watches.pop(flight, None)) is not None:
+                watch.cancel()
             if self._flights.get(flight.digest) is flight:
                 del self._flights[flight.digest]
             self._flying.discard(flight)
@@ -167,7 +179,7 @@ class Flights:
             self._close_if_done(flight)
 
     async def _fill(self, flight: Flight, ahead_bytes: int | None) -> None:
-        transfer = Transfer(flight, self._source, self._boarding, self._retries, self._pass_by)
+        transfer = Transfer(flight, self._runways, self._pass_by)
         async with contextlib.AsyncExitStack() as ingest:
             try:
                 partial = flight.partial = await ingest.enter_async_context(self._store.ingest(flight.digest))
@@ -187,7 +199,7 @@ class Flights:
                     await flight.partial.discard()
                 raise
             if flight.seat is not None:  # a slot is for upstream's work, not for the disk's
-                self._boarding.leave(flight.seat)
+                flight.seat.leave()
             # The client's last bytes wait for the digest, not for the disk.
             flight.verified(transfer.offset)
             if flight.partial is not None and not flight.unstored:
@@ -233,12 +245,12 @@ class Flights:
         Raises:
             RegistryCacheError: upstream gave up, or sent something else.
         """
-        await self._direct.send(repository, digest, sink, start, stop, known)
+        await self._runways[repository.registry].direct.send(repository, digest, sink, start, stop, known)
 
     def left(self, flight: Flight) -> None:
         """A reader has gone."""
         if not flight.readers and not flight.over and flight.seat is not None:
-            self._boarding.read(flight.seat, by_anyone=False)
+            flight.seat.read(by_anyone=False)
             if not flight.seat.held:
                 flight.seat.changed.set()
         if flight.relay is not None:

@@ -5,20 +5,18 @@ from registry_cache.model.errors import CredentialRefused, UpstreamError
 from registry_cache.model.oci import Repository
 from registry_cache.ports.index import Index
 from registry_cache.ports.names import Answer
-from registry_cache.pull.answers import ListAnswer, Served, Upstream, token
-from registry_cache.pull.asking import Asking, Timer
-from registry_cache.pull.negatives import Negatives
+from registry_cache.pull.answers import ListAnswer, Served, token
+from registry_cache.pull.asking import Timer
+from registry_cache.pull.registry import Registries
 from registry_cache.runtime.singleflight import SingleFlight
 
 
 class Lists:
     """See the module. Owns the questions that are under way."""
 
-    def __init__(self, upstream: Upstream, index: Index, asking: Asking, negatives: Negatives, clock: Clock) -> None:
-        self._upstream = upstream
+    def __init__(self, registries: Registries, index: Index, clock: Clock) -> None:
+        self._registries = registries
         self._index = index
-        self._asking = asking
-        self._negatives = negatives
         self._clock = clock
         self._questions: SingleFlight[Answer] = SingleFlight()
 
@@ -31,7 +29,7 @@ class Lists:
         timer, key = Timer(), f"{repository.registry}{path}"
         kept = await self._index.answer(key)
         try:
-            answer, joined = await self._asking.ask(
+            answer, joined = await self._registries[repository.registry].asking.ask(
                 timer,
                 key,
                 lambda: self._questions.do(key, lambda: self._ask_once(repository, path, key)),
@@ -45,9 +43,9 @@ class Lists:
         return ListAnswer(answer, Served("collapsed" if joined else "miss", timer.seconds))
 
     async def _ask_once(self, repository: Repository, path: str, key: str) -> Answer:
-        asked_at = self._clock.now()
-        found = await self._negatives.heed(key, lambda: self._upstream.listing(repository, path))
-        self._asking.answered()
+        asked_at, registry = self._clock.now(), self._registries[repository.registry]
+        found = await registry.negatives.heed(key, lambda: registry.upstream.listing(repository, path))
+        registry.asking.answered()
         answer = Answer(found.body, found.content_type, found.link, found.filters_applied, asked_at)
         await self._index.put_answer(key, answer)
         return answer

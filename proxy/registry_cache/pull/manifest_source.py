@@ -16,9 +16,9 @@ from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.ports.blobs import BlobStore
 from registry_cache.ports.index import Index
 from registry_cache.ports.names import TagEntry
-from registry_cache.pull.answers import ManifestAnswer, Served, Upstream
-from registry_cache.pull.asking import Asking
-from registry_cache.pull.negatives import NO, Negatives
+from registry_cache.pull.answers import ManifestAnswer, Served
+from registry_cache.pull.negatives import NO
+from registry_cache.pull.registry import Registries
 from registry_cache.runtime.singleflight import Shared, SingleFlight
 
 T = TypeVar("T")
@@ -36,26 +36,20 @@ class ManifestSource:
 
     def __init__(
         self,
+        registries: Registries,
         *,
-        upstream: Upstream,
         store: BlobStore,
         index: Index,
-        asking: Asking,
-        negatives: Negatives,
         proof: Proof,
         known: Callable[[Reference], ManifestAnswer | None],
-        keep_deleted_tags: bool,
         clock: Clock,
         events: events.Events,
     ) -> None:
-        self._upstream = upstream
+        self._registries = registries
         self._store = store
         self._index = index
-        self._asking = asking
-        self._negatives = negatives
         self._proof = proof
         self._known = known
-        self._keep_deleted_tags = keep_deleted_tags
         self._clock = clock
         self._events = events
         self._gets: SingleFlight[ManifestAnswer] = SingleFlight()
@@ -71,13 +65,15 @@ class ManifestSource:
 
     async def _heeded(self, reference: Reference, asked_at: float, question: Callable[[], Awaitable[T]]) -> T:
         """The answer; a no to a tag forgets it, unless it was a later question that upstream said yes to."""
+        registry = self._registries[reference.repository.registry]
         try:
-            answer = await self._negatives.heed(key(reference), question)
+            answer = await registry.negatives.heed(key(reference), question)
         except NO as error:
-            if reference.digest is None and not self._keep_deleted_tags and not isinstance(error, CredentialRefused):
+            forgets = reference.digest is None and not registry.policy.keep_deleted_tags
+            if forgets and not isinstance(error, CredentialRefused):
                 await self._index.forget_tag(reference.repository, reference.target, asked_at=asked_at)
             raise
-        self._asking.answered()
+        registry.asking.answered()
         return answer
 
     # --- HEAD ---------------------------------------------------------------------------------------------------
@@ -92,12 +88,13 @@ class ManifestSource:
 
     async def _head(self, reference: Reference, *, kept: bool) -> TagEntry | None:
         asked_at = self._clock.now()
-        ask = self._upstream.manifest_head
+        registry = self._registries[reference.repository.registry]
+        ask = registry.upstream.manifest_head
         try:
             found = await self._heeded(
                 reference,
                 asked_at,
-                lambda: ask(reference, attempts=1) if kept else self._asking.patiently(lambda: ask(reference)),
+                lambda: ask(reference, attempts=1) if kept else registry.asking.patiently(lambda: ask(reference)),
             )
         except HeadRefused:
             return None
@@ -141,10 +138,10 @@ class ManifestSource:
         known = self._known(reference)
         if known is not None:  # somebody else has fetched it while we looked: a second GET would cost quota
             return known
-        asked_at = self._clock.now()
-        ask = self._upstream.manifest
+        asked_at, registry = self._clock.now(), self._registries[reference.repository.registry]
+        ask = registry.upstream.manifest
         fetched = await self._heeded(
-            reference, asked_at, lambda: ask(reference) if kept else self._asking.patiently(lambda: ask(reference))
+            reference, asked_at, lambda: ask(reference) if kept else registry.asking.patiently(lambda: ask(reference))
         )
         wanted = reference.digest
         if wanted is None:

@@ -16,7 +16,7 @@ from registry_cache.model.errors import RangeRefused, RegistryCacheError, Upstre
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import Piece
 from registry_cache.pull.flight import BlobBody, BlobSource
-from registry_cache.pull.transfer import no_to_a_range
+from registry_cache.pull.retries import no_to_a_range
 from registry_cache.runtime.threads import finish
 
 # Long enough to be worth the round trips of its own GET; it is kept in memory until its turn.

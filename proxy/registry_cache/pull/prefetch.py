@@ -59,7 +59,7 @@ class Prefetcher:
     """See the module. Its owner closes it before the flights.
 
     Args:
-        concurrency: layers fetched ahead at the same time; 0 turns it off.
+        concurrency: layers fetched ahead at the same time from a registry; 0 turns it off.
         max_bytes: of what is being fetched ahead, or was and nobody has asked for it yet, by the manifests' word.
     """
 
@@ -71,7 +71,8 @@ class Prefetcher:
         self._enabled = concurrency > 0
         self._max_bytes = max_bytes
         self._events = events
-        self._slots = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
+        self._slots: dict[str, asyncio.Semaphore] = {}  # by registry: one that hangs takes none of another's
         self._plans: dict[_Key, _Plan] = {}  # the one served last is the last one
         self._planned_layers = 0
         self._ahead: dict[Digest, _Ahead] = {}
@@ -161,7 +162,7 @@ class Prefetcher:
     async def _fetch(self, repository: Repository, digest: Digest, ahead: _Ahead, after_seconds: float) -> None:
         """Fetch one layer, unless it is here or a client has asked for it meanwhile."""
         await asyncio.sleep(after_seconds)
-        async with self._slots:
+        async with self._slots.setdefault(repository.registry, asyncio.Semaphore(self._concurrency)):
             if self._ahead.get(digest) is not ahead:
                 return
             blob = await self._flights.stored(digest)

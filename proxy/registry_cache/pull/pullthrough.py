@@ -4,7 +4,6 @@ How it is made is in :mod:`.tags`, :mod:`.blobs` and :mod:`.lists`. Upstream's f
 "no" is passed on: a broken pull stays broken.
 """
 
-from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from registry_cache.catalog.proof import Proof
@@ -13,14 +12,13 @@ from registry_cache.model.clock import Clock
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.ports.blobs import BlobStore, OpenBlob
 from registry_cache.ports.index import Index
-from registry_cache.pull.answers import BlobAnswer, ListAnswer, ManifestAnswer, Served, Upstream
-from registry_cache.pull.asking import Asking, Policy
+from registry_cache.pull.answers import BlobAnswer, ListAnswer, ManifestAnswer, Served
 from registry_cache.pull.blobs import Blobs
 from registry_cache.pull.flights import Flights
 from registry_cache.pull.lists import Lists
 from registry_cache.pull.manifest_source import ManifestSource
-from registry_cache.pull.negatives import Negatives
 from registry_cache.pull.prefetch import Prefetcher
+from registry_cache.pull.registry import Registries
 from registry_cache.pull.tags import Tags
 
 
@@ -40,36 +38,29 @@ class PullThrough:
     """See the module. Owns the shared upstream questions that are under way; flights and store belong to others.
 
     Args:
-        account: whom upstream answers now; what it says no to is remembered for that account.
+        registries: those that are served. No repository of another one is ever asked for.
     """
 
     def __init__(
         self,
+        registries: Registries,
         *,
-        upstream: Upstream,
         store: BlobStore,
         index: Index,
         flights: Flights,
         prefetcher: Prefetcher,
         proof: Proof,
-        policy: Policy,
         clock: Clock,
-        account: Callable[[], Hashable],
         events: events.Events,
     ) -> None:
-        negatives = Negatives(ttl_seconds=policy.negative_ttl_seconds, account=account)
-        asking = Asking(policy, negatives)
         self._prefetcher = prefetcher
         self._proof = proof
         self._source = ManifestSource(
-            upstream=upstream,
+            registries,
             store=store,
             index=index,
-            asking=asking,
-            negatives=negatives,
             proof=proof,
             known=lambda reference: self._tags.at_hand(reference, head=True),
-            keep_deleted_tags=policy.keep_deleted_tags,
             clock=clock,
             events=events,
         )
@@ -77,22 +68,13 @@ class PullThrough:
             self._source,
             store=store,
             index=index,
-            asking=asking,
-            policy=policy,
+            registries=registries,
             proof=proof,
             clock=clock,
             served=self._served,
         )
-        self._blobs = Blobs(
-            upstream=upstream,
-            store=store,
-            flights=flights,
-            prefetcher=prefetcher,
-            asking=asking,
-            negatives=negatives,
-            proof=proof,
-        )
-        self._lists = Lists(upstream, index, asking, negatives, clock)
+        self._blobs = Blobs(registries, store=store, flights=flights, prefetcher=prefetcher, proof=proof)
+        self._lists = Lists(registries, index, clock)
         # On the path of every hit, where one more call can be measured.
         self.manifest_at_hand: ManifestAtHand = self._tags.at_hand
         self.blob_at_hand: BlobAtHand = self._blobs.at_hand

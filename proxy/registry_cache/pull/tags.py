@@ -21,9 +21,10 @@ from registry_cache.ports.blobs import BlobStore
 from registry_cache.ports.index import Index
 from registry_cache.ports.names import TagEntry
 from registry_cache.pull.answers import ManifestAnswer, Served, token
-from registry_cache.pull.asking import Asking, Policy, Timer
+from registry_cache.pull.asking import Timer
 from registry_cache.pull.manifest_source import ManifestSource, key
 from registry_cache.pull.negatives import NO
+from registry_cache.pull.registry import Registries, Registry
 
 # Why a tag was a miss, in the log's ``detail``.
 _NEW_TAG, _MOVED_TAG = "new tag", "tag moved"
@@ -44,8 +45,7 @@ class Tags:
         *,
         store: BlobStore,
         index: Index,
-        asking: Asking,
-        policy: Policy,
+        registries: Registries,
         proof: Proof,
         clock: Clock,
         served: Callable[[Repository, Digest, bytes], None],
@@ -53,8 +53,7 @@ class Tags:
         self._source = source
         self._store = store
         self._index = index
-        self._asking = asking
-        self._policy = policy
+        self._registries = registries
         self._proof = proof
         self._clock = clock
         self._served = served
@@ -69,7 +68,7 @@ class Tags:
             if entry is None:
                 return None
             age = self._clock.now() - entry.fetched_at
-            if not 0 <= age < self._policy.tag_ttl_seconds:
+            if not 0 <= age < self._registries[reference.repository.registry].policy.tag_ttl_seconds:
                 return None
             digest, served = entry.digest, Served("hit", age_seconds=age)
         blob = self._store.at_hand(digest)
@@ -92,7 +91,7 @@ class Tags:
         if digest is None and (entry := await self._index.tag(reference.repository, reference.target)) is not None:
             age = self._age(entry)
             digest, served = entry.digest, Served("hit", age_seconds=age)
-            if not self._is_fresh(entry):
+            if not self._is_fresh(reference, entry):
                 served = Served("stale", age_seconds=age, detail="only-if-cached")
         stored = await self._stored(digest) if digest is not None else None
         if stored is None or (
@@ -118,8 +117,11 @@ class Tags:
         finally:
             blob.close()
 
-    def _is_fresh(self, entry: TagEntry) -> bool:
-        return 0 <= self._clock.now() - entry.fetched_at < self._policy.tag_ttl_seconds
+    def _of(self, reference: Reference) -> Registry:
+        return self._registries[reference.repository.registry]
+
+    def _is_fresh(self, reference: Reference, entry: TagEntry) -> bool:
+        return 0 <= self._clock.now() - entry.fetched_at < self._of(reference).policy.tag_ttl_seconds
 
     def _age(self, entry: TagEntry) -> float:
         return max(0.0, self._clock.now() - entry.fetched_at)
@@ -140,7 +142,7 @@ class Tags:
         stored = await self._stored_tag(reference.repository, entry)
         if stored is None:
             return await self._lost(reference, entry, timer, head=head)
-        if self._is_fresh(entry):
+        if self._is_fresh(reference, entry):
             return stored._replace(served=Served("hit", age_seconds=self._age(entry)))
         return await self._revalidated(reference, entry, stored, timer)
 
@@ -151,7 +153,9 @@ class Tags:
         if not await self._proof.missing(reference.repository, digest):
             self._proof.admits(reference.repository, digest)
             return stored
-        found = (await self._asking.ask(timer, key(reference), lambda: self._source.head(reference))).value
+        found = (
+            await self._of(reference).asking.ask(timer, key(reference), lambda: self._source.head(reference))
+        ).value
         if found is None:  # a HEAD does not tell
             return await self._fetched(reference, timer)
         return stored._replace(served=Served("revalidated", timer.seconds))
@@ -159,7 +163,9 @@ class Tags:
     async def _cold(self, reference: Reference, timer: Timer, *, head: bool) -> ManifestAnswer:
         """Nothing of it is here."""
         if head:
-            found = (await self._asking.ask(timer, key(reference), lambda: self._source.head(reference))).value
+            found = (
+                await self._of(reference).asking.ask(timer, key(reference), lambda: self._source.head(reference))
+            ).value
             if found is not None:
                 served = Served("miss", timer.seconds)
                 return ManifestAnswer(found.digest, found.media_type, found.size_bytes, None, served)
@@ -167,14 +173,14 @@ class Tags:
 
     async def _fetched(self, reference: Reference, timer: Timer, *, kept: bool = False) -> ManifestAnswer:
         """From upstream, once for all who ask."""
-        answer, joined = await self._asking.ask(
+        answer, joined = await self._of(reference).asking.ask(
             timer, key(reference), lambda: self._source.get(reference, kept=kept), kept=kept
         )
         return answer._replace(served=Served("collapsed" if joined else "miss", timer.seconds))
 
     async def _lost(self, reference: Reference, entry: TagEntry, timer: Timer, *, head: bool) -> ManifestAnswer:
         """The tag is known, and its manifest is not here (any more): what upstream says now counts."""
-        if not head and self._is_fresh(entry):
+        if not head and self._is_fresh(reference, entry):
             try:
                 return await self._fetched(Reference(reference.repository, entry.digest), timer)
             except NO as error:
@@ -188,7 +194,7 @@ class Tags:
         """Ask upstream whether an expired tag, whose manifest is *stored*, is still what it was."""
         try:
             found = (
-                await self._asking.ask(
+                await self._of(reference).asking.ask(
                     timer, key(reference), lambda: self._source.head(reference, kept=True), kept=True
                 )
             ).value
@@ -200,7 +206,7 @@ class Tags:
                 if moved.digest != entry.digest:
                     return _because(_MOVED_TAG, moved)
         except NO as error:
-            if not isinstance(error, CredentialRefused) and not self._policy.keep_deleted_tags:
+            if not isinstance(error, CredentialRefused) and not self._of(reference).policy.keep_deleted_tags:
                 raise
             return self._stale(entry, stored, error, timer)
         except (UpstreamError, ContentError) as error:

@@ -7,42 +7,34 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 from registry_cache.model import events
 from registry_cache.model.errors import (
-    BlobUnknown,
-    CredentialRefused,
-    Denied,
+    ContentError,
     DigestMismatch,
-    NameUnknown,
     NoSpace,
-    OriginDown,
     RangeRefused,
     RegistryCacheError,
     SizeMismatch,
-    Unauthorized,
     UpstreamBusy,
     UpstreamError,
-    UpstreamRefused,
 )
-from registry_cache.model.oci import Digest
 from registry_cache.ports.blobs import Hash, Partial, Piece
-from registry_cache.pull.boarding import Boarding
-from registry_cache.pull.flight import BlobBody, BlobSource, Flight
+from registry_cache.pull.flight import BlobBody, Flight
 from registry_cache.pull.relay import Relay
+from registry_cache.pull.retries import no_to_a_range
+from registry_cache.pull.runway import Runway, Runways
 
-# The longest pause before a broken transfer is taken up again; an origin that wants to be left alone for longer has
-# failed it.
-_PAUSE_MAX_SECONDS = 30.0
-# As manifests: an origin that is known to be down is waited for so long, while a client waits for its first byte.
-_PATIENCE_SECONDS = 5.0
 # A blob that cannot be stored and that nobody reads at the moment is kept open for so long.
 _UNREAD_SECONDS = 5.0
 
 
 class Left(UpstreamBusy):
     """Nobody reads the flight any more, and it has given its place to others."""
+
+
+class Stalled(UpstreamError):
+    """Nothing comes from where the flight gets its bytes, and another registry has them."""
 
 
 class _Refused(Exception):
@@ -52,36 +44,6 @@ class _Refused(Exception):
         super().__init__(str(error))
         self.error = error
         self.rest = rest
-
-
-def no_to_a_range(error: RegistryCacheError) -> bool:
-    """Whether *error*, met when a part of the blob was asked for, may be about the part only: the whole tells."""
-    no = RangeRefused | BlobUnknown | NameUnknown | Denied | Unauthorized
-    return isinstance(error, no) and not isinstance(error, CredentialRefused)
-
-
-class Retries(NamedTuple):
-    """How often a broken transfer is taken up again, and after how long."""
-
-    limit: int
-    backoff: Callable[[int], float]  # seconds before attempt number n + 1
-    events: events.Events
-
-    async def pause(self, digest: Digest, offset: int, attempt: int, error: UpstreamError, *, begun: bool) -> None:
-        """Wait before the next try, or raise *error* when there is none to be made.
-
-        Args:
-            begun: a client has got bytes: no other host can help it.
-        """
-        seconds = max(self.backoff(attempt), error.retry_in_seconds)
-        if isinstance(error, UpstreamRefused) and attempt > 1:
-            raise error  # upstream has answered, twice
-        if attempt > self.limit or seconds > _PAUSE_MAX_SECONDS:
-            raise error
-        if isinstance(error, OriginDown) and not begun and (attempt == 1 or seconds > _PATIENCE_SECONDS):
-            raise error
-        self.events.emit(events.FlightResumed(digest=digest, offset=offset, attempt=attempt, reason=str(error)))
-        await asyncio.sleep(seconds)
 
 
 class Transfer:
@@ -94,15 +56,11 @@ class Transfer:
     def __init__(
         self,
         flight: Flight,
-        source: BlobSource,
-        boarding: Boarding,
-        retries: Retries,
+        runways: Runways,
         pass_by: Callable[[Flight, NoSpace], int],
     ) -> None:
         self._flight = flight
-        self._source = source
-        self._boarding = boarding
-        self._retries = retries
+        self._runways = runways
         self._pass_by = pass_by
         self._relays = 1
         self._ranges = True  # until upstream refuses one
@@ -116,14 +74,19 @@ class Transfer:
             RegistryCacheError: upstream gave up, or sent something else.
         """
         while True:
-            await self._bring_all()
             try:
+                await self._bring_all()
                 self._verify()
-            except DigestMismatch as error:
-                if not self._start_over(error):
+            except RegistryCacheError as error:
+                if not self._start_over(error) and not self._go_elsewhere(error):
+                    self._flight.is_failing = True
                     raise
             else:
                 return
+
+    @property
+    def _runway(self) -> Runway:
+        return self._runways[self._flight.repository.registry]
 
     def _verify(self) -> None:
         relay, digest = self._flight.relay, self._flight.digest
@@ -132,16 +95,29 @@ class Transfer:
         elif relay.known.hexdigest() != digest.encoded:
             raise DigestMismatch(f"asked for {digest}, got {digest.algorithm}:{relay.known.hexdigest()}")
 
-    def _start_over(self, error: DigestMismatch) -> bool:
+    def _start_over(self, error: RegistryCacheError) -> bool:
         """Whether the blob may be had from one GET, when it is wrong put together from several."""
-        if not self._spliced or self._flight.relay is not None:
+        if not isinstance(error, DigestMismatch) or not self._spliced or self._flight.relay is not None:
             return False
         self._ranges = self._spliced = False
         self._flight.size_bytes = None if not self._flight.started.is_set() else self._flight.size_bytes
-        self._retries.events.emit(
-            events.FlightResumed(digest=self._flight.digest, offset=0, attempt=1, reason=str(error))
-        )
+        self._resumed(0, str(error))
         return True
+
+    def _go_elsewhere(self, error: RegistryCacheError) -> bool:
+        """Whether another repository that has the blob goes on where this one has failed; the digest decides."""
+        flight, is_wrong = self._flight, isinstance(error, ContentError)
+        if isinstance(error, Left | NoSpace) or not flight.others or (is_wrong and flight.relay is not None):
+            return False
+        flight.go_on_elsewhere(error, lambda registry, client: self._runways[registry].boarding.seat(client))
+        self._ranges, self._spliced = not is_wrong, False
+        self._resumed(0 if is_wrong else self.offset, f"{error}; it goes on from {flight.repository}")
+        return True
+
+    def _resumed(self, offset: int, reason: str) -> None:
+        self._runway.retries.events.emit(
+            events.FlightResumed(digest=self._flight.digest, offset=offset, attempt=1, reason=reason)
+        )
 
     @property
     def _partial(self) -> Partial:
@@ -160,23 +136,26 @@ class Transfer:
         flight, attempt = self._flight, 0
         while not self._has_all():
             before = self.offset
-            await self._board()
             try:
                 async with asyncio.timeout(None) as scope:
-                    with _asked_back(flight, scope):
+                    with _interruptible(flight, scope):
+                        await self._board()
                         try:
                             await self._get()
                         except UpstreamError as error:
                             # Progress earns new tries: only transfers that bring nothing use them up.
                             attempt = 1 if self.offset > before else attempt + 1
                             begun = flight.started.is_set()
-                            await self._retries.pause(flight.digest, self.offset, attempt, error, begun=begun)
+                            await self._runway.retries.pause(flight.digest, self.offset, attempt, error, begun=begun)
                         else:
                             return
             except TimeoutError:
-                if flight.seat is None or not scope.expired():
+                if not scope.expired():
                     raise
-                self._boarding.leave(flight.seat)
+                if flight.seat is not None:
+                    flight.seat.leave()
+                if flight.is_diverted:
+                    raise Stalled(f"{flight.repository.registry} sends next to nothing") from None
                 if not flight.readers:
                     self._leave()
 
@@ -188,7 +167,7 @@ class Transfer:
         """Wait for a slot, as long as somebody reads."""
         flight, seat = self._flight, self._flight.seat
         while seat is not None and not seat.held:
-            if not await self._boarding.wait(seat) and not flight.readers:
+            if not await seat.wait() and not flight.readers:
                 self._leave()
         flight.boarded.set()
 
@@ -203,7 +182,7 @@ class Transfer:
         flight, start = self._flight, self.offset if self._ranges else 0
         flight.asked_upstream = True
         try:
-            async with self._source.blob(flight.repository, flight.digest, start=start) as body:
+            async with self._runway.source.blob(flight.repository, flight.digest, start=start) as body:
                 await self._begin(body, start)
                 if flight.relay is None:
                     await self._store(body)
@@ -236,7 +215,7 @@ class Transfer:
                 await self._partial.expect(flight.size_bytes)
             except NoSpace as error:
                 self._go_unstored(error)
-        flight.started.set()
+        flight.begin()
 
     async def _store(self, body: BlobBody) -> None:
         """From upstream into the store, in one thread; readers follow in the event loop."""
@@ -307,7 +286,7 @@ class Transfer:
         if relay.wanted and flight.readers:
             return
         if flight.seat is not None:
-            self._boarding.leave(flight.seat)
+            flight.seat.leave()
         while not relay.wanted or not flight.readers:
             try:
                 async with asyncio.timeout(None if flight.readers else _UNREAD_SECONDS):
@@ -318,20 +297,23 @@ class Transfer:
         await self._board()
 
 
-class _asked_back:  # noqa: N801 -- used like a function
-    """While it is entered, who wants the slot of *flight* back ends *scope*."""
+class _interruptible:  # noqa: N801 -- used like a function
+    """While it is entered, who wants the slot of *flight* back, or the flight elsewhere, ends *scope*."""
 
     def __init__(self, flight: Flight, scope: asyncio.Timeout) -> None:
+        self._flight = flight
         self._seat = flight.seat
         self._scope = scope
 
     def __enter__(self) -> None:
+        self._flight.interrupt = self._end
         if self._seat is not None:
             self._seat.interrupt = self._end
-            if self._seat.claim.asked_back:  # before we were here
-                self._end()
+        if self._flight.is_diverted or (self._seat is not None and self._seat.claim.asked_back):  # before we were here
+            self._end()
 
     def __exit__(self, *_: object) -> None:
+        self._flight.interrupt = None
         if self._seat is not None:
             self._seat.interrupt = None
 

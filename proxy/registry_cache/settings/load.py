@@ -17,6 +17,7 @@ from registry_cache.model.errors import SettingsError
 from registry_cache.settings import registry2
 from registry_cache.settings.model import Settings, credential_file
 from registry_cache.settings.suggestions import suggestion, unknown_environment
+from registry_cache.settings.upstreams import UpstreamSettings
 
 
 def load_settings(
@@ -97,10 +98,19 @@ def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
     What it was started with counts, not what this command's environment says; ``prune`` is this command's own.
     """
     values = {name: value for name, value in running.items() if name in Settings.model_fields and name != "prune"}
-    for name in ("cache_dir", "password_file", "ca_file"):
-        if values.get(name) is not None:
-            values[name] = Path(values[name])
+    values["upstreams"] = {
+        name: UpstreamSettings.model_construct(None, **_with_paths(table))
+        for name, table in (values.get("upstreams") or {}).items()
+    }
+    values = _with_paths(values)
     return settings.model_copy(update=values)
+
+
+def _with_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: Path(value) if name in ("cache_dir", "password_file", "ca_file") and value is not None else value
+        for name, value in values.items()
+    }
 
 
 def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,17 +125,26 @@ def _one_line(error: ValidationError) -> str:
     """The first error in one line: the setting, the value, what is allowed."""
     # A default that is made from another value is not made where something is wrong, which is no mistake of its own.
     first, *more = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
-    names = [str(part) for part in first["loc"]]
-    name = "__".join(names).upper()
+    name = _setting_name([str(part) for part in first["loc"]])
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"no such setting{suggestion(name)}"
+    elif isinstance(first["input"], Mapping):
+        meant = suggestion(f"{name}S") if first["type"] != "value_error" else ""
+        message = f"{message.replace('Input should be', 'a table: allowed is')}{meant}"
     elif name:
         # In the words that our own checks have. A URL may carry a password.
         value = re.sub(r"://[^/@]*@", "://…@", repr(first["input"]))
         message = f"{value}: {message.replace('Input should be', 'allowed is')}"
     also = f" (and {len(more)} more)" if more else ""
     return f"{name}: {message}{also}" if name else f"{message}{also}"
+
+
+def _setting_name(parts: list[str]) -> str:
+    """As the environment has it; a registry's name stays as it is."""
+    if len(parts) > 1 and parts[0] == "upstreams":
+        return "__".join([parts[0].upper(), parts[1], *(part.upper() for part in parts[2:])])
+    return "__".join(parts).upper()
 
 
 def _place(error: ValidationError, config: Path | None) -> str:

@@ -5,12 +5,11 @@ Where they come from is in :mod:`registry_cache.settings.load`.
 
 import ipaddress
 import os
-import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 from pydantic import model_validator as model_check
 from pydantic_settings import (
     BaseSettings,
@@ -20,79 +19,23 @@ from pydantic_settings import (
 )
 
 from registry_cache.model.errors import SettingsError
-from registry_cache.model.registries import HUB_NAMES, normal, well_known
-from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
+from registry_cache.model.registries import HUB_NAMES, url_of, well_known
+from registry_cache.model.units import Threshold
+from registry_cache.settings.types import (
+    Address,
+    Aliases,
+    DiskThreshold,
+    Duration,
+    HostNames,
+    ReadableFile,
+    RegistryName,
+    Size,
+    Url,
+    Words,
+)
+from registry_cache.settings.upstreams import UpstreamSettings, by_name, check_upstreams, credential_of
 
 ENV_PREFIX = "REGISTRY_CACHE_"
-
-
-def _listen(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    host = host.strip("[]")
-    # Without the colon, "5000" would mean every interface, which nobody who writes that can be held to want.
-    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 -- ports
-        raise ValueError("allowed is HOST:PORT such as 127.0.0.1:5000 or [::1]:5000")
-    if host and host != "localhost":
-        try:
-            ipaddress.ip_address(host)
-        except ValueError as error:
-            raise ValueError("allowed is an IP address or localhost before the port, such as 127.0.0.1:5000") from error
-    return value
-
-
-def _upstream(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("allowed is a URL such as https://registry-1.docker.io")
-    if parts.username or parts.password:
-        raise ValueError("allowed is a URL without a credential in it: use USERNAME and PASSWORD_FILE")
-    return value.rstrip("/")
-
-
-def _words(value: object) -> object:
-    """A list from ``a,b c``: environment variables and flags carry lists as text."""
-    return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
-
-
-def _host_names(value: list[str]) -> list[str]:
-    for host in value:
-        if host != "*" and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", host):
-            raise ValueError("allowed are host names without a port, such as cache.example.org, or *")
-    return value
-
-
-_REGISTRY = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)*")
-
-
-def _registry(value: str) -> str:
-    name = normal(value)
-    # Without a dot it might be a namespace: no client takes it for a registry.
-    if not _REGISTRY.fullmatch(name) or ("." not in name and name != "localhost"):
-        raise ValueError("allowed is a registry's name without scheme, port and path, such as docker.io or ghcr.io")
-    return HUB_NAMES[0] if name in HUB_NAMES else name
-
-
-def _aliases(value: list[str]) -> list[str]:
-    names = [normal(name) for name in value]
-    for name in names:
-        host, _, port = name.partition(":")
-        if not _REGISTRY.fullmatch(host) or ("." not in host and not port) or not re.fullmatch(r"[0-9]{0,5}", port):
-            raise ValueError("allowed are names as images have them, such as registry.corp:5443")
-    return names
-
-
-def _readable_file(value: Path) -> Path:
-    # Not is_file(): it raises where a folder on the way is closed to this user.
-    if not os.access(value, os.R_OK) or not value.is_file():
-        raise ValueError("allowed is an existing, readable file")
-    return value
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-Size = Annotated[ByteSize, BeforeValidator(parse_size)]
-DiskThreshold = Annotated[Threshold, BeforeValidator(parse_threshold)]
-Words = Annotated[list[str], BeforeValidator(_words)]
-ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
 
 
 def _default_cache_dir() -> Path:
@@ -113,10 +56,6 @@ def credential_file() -> Path | None:
         except OSError as error:
             raise SettingsError(f"PASSWORD_FILE: {str(path)!r}: the unit's credential: {error.strerror}") from error
     return None
-
-
-def _url_of(registry: str | None) -> str:
-    return f"https://{HUB_NAMES[-1] if registry in (None, *HUB_NAMES) else registry}"
 
 
 def _default_state_file() -> Path:
@@ -177,10 +116,8 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, enable_decoding=False
     )
 
-    listen: Annotated[str, AfterValidator(_listen)] = Field(
-        "127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at."
-    )
-    hosts: Annotated[list[str], BeforeValidator(_words), AfterValidator(_host_names)] = Field(
+    listen: Address = Field("127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at.")
+    hosts: HostNames = Field(
         [],
         description="Names by which clients call the cache, beside localhost and addresses (the Host header). On "
         "loopback others are refused, on other addresses only if this is set; `*`: none is.",
@@ -196,16 +133,16 @@ class Settings(BaseSettings):
     min_free: Size | None = Field(
         None, description="Free disk space never used up (default: the smaller of 1 GB and 5 % of the filesystem)."
     )
-    default_registry: Annotated[str, AfterValidator(_registry)] = Field(
+    default_registry: RegistryName = Field(
         HUB_NAMES[0],
         description="The registry's name in images; requests that name no registry mean it, and what is cached is its.",
     )
-    aliases: Annotated[list[str], BeforeValidator(_words), AfterValidator(_aliases)] = Field(
+    aliases: Aliases = Field(
         [],
         description="Other names that images have for it, such as registry.corp:5443; Docker Hub's are known.",
     )
-    upstream: Annotated[str, AfterValidator(_upstream)] = Field(
-        default_factory=lambda values: _url_of(values.get("default_registry")),
+    upstream: Url = Field(
+        default_factory=lambda values: url_of(values.get("default_registry", HUB_NAMES[0])),
         description="The registry that misses are fetched from (default: https://DEFAULT_REGISTRY, and for docker.io "
         "https://registry-1.docker.io).",
     )
@@ -277,6 +214,9 @@ class Settings(BaseSettings):
         "info", description="The least severe event logged."
     )
     prune: PruneSettings = Field(PruneSettings(), description="The host's image prune policy.")
+    upstreams: Annotated[dict[str, UpstreamSettings], BeforeValidator(by_name)] = Field(
+        {}, description="Registries that are served beside the default one, and what is its own of each."
+    )
 
     # Whether an account without its token is an error: it is for whoever uses it.
     needs_token: ClassVar[bool] = True
@@ -287,6 +227,18 @@ class Settings(BaseSettings):
             raise ValueError("USERNAME is set but PASSWORD_FILE is not: allowed is both or neither")
         if self.password_file and not self.username and "password_file" in self.model_fields_set:
             raise ValueError("PASSWORD_FILE is set but USERNAME is not: allowed is both or neither")
+        return self
+
+    @model_check(mode="after")
+    def _registries_are_told_apart(self) -> Self:
+        check_upstreams(self.upstreams, self.default_registry, self.aliases, self.model_fields_set)
+        for name, table in self.upstreams.items():
+            is_default = name == self.default_registry
+            own = table.password_file or credential_of(name, os.environ.get("CREDENTIALS_DIRECTORY"))
+            if table.username and not own and not (is_default and self.password_file) and self.needs_token:
+                raise ValueError(
+                    f"UPSTREAMS__{name}__USERNAME is set but its PASSWORD_FILE is not: allowed is both or neither"
+                )
         return self
 
     @classmethod

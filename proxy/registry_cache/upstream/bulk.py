@@ -20,11 +20,11 @@ import urllib3
 from registry_cache.model.errors import UpstreamError
 from registry_cache.ports.blobs import Piece
 from registry_cache.runtime.threads import Threads
-from registry_cache.upstream.addresses import AddressRefused, AddressRules
+from registry_cache.upstream.addresses import AddressRefused
 from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.dialling import HEADERS, Dialling
 from registry_cache.upstream.forward import ForwardProxy, proxy_for
 from registry_cache.upstream.headers import Headers, content_length
-from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.reply import SHORT_MAX_BYTES
 from registry_cache.upstream.urls import path_and_query
 from registry_cache.upstream.wire import CALL, Call, OpenSockets, drop_idle, pools, shut
@@ -195,25 +195,11 @@ class BulkClient:
         connections: how many at a time; each takes a thread while it waits for bytes.
     """
 
-    def __init__(
-        self,
-        *,
-        tls: ssl.SSLContext,
-        connect_timeout_seconds: float,
-        read_timeout_seconds: float,
-        connections: int,
-        user_agent: str,
-        addresses: AddressRules,
-        redactor: Redactor,
-    ) -> None:
-        self._read_timeout_seconds = read_timeout_seconds
-        self._timeout = urllib3.Timeout(connect=connect_timeout_seconds, read=read_timeout_seconds)
+    def __init__(self, dialling: Dialling, *, connections: int) -> None:
+        self._dialling = dialling
+        self._timeout = urllib3.Timeout(connect=dialling.connect_timeout_seconds, read=dialling.read_timeout_seconds)
         self._threads = Threads("upstream", connections)
-        self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
-        self._tls = tls
         self._connections = connections
-        self._addresses = addresses
-        self._redactor = redactor
         self._sockets = OpenSockets()
         self._pools: dict[ForwardProxy | None, urllib3.PoolManager] = {}
 
@@ -226,12 +212,12 @@ class BulkClient:
             UpstreamError: no answer.
         """
         try:
-            self._addresses.check_url(ask.url)
+            self._dialling.addresses.check_url(ask.url)
             proxy = proxy_for(ask.url)
             if proxy is not None and proxy.username is not None:
-                self._redactor.learn_login(proxy.username, proxy.password)
+                self._dialling.redactor.learn_login(proxy.username, proxy.password)
             return await self._threads.run_or_abandon(
-                functools.partial(self._get, ask.url, {**self._headers, **ask.headers}, proxy),
+                functools.partial(self._get, ask.url, {**HEADERS, **ask.headers}, proxy),
                 dispose=lambda late: late.close(),
             )
         except _FAILURES as error:
@@ -249,7 +235,7 @@ class BulkClient:
 
     def _once(self, url: str, headers: Mapping[str, str], proxy: ForwardProxy | None) -> BulkReply:
         forwards = proxy is not None and url.startswith("http:")
-        CALL.set(Call(url if forwards else path_and_query(url), self._addresses, self._sockets))
+        CALL.set(Call(url if forwards else path_and_query(url), self._dialling.addresses, self._sockets))
         response = self._pool(url, proxy).urlopen(
             "GET",
             url if forwards else "/",  # the line is written by the connection, exactly
@@ -262,21 +248,21 @@ class BulkClient:
             decode_content=False,
         )
         return BulkReply(
-            response, self._threads, read_timeout_seconds=self._read_timeout_seconds, explain=self._explain
+            response, self._threads, read_timeout_seconds=self._dialling.read_timeout_seconds, explain=self._explain
         )
 
     def _pool(self, url: str, proxy: ForwardProxy | None) -> urllib3.HTTPConnectionPool:
         manager = self._pools.get(proxy)
         if manager is None:
-            options: dict[str, Any] = {"num_pools": 16, "maxsize": self._connections, "ssl_context": self._tls}
+            options: dict[str, Any] = {"num_pools": 16, "maxsize": self._connections, "ssl_context": self._dialling.tls}
             if proxy is not None:
-                options |= {"proxy_ssl_context": self._tls, "proxy_headers": proxy.headers}
+                options |= {"proxy_ssl_context": self._dialling.tls, "proxy_headers": proxy.headers}
             manager = self._pools[proxy] = pools(proxy.url if proxy else None, **options)
         parts = urlsplit(url)
         return manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
 
     def _explain(self, error: Exception) -> str:
-        return self._redactor.clean(_reason(error))[:300]
+        return self._dialling.redactor.clean(_reason(error))[:300]
 
     def interrupt(self) -> None:
         """End the waiting of every thread: what is under way fails at once."""

@@ -7,7 +7,6 @@ the same rules: :mod:`.exchange`. No foreign exception leaves this package.
 import asyncio
 import contextlib
 import re
-import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from registry_cache.model import events
 from registry_cache.model.errors import HeadRefused, RateLimited, UpstreamError, UpstreamRefused
 from registry_cache.model.oci import MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Repository
 from registry_cache.model.ranges import ContentRange
+from registry_cache.settings.registries import RegistrySettings
 from registry_cache.upstream.account import Account
 from registry_cache.upstream.addresses import AddressRules
 from registry_cache.upstream.ask import Ask
@@ -25,6 +25,7 @@ from registry_cache.upstream.bulk import BulkClient, BulkReply
 from registry_cache.upstream.challenges import Challenge, parse_challenges
 from registry_cache.upstream.credential import Credential, RealmTrust
 from registry_cache.upstream.decoding import decoded
+from registry_cache.upstream.dialling import Dialling
 from registry_cache.upstream.exchange import Exchange
 from registry_cache.upstream.headers import Link, content_digest, content_length, media_type
 from registry_cache.upstream.judged import message_of
@@ -33,6 +34,7 @@ from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.resilience import backoff_seconds
 from registry_cache.upstream.shapes import ListKind, is_list, manifest_type
+from registry_cache.upstream.tls import tls_context
 from registry_cache.upstream.transport import SmallClient
 from registry_cache.upstream.urls import origin_of
 from registry_cache.upstream.watched import Breakers, Prober
@@ -76,64 +78,41 @@ class Upstream:
     """One registry, as seen by one account.
 
     Args:
-        base_url: without a trailing slash.
-        tls: for every connection, the token service's and the CDN's too.
-        private_hosts: hosts that redirects and challenges may lead to although their addresses are private.
+        connections: to blobs, at the same time; small answers have some more.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        tls: ssl.SSLContext,
-        credential: Credential | None,
-        trusted_realms: list[str],
-        anonymous_fallback: bool,
-        private_hosts: list[str],
-        connect_timeout_seconds: float,
-        read_timeout_seconds: float,
-        connections: int,
-        user_agent: str,
-        events: events.Events,
-    ) -> None:
-        self._events = events
+    def __init__(self, registry: RegistrySettings, *, connections: int, events: events.Events) -> None:
+        self._events = events = events.of(registry.name)
+        base_url = registry.url
+        self.name = registry.name
         self.origin = origin_of(base_url)
         self.redactor = Redactor()
         self.limits = RateLimit(self.origin, self.redactor, events)
         self.breakers = Breakers(self.origin, events)
         self.answered_at: float | None = None  # Unix seconds
-        addresses = AddressRules(base_url, [*private_hosts, *trusted_realms])
-        self._client = SmallClient(
-            tls=tls,
-            connections=connections + 32,
-            addresses=addresses,
-            redactor=self.redactor,
-            connect_timeout_seconds=connect_timeout_seconds,
-            read_timeout_seconds=read_timeout_seconds,
-            user_agent=user_agent,
+        addresses = AddressRules(base_url, [*registry.private_hosts, *registry.trusted_realms])
+        dialling = Dialling(
+            tls_context(registry.ca_file),
+            addresses,
+            self.redactor,
+            connect_timeout_seconds=registry.connect_timeout,
+            read_timeout_seconds=registry.read_timeout,
         )
-        self._bulk = BulkClient(
-            tls=tls,
-            connect_timeout_seconds=connect_timeout_seconds,
-            read_timeout_seconds=read_timeout_seconds,
-            connections=connections,
-            user_agent=user_agent,
-            addresses=addresses,
-            redactor=self.redactor,
-        )
+        self._client = SmallClient(dialling, connections=connections + 32)
+        self._bulk = BulkClient(dialling, connections=connections)
         # The slowest whole small exchange: a body that trickles in is as bad as one that stalls.
-        self._small_timeout_seconds = connect_timeout_seconds + 2 * read_timeout_seconds
+        self._small_timeout_seconds = registry.connect_timeout + 2 * registry.read_timeout
         self._watched = self.breakers.around(self._client.send)
         account = Account(
-            credential,
-            anonymous_fallback=anonymous_fallback,
+            Credential.of(registry.username, registry.password_file),
+            anonymous_fallback=registry.anonymous_fallback,
             registry=self.origin,
             redactor=self.redactor,
             events=events,
         )
         self.auth = Authenticator(
             account=account,
-            trust=RealmTrust(base_url, trusted_realms),
+            trust=RealmTrust(base_url, registry.trusted_realms),
             fetch=self._fetch_token,
             ping=self._ping,
             redactor=self.redactor,

@@ -4,7 +4,7 @@ import base64
 import functools
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 import aiofiles
@@ -20,6 +20,11 @@ class Credential(NamedTuple):
 
     username: str
     password_file: Path
+
+    @classmethod
+    def of(cls, username: str | None, password_file: Path | None) -> Self | None:
+        """None where there is no account."""
+        return cls(username, password_file) if username and password_file else None
 
     def basic(self, secret: bytes) -> str:
         """The value of an ``Authorization: Basic`` header."""

@@ -1,5 +1,6 @@
 """Whom connections to upstream trust."""
 
+import functools
 import os
 import ssl
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import certifi
 
 
+@functools.cache  # a context takes 20 ms, and 20 registries have the same one
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """Trust of the system, or certifi's where the system has none, and of *ca_file* beside it."""
     context = ssl.create_default_context()

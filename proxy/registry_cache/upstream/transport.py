@@ -6,7 +6,6 @@ Below httpx's requests and errors, aiohttp's connector and parser take the place
 
 import contextlib
 import http.cookiejar
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from yarl import URL
 from registry_cache.model.errors import HeadRefused, UpstreamError
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.dialling import HEADERS, Dialling
 from registry_cache.upstream.forward import proxy_for
 from registry_cache.upstream.headers import Headers, content_length
 from registry_cache.upstream.redact import Redactor
@@ -40,24 +40,13 @@ class SmallClient:
         connections: how many at a time; who wants one more waits.
     """
 
-    def __init__(
-        self,
-        *,
-        tls: ssl.SSLContext,
-        connections: int,
-        addresses: AddressRules,
-        redactor: Redactor,
-        connect_timeout_seconds: float,
-        read_timeout_seconds: float,
-        user_agent: str,
-    ) -> None:
-        self._redactor = redactor
-        self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
+    def __init__(self, dialling: Dialling, *, connections: int) -> None:
+        self._redactor = dialling.redactor
         self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(tls=tls, connections=connections, addresses=addresses, redactor=redactor),
+            transport=AiohttpTransport(dialling, connections=connections),
             trust_env=False,  # the proxies' variables are read by our own rules
             follow_redirects=False,
-            timeout=httpx.Timeout(read_timeout_seconds, connect=connect_timeout_seconds),
+            timeout=httpx.Timeout(dialling.read_timeout_seconds, connect=dialling.connect_timeout_seconds),
         )
         self._client.cookies.jar.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
 
@@ -73,7 +62,7 @@ class SmallClient:
             request = httpx.Request(
                 ask.method,
                 origin_of(ask.url),
-                headers={**self._headers, **ask.headers},
+                headers={**HEADERS, **ask.headers},
                 extensions={"target": ask.url, "timeout": self._client.timeout.as_dict()},
             )
             try:
@@ -139,13 +128,13 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
     A request's ``extensions`` have the timeouts, and as ``target`` the URL whose bytes go into the request line.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext, connections: int, addresses: AddressRules, redactor: Redactor) -> None:
-        self._addresses = addresses
-        self._redactor = redactor
-        self._resolver = _Resolver(addresses)
+    def __init__(self, dialling: Dialling, *, connections: int) -> None:
+        self._addresses = dialling.addresses
+        self._redactor = dialling.redactor
+        self._resolver = _Resolver(dialling.addresses)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                ssl=tls, limit=connections, keepalive_timeout=_KEEPALIVE_SECONDS, resolver=self._resolver
+                ssl=dialling.tls, limit=connections, keepalive_timeout=_KEEPALIVE_SECONDS, resolver=self._resolver
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

@@ -7,12 +7,17 @@ Source: OCI distribution spec, "Registry Proxying" (``ns``); containerd and Buil
 users write the registry into the path, and ``override_path`` does both.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Self
 
 from registry_cache.model.errors import NameUnknown
 from registry_cache.model.oci import DOCKER_HUB, Repository
 from registry_cache.model.registries import HUB_NAMES, looks_like_registry, normal, well_known
+from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import registries
+
+_HOST = re.compile(r"[a-z0-9._-]+(:[0-9]+)?", re.ASCII)
 
 
 class Registries:
@@ -43,10 +48,12 @@ class Registries:
         self._completes = completes
 
     @classmethod
-    def of(cls, default: str, aliases: Iterable[str], *, hosts: Iterable[str], upstream_host: str) -> Self:
-        """Those of a cache with these settings, with one upstream."""
-        names = [host for host in hosts if host != "*"]
-        return cls(default, {default: aliases}, own_names=names, completes=upstream_host in HUB_NAMES)
+    def of(cls, settings: Settings) -> Self:
+        """Those of a cache with these settings."""
+        served, default = registries(settings), settings.default_registry
+        names = [host for host in settings.hosts if host != "*"]
+        aliases = {name: registry.aliases for name, registry in served.items()}
+        return cls(default, aliases, own_names=names, completes=served[default].host in HUB_NAMES)
 
     def resolve(self, name: str, ns: str | None, host: str) -> Repository:
         """The repository that *name* means.
@@ -103,6 +110,7 @@ class Registries:
         return name == host or name in self._own_names or name.rpartition(":")[0] in self._own_names
 
     def _not_served(self, registry: str) -> NameUnknown:
-        return NameUnknown(
-            f"registry {registry[:100]!r} is not served here: this cache serves {self.default} (see DEFAULT_REGISTRY)"
-        )
+        name = normal(registry[:100])
+        if _HOST.fullmatch(name) is None:
+            return NameUnknown(f"{registry[:100]!r} is no registry's name")
+        return NameUnknown(f'registry {name} is not served here: [upstreams."{name}"] in the settings would')

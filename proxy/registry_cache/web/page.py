@@ -215,7 +215,7 @@ def _settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Name, value and meaning of each setting of this process; the prune has its own process and settings."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if name != "prune":
+        if name not in ("prune", "upstreams"):
             shown = ("set" if value else "not set") if name in _CONFIDENTIAL else _shown(value)
             yield name.upper(), shown, field.description or ""
 

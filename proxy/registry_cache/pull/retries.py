@@ -1,0 +1,56 @@
+"""When a broken transfer is taken up again, and what a refusal was about."""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from registry_cache.model import events
+from registry_cache.model.errors import (
+    BlobUnknown,
+    CredentialRefused,
+    Denied,
+    NameUnknown,
+    OriginDown,
+    RangeRefused,
+    RegistryCacheError,
+    Unauthorized,
+    UpstreamError,
+    UpstreamRefused,
+)
+from registry_cache.model.oci import Digest
+
+# The longest pause before a broken transfer is taken up again; an origin that wants to be left alone for longer has
+# failed it.
+_PAUSE_MAX_SECONDS = 30.0
+# As manifests: an origin that is known to be down is waited for so long, while a client waits for its first byte.
+_PATIENCE_SECONDS = 5.0
+
+
+def no_to_a_range(error: RegistryCacheError) -> bool:
+    """Whether *error*, met when a part of the blob was asked for, may be about the part only: the whole tells."""
+    no = RangeRefused | BlobUnknown | NameUnknown | Denied | Unauthorized
+    return isinstance(error, no) and not isinstance(error, CredentialRefused)
+
+
+class Retries(NamedTuple):
+    """How often a broken transfer is taken up again, and after how long."""
+
+    limit: int
+    backoff: Callable[[int], float]  # seconds before attempt number n + 1
+    events: events.Events
+
+    async def pause(self, digest: Digest, offset: int, attempt: int, error: UpstreamError, *, begun: bool) -> None:
+        """Wait before the next try, or raise *error* when there is none to be made.
+
+        Args:
+            begun: a client has got bytes: no other host can help it.
+        """
+        seconds = max(self.backoff(attempt), error.retry_in_seconds)
+        if isinstance(error, UpstreamRefused) and attempt > 1:
+            raise error  # upstream has answered, twice
+        if attempt > self.limit or seconds > _PAUSE_MAX_SECONDS:
+            raise error
+        if isinstance(error, OriginDown) and not begun and (attempt == 1 or seconds > _PATIENCE_SECONDS):
+            raise error
+        self.events.emit(events.FlightResumed(digest=digest, offset=offset, attempt=attempt, reason=str(error)))
+        await asyncio.sleep(seconds)

@@ -1,0 +1,92 @@
+"""The types of settings: what may be written, and what is said where it is not that."""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize
+
+from registry_cache.model.registries import HUB_NAMES, normal
+from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
+
+
+def _listen(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    host = host.strip("[]")
+    # Without the colon, "5000" would mean every interface, which nobody who writes that can be held to want.
+    if not colon or not port.isdigit() or not 0 <= int(port) <= 65535:  # noqa: PLR2004 -- ports
+        raise ValueError("allowed is HOST:PORT such as 127.0.0.1:5000 or [::1]:5000")
+    if host and host != "localhost":
+        try:
+            ipaddress.ip_address(host)
+        except ValueError as error:
+            raise ValueError("allowed is an IP address or localhost before the port, such as 127.0.0.1:5000") from error
+    return value
+
+
+def _upstream(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("allowed is a URL such as https://registry-1.docker.io")
+    if parts.username or parts.password:
+        raise ValueError("allowed is a URL without a credential in it: use USERNAME and PASSWORD_FILE")
+    return value.rstrip("/")
+
+
+def _words(value: object) -> object:
+    """A list from ``a,b c``: environment variables and flags carry lists as text."""
+    return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
+
+
+def _host_names(value: list[str]) -> list[str]:
+    for host in value:
+        if host != "*" and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", host):
+            raise ValueError("allowed are host names without a port, such as cache.example.org, or *")
+    return value
+
+
+_REGISTRY = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)*")
+
+
+def registry_name(value: str) -> str:
+    """A registry by the name that is looked up: lower case, Docker Hub by its first name.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    name = normal(value)
+    # Without a dot it might be a namespace: no client takes it for a registry.
+    if not _REGISTRY.fullmatch(name) or ("." not in name and name != "localhost"):
+        raise ValueError("allowed is a registry's name without scheme, port and path, such as docker.io or ghcr.io")
+    return HUB_NAMES[0] if name in HUB_NAMES else name
+
+
+def _aliases(value: list[str]) -> list[str]:
+    names = [normal(name) for name in value]
+    for name in names:
+        host, _, port = name.partition(":")
+        if not _REGISTRY.fullmatch(host) or ("." not in host and not port) or not re.fullmatch(r"[0-9]{0,5}", port):
+            raise ValueError("allowed are names as images have them, such as registry.corp:5443")
+    return names
+
+
+def _readable_file(value: Path) -> Path:
+    # Not is_file(): it raises where a folder on the way is closed to this user.
+    if not os.access(value, os.R_OK) or not value.is_file():
+        raise ValueError("allowed is an existing, readable file")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Size = Annotated[ByteSize, BeforeValidator(parse_size)]
+DiskThreshold = Annotated[Threshold, BeforeValidator(parse_threshold)]
+Words = Annotated[list[str], BeforeValidator(_words)]
+ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
+Address = Annotated[str, AfterValidator(_listen)]
+HostNames = Annotated[list[str], BeforeValidator(_words), AfterValidator(_host_names)]
+RegistryName = Annotated[str, AfterValidator(registry_name)]
+Aliases = Annotated[list[str], BeforeValidator(_words), AfterValidator(_aliases)]
+Url = Annotated[str, AfterValidator(_upstream)]

@@ -1,0 +1,131 @@
+"""The tables ``[upstreams."ghcr.io"]``: registries beside the default one, and what each has of its own."""
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic import model_validator as model_check
+
+from registry_cache.model.registries import known_registries
+from registry_cache.settings.types import Aliases, Duration, ReadableFile, Url, Words, registry_name
+
+
+class UpstreamSettings(BaseModel):
+    """One registry. What it does not set is as it is for all, but for its address, its account and whom it trusts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Url | None = Field(None, description="Where it is asked (default: https://NAME).")
+    aliases: Aliases = Field([], description="Other names that images have for it, such as registry.corp:5443.")
+    username: str | None = Field(None, description="Account for it; anonymous without it.")
+    password_file: ReadableFile | None = Field(
+        None,
+        description="File that holds the account's access token (default: the credential `password.NAME` of a systemd "
+        "unit).",
+    )
+    ca_file: ReadableFile | None = Field(
+        None, description="PEM file of certificate authorities to trust for it beside the system's (default: CA_FILE)."
+    )
+    trusted_realms: Words = Field(
+        [], description="Hosts that may be sent its credential beside its own host and domain."
+    )
+    private_hosts: Words = Field([], description="Hosts on private addresses that it may redirect to.")
+    anonymous_fallback: bool = Field(False, description="Go on without the account when it rejects the credential.")
+    tag_ttl: Duration | None = Field(None, description="As TAG_TTL, for its tags.")
+    keep_deleted_tags: bool | None = Field(None, description="As KEEP_DELETED_TAGS, for its tags.")
+    connect_timeout: Duration | None = Field(None, description="As CONNECT_TIMEOUT.")
+    read_timeout: Duration | None = Field(None, description="As READ_TIMEOUT.")
+    stale_timeout: Duration | None = Field(None, description="As STALE_TIMEOUT.")
+    rate_limit_wait: Duration | None = Field(None, description="As RATE_LIMIT_WAIT.")
+    negative_ttl: Duration | None = Field(None, description="As NEGATIVE_TTL.")
+    retries: int | None = Field(None, ge=0, le=100, description="As RETRIES.")
+    max_flights: int | None = Field(None, ge=1, le=1024, description="As MAX_FLIGHTS: slots of its own.")
+    blob_connections: int | None = Field(None, ge=1, le=8, description="As BLOB_CONNECTIONS.")
+
+    @model_check(mode="after")
+    def _credential_is_whole(self) -> Self:
+        if self.password_file and not self.username:
+            raise ValueError("password_file is set but username is not: allowed is both or neither")
+        return self
+
+
+def by_name(tables: Any) -> Any:
+    """*tables* by the names that registries are looked up by.
+
+    An environment variable cannot have a dot in a shell: ``GHCR_IO`` is the one registry that it fits.
+
+    Raises:
+        ValueError: a name is none, or fits several, or is there twice.
+    """
+    if not isinstance(tables, Mapping):
+        return tables  # pydantic says what it has to be
+    spelled = {str(key): _named(str(key), tables) for key in tables}
+    found: dict[str, Any] = {}
+    # What is written out stands below what the environment says: its keys win.
+    for key, name in sorted(spelled.items(), key=lambda item: item[0] != item[1]):
+        before, table = found.get(name), tables[key]
+        if isinstance(table, UpstreamSettings):
+            table = table.model_dump(exclude_unset=True)
+        if before is not None and not (_is_shell_name(key) and isinstance(table, Mapping)):
+            raise ValueError(f"{key} and {name} are the same registry")
+        found[name] = {**before, **table} if before is not None else table
+    return found
+
+
+def _named(key: str, tables: Mapping[Any, Any]) -> str:
+    if not _is_shell_name(key):
+        return registry_name(key)
+    known = {*known_registries(), *(str(other).lower() for other in tables if "." in str(other))}
+    fits = sorted(name for name in known if re.sub(r"[.:-]", "_", name) == key.lower())
+    if len(fits) != 1:
+        near = fits or difflib.get_close_matches(key.lower().replace("_", "."), known, n=2)
+        meant = f": did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"{key} is no registry's name, such as ghcr.io, which is written with its dots{meant}")
+    return registry_name(fits[0])
+
+
+def _is_shell_name(key: str) -> bool:
+    return re.fullmatch(r"\w+", key, re.ASCII) is not None and key.lower() != "localhost"
+
+
+# Settings for all that are the default registry's own; one of them and the table's is one too many.
+_DEFAULTS_OWN = ("username", "password_file", "trusted_realms", "private_hosts", "anonymous_fallback", "aliases")
+
+
+def check_upstreams(
+    tables: Mapping[str, UpstreamSettings], default: str, aliases: Sequence[str], is_set: Collection[str]
+) -> None:
+    """Refuse what would be ambiguous.
+
+    Args:
+        default: the registry of requests that name none.
+        aliases: its other names, as they are set outside *tables*.
+        is_set: the settings that are set outside *tables*.
+
+    Raises:
+        ValueError: a name is two registries', or a setting is set in both of its places.
+    """
+    if default in tables:
+        for name, outside in [("url", "upstream"), *((name, name) for name in _DEFAULTS_OWN)]:
+            if name in tables[default].model_fields_set and outside in is_set:
+                raise ValueError(
+                    f"{outside.upper()} and UPSTREAMS__{default}__{name.upper()} are the same setting: allowed is one"
+                )
+    owners = dict.fromkeys([default, *tables], "")
+    named = [(alias, default) for alias in aliases]
+    named += [(alias, name) for name, table in tables.items() for alias in table.aliases]
+    for alias, name in named:
+        if (owners.get(alias, name) or alias) != name:
+            raise ValueError(f"{alias} is an alias of {name}, and another registry's name")
+        owners[alias] = name
+
+
+def credential_of(name: str, directory: str | None) -> Path | None:
+    """The credential ``password.NAME`` of systemd's LoadCredential=, if the unit was given one."""
+    if directory is None:
+        return None
+    path = Path(directory) / f"password.{name}"
+    return path if path.is_file() else None
