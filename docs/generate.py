@@ -13,6 +13,7 @@ from registry_cache.cli.common import COMMANDS, default_text, metavar
 from registry_cache.completing.offers import ANYTHING, FILES, IMAGES
 from registry_cache.settings.groups import grouped_settings
 from registry_cache.settings.model import ENV_PREFIX, PruneSettings, Settings
+from registry_cache.settings.upstreams import UpstreamSettings
 
 HERE = Path(__file__).parent
 WORDS = HERE.parent / "proxy" / "registry_cache" / "completing" / "words.json"
@@ -73,9 +74,40 @@ def configuration() -> str:
     parts = [_MADE, _CONFIGURATION]
     for title, names in grouped_settings().items():
         parts += [f"## {title}\n", _settings_table(Settings, names)]
+    parts += ["## Registries beside the default one\n", _UPSTREAMS, _table_of_a_registry()]
     parts += ["## The prune of the host's images\n", "See [prune.md](prune.md).\n"]
     parts.append(_settings_table(PruneSettings, list(PruneSettings.model_fields), table="prune"))
     return "\n".join(parts)
+
+
+_UPSTREAMS = """\
+A table in TOML for each, by the registry's name as images have it. What it does not set is as it is for all, but for
+its address, its account and whom it trusts. Requests reach it by `?ns=`, or with its name at the beginning of the path
+([registries.md](registries.md)).
+
+```toml
+[upstreams."ghcr.io"]
+username = "ci"
+password_file = "/run/keys/ghcr"
+tag_ttl = "5m"
+
+[upstreams."registry.k8s.io"]      # nothing has to be set
+```
+
+In the environment a registry's name is written out: `REGISTRY_CACHE_UPSTREAMS__ghcr.io__TAG_TTL=5m` (systemd, Compose
+and Kubernetes take that). A shell takes no dot: `REGISTRY_CACHE_UPSTREAMS__GHCR_IO__TAG_TTL` means the one registry,
+well known or configured, that it fits. What is set for the default registry in its own table is not set a second time
+outside.
+"""
+
+
+def _table_of_a_registry() -> str:
+    lines = ["| TOML key | default | what it is for |", "|---|---|---|"]
+    for name, field in UpstreamSettings.model_fields.items():
+        default = "false" if field.default is False else ""
+        shown = f"`{default}`" if default else ""
+        lines.append(f"| `{name}` | {shown} | {_cell(field.description or '')} |")
+    return "\n".join([*lines, ""])
 
 
 def _settings_table(model: type[BaseModel], names: Any, table: str = "") -> str:

@@ -9,6 +9,8 @@
 let
   inherit (lib)
     any
+    attrNames
+    concatMap
     concatStringsSep
     elem
     filterAttrs
@@ -16,6 +18,8 @@ let
     hasPrefix
     last
     literalExpression
+    mapAttrs
+    mapAttrsToList
     mkDefault
     mkEnableOption
     mkIf
@@ -63,7 +67,29 @@ let
       cache_dir = cfg.cacheDir;
     }
     // optionalAttrs (cfg.username != null) { inherit (cfg) username; }
+    // optionalAttrs (cfg.upstreams != { }) {
+      upstreams = mapAttrs (
+        _: registry:
+        withoutNull registry.settings
+        // optionalAttrs (registry.username != null) { inherit (registry) username; }
+      ) cfg.upstreams;
+    }
   );
+  # By the names under which systemd hands them to the service.
+  credentials = optional (cfg.passwordFile != null) "password:${cfg.passwordFile}"
+    ++ mapAttrsToList (name: registry: "password.${name}:${registry.passwordFile}") (
+      filterAttrs (_: registry: registry.passwordFile != null) cfg.upstreams
+    );
+  passwordFile = mkOption {
+    type = types.nullOr types.path;
+    default = null;
+    apply = path: if path == null then null else toString path;
+    example = literalExpression "config.sops.secrets.dockerhub.path";
+    description = ''
+      File that holds the account's access token (PAT), outside the Nix store. systemd reads it as root and hands the
+      service a copy when it starts, so it needs no owner and no group: root's, mode 0400, is right.
+    '';
+  };
   pruneFile = toml.generate "registry-cache-prune.toml" { prune = withoutNull cfg.prune.settings; };
 
   prunesAll = any (
@@ -137,15 +163,39 @@ in
       description = "Account for upstream; anonymous without it.";
     };
 
-    passwordFile = mkOption {
-      type = types.nullOr types.path;
-      default = null;
-      apply = path: if path == null then null else toString path;
-      example = literalExpression "config.sops.secrets.dockerhub.path";
-      description = ''
-        File that holds the account's access token (PAT), outside the Nix store. systemd reads it as root and hands the
-        service a copy when it starts, so it needs no owner and no group: root's, mode 0400, is right.
+    inherit passwordFile;
+
+    upstreams = mkOption {
+      type = types.attrsOf (
+        types.submodule {
+          options = {
+            inherit passwordFile;
+            username = mkOption {
+              type = types.nullOr types.str;
+              default = null;
+              example = "ci";
+              description = "Account for this registry; anonymous without it.";
+            };
+            settings = mkOption {
+              type = settingsType typed.upstream;
+              default = { };
+              example = literalExpression ''{ tag_ttl = "30d"; }'';
+              description = "What is this registry's own; the keys of its table in the TOML file.";
+            };
+          };
+        }
+      );
+      default = { };
+      example = literalExpression ''
+        {
+          "ghcr.io" = {
+            username = "ci";
+            passwordFile = config.sops.secrets.ghcr.path;
+          };
+          "registry.k8s.io".settings.tag_ttl = "30d";
+        }
       '';
+      description = "Registries that are served beside the default one, by the names that their images have.";
     };
 
     cacheDir = mkOption {
@@ -236,15 +286,37 @@ in
             Name a file outside of it as a string, such as config.sops.secrets.dockerhub.path or "/run/keys/dockerhub".
           '';
         }
+      ]
+      ++ concatMap (
+        name:
+        let
+          registry = cfg.upstreams.${name};
+        in
+        [
+          {
+            assertion = (registry.username == null) == (registry.passwordFile == null);
+            message = "services.registry-cache.upstreams.\"${name}\": set username and passwordFile both, or neither to pull anonymously.";
+          }
+          {
+            assertion = !inStore registry.passwordFile;
+            message = "services.registry-cache.upstreams.\"${name}\".passwordFile is ${toString registry.passwordFile}: everybody can read the Nix store.";
+          }
+          {
+            assertion = !any (key: registry.settings ? ${key}) [ "username" "password_file" ];
+            message = "services.registry-cache.upstreams.\"${name}\".settings has username or password_file in it: these are options beside it.";
+          }
+        ]
+      ) (attrNames cfg.upstreams)
+      ++ [
         {
           assertion = hasPrefix "/" cfg.cacheDir && !inStore cfg.cacheDir && !elem cfg.cacheDir [ "/" "/var" "/var/cache" ];
           message = "services.registry-cache.cacheDir is ${cfg.cacheDir}: allowed is a directory of its own, such as /var/cache/registry-cache.";
         }
         {
-          assertion = !any (key: cfg.settings ? ${key}) [ "cache_dir" "username" "password_file" "prune" ];
+          assertion = !any (key: cfg.settings ? ${key}) [ "cache_dir" "username" "password_file" "prune" "upstreams" ];
           message = ''
-            services.registry-cache.settings has cache_dir, username, password_file or prune in it: these are options of
-            their own, services.registry-cache.{cacheDir,username,passwordFile,prune.settings}.
+            services.registry-cache.settings has cache_dir, username, password_file, prune or upstreams in it: these are
+            options of their own, services.registry-cache.{cacheDir,username,passwordFile,prune.settings,upstreams}.
           '';
         }
         {
@@ -329,7 +401,7 @@ in
             RestartSteps = mkDefault 6;
             RestartMaxDelaySec = mkDefault "1min";
           }
-          // optionalAttrs (cfg.passwordFile != null) { LoadCredential = "password:${cfg.passwordFile}"; }
+          // optionalAttrs (credentials != [ ]) { LoadCredential = credentials; }
           // (
             if isDynamic then
               {

@@ -58,6 +58,26 @@ in
     log_level = setting (types.enum [ "debug" "info" "warning" "error" ]) "info" "The least severe event logged. Default: info.";
   };
 
+  # Of one registry beside the default one; what it does not set is as it is for all.
+  upstream = {
+    url = setting types.str "https://registry.corp:5443" "Where it is asked. Default: https:// and its name.";
+    aliases = setting (types.listOf types.str) [ "registry.corp:5443" ] "Other names that images have for it.";
+    ca_file = setting types.str "/etc/ssl/internal-ca.pem" "PEM file of certificate authorities to trust for it beside the system's.";
+    trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent its credential beside its own host and domain.";
+    private_hosts = setting (types.listOf types.str) [ "blobs.internal" ] "Hosts on private addresses that it may redirect to.";
+    anonymous_fallback = setting types.bool true "Whether to go on without the account when it rejects the credential. Default: false.";
+    tag_ttl = setting duration "30d" "How long its tags are served without asking again.";
+    keep_deleted_tags = setting types.bool true "Whether to keep serving a tag that it has deleted or made private.";
+    connect_timeout = setting duration "5s" "For the connection to it, TLS included.";
+    read_timeout = setting duration "15s" "A read from it that stalls this long counts as broken.";
+    stale_timeout = setting duration "2500ms" "How long it may take to confirm an expired tag before the stale one is served.";
+    rate_limit_wait = setting duration "15s" "The longest an uncached pull waits for its rate limit to pass.";
+    negative_ttl = setting duration "10s" "How long its no is answered from memory; 0: never.";
+    retries = setting types.ints.unsigned 5 "How often a broken transfer from it is taken up again.";
+    max_flights = setting types.ints.positive 32 "Blobs fetched from it at the same time.";
+    blob_connections = setting types.ints.positive 4 "Connections for one large blob of it.";
+  };
+
   prune = {
     free_below = setting types.str "15%" "Prune only when less than this is free where Docker keeps its data. Default: 15%.";
     free_target = setting types.str "25%" "Stop pruning as soon as this much is free. Default: free_below plus 5 % of the filesystem.";

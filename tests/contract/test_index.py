@@ -176,7 +176,7 @@ async def test_links_go_with_their_blob(index):
     assert await index.repositories_of([digest(1)]) == {digest(1): []}
     index.link(REPOSITORY, digest(1))
     await index.flush()
-    assert await index.repositories_of([digest(1)]) == {digest(1): [REPOSITORY.name]}
+    assert await index.repositories_of([digest(1)]) == {digest(1): [REPOSITORY]}
 
 
 async def test_a_link_is_known_before_and_after_it_is_written(index):
@@ -230,6 +230,20 @@ async def test_answers_are_bounded_in_bytes_the_oldest_go(index):
     await index.put_answer("huge", Answer(b"x" * 20_000, "text", None, None, 99.0))
     assert await index.answer("huge") is None
     assert await index.answer("question 29") is not None, "one that is too large pushes out nothing"
+
+
+async def test_a_registry_has_what_one_of_its_repositories_has(index):
+    await index.add_blob(row(1))
+    elsewhere = Repository("ghcr.io", REPOSITORY.name)
+    assert not await index.registry_has("ghcr.io", digest(1))
+    index.link(elsewhere, digest(1))
+    assert await index.registry_has("ghcr.io", digest(1))
+    await index.flush()
+    assert await index.registry_has("ghcr.io", digest(1))
+    assert not await index.registry_has(REPOSITORY.registry, digest(1))
+    assert await index.repositories_of([digest(1)]) == {digest(1): [elsewhere]}
+    await index.forget_repositories(lambda where: where == elsewhere)
+    assert not await index.registry_has("ghcr.io", digest(1))
 
 
 async def test_repositories_of_a_blob_are_bounded(index):

@@ -65,12 +65,13 @@ def settings(unit: dict[str, Any]) -> dict[str, Any]:
     return json.loads(Path(path).read_text())
 
 
-def toml(document: dict[str, Any]) -> str:
+def toml(document: dict[str, Any], *path: str) -> str:
     """Plain values are written in TOML as in JSON; tables come last."""
     lines = [f"{name} = {json.dumps(value)}" for name, value in document.items() if not isinstance(value, dict)]
     for name, table in document.items():
         if isinstance(table, dict):
-            lines += [f"[{name}]", toml(table)]
+            inner = (*path, name)
+            lines += [f"[{'.'.join(map(json.dumps, inner))}]", toml(table, *inner)]
     return "\n".join(lines) + "\n"
 
 

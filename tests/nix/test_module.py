@@ -6,13 +6,15 @@ import pytest
 
 from registry_cache.settings.load import load_settings
 from registry_cache.settings.model import PruneSettings, Settings
+from registry_cache.settings.registries import registries
+from registry_cache.settings.upstreams import UpstreamSettings
 from tests.e2e.dockerd import require_daemons
 from tests.nix.evaluate import HERE, Nix, settings, toml
 
 ROOT = HERE.parents[1]
 CACHE, PRUNE, TIMER = "registry-cache.service", "registry-cache-prune.service", "registry-cache-prune.timer"
 # Options of their own, or systemd's business.
-NOT_TYPED = {"cache_dir", "username", "password_file", "prune"}
+NOT_TYPED = {"cache_dir", "username", "password_file", "prune", "upstreams"}
 NOT_TYPED_PRUNE = {"state_file"}
 
 
@@ -105,6 +107,63 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
     assert "ExecCondition" not in units[PRUNE]["serviceConfig"]
 
 
+def test_registries_beside_the_default_one_reach_the_program(nix, host, tmp_path, monkeypatch):
+    change = """{
+      services.registry-cache.upstreams = {
+        "ghcr.io" = { username = "ci"; passwordFile = "/run/secrets/ghcr"; settings.tag_ttl = "5m"; };
+        "registry.k8s.io".settings = { tag_ttl = "30d"; keep_deleted_tags = true; };
+        "quay.io" = { };
+      };
+    }"""
+    made = nix.host(change)
+    assert (made["failedAssertions"], made["warnings"]) == ([], [])
+    unit = made["units"][CACHE]
+    assert unit["serviceConfig"]["LoadCredential"] == [
+        "password:/run/secrets/dockerhub", "password.ghcr.io:/run/secrets/ghcr",
+    ]  # fmt: skip
+    for name in ("password", "password.ghcr.io"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    served = registries(read(tmp_path, settings(unit)))
+    assert list(served) == ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io"]
+    assert (served["ghcr.io"].username, served["ghcr.io"].tag_ttl) == ("ci", 300.0)
+    assert served["ghcr.io"].password_file == tmp_path / "password.ghcr.io"
+    assert (served["registry.k8s.io"].tag_ttl, served["registry.k8s.io"].username) == (30 * 86400.0, None)
+    assert unit != host["units"][CACHE]
+
+
+def test_every_setting_of_a_registry_is_typed_and_reaches_the_program(nix, tmp_path):
+    ca = tmp_path / "ca.pem"
+    ca.write_text("")
+    change = f"""{{
+      services.registry-cache.username = lib.mkForce null;
+      services.registry-cache.passwordFile = lib.mkForce null;
+      services.registry-cache.upstreams."registry.corp".settings = {{
+        url = "https://registry.corp:5443"; aliases = [ "registry.corp:5443" ]; ca_file = "{ca}";
+        trusted_realms = [ "auth.corp" ]; private_hosts = [ "blobs.corp" ]; anonymous_fallback = true; tag_ttl = "1h";
+        keep_deleted_tags = true; connect_timeout = 5; read_timeout = "15s"; stale_timeout = "2s";
+        rate_limit_wait = "15s"; negative_ttl = "5s"; retries = 3; max_flights = 8; blob_connections = 4;
+      }};
+    }}"""
+    table = read(tmp_path, settings(nix.host(change)["units"][CACHE])).upstreams["registry.corp"]
+    assert table.model_fields_set == set(UpstreamSettings.model_fields) - {"username", "password_file"}
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ('{ username = "ci"; }', "set username and passwordFile both"),
+        ('{ passwordFile = "/run/secrets/ghcr"; }', "set username and passwordFile both"),
+        ('{ username = "ci"; passwordFile = "${builtins.storeDir}/pat"; }', "everybody can read the Nix store"),
+        ('{ settings.username = "ci"; }', "options beside it"),
+    ],
+)
+def test_a_registry_with_half_an_account_is_refused(nix, table, told):
+    failed = nix.host(f"""{{ services.registry-cache.upstreams."ghcr.io" = {table}; }}""")["failedAssertions"]
+    assert len(failed) == 1
+    assert told in failed[0]
+
+
 def test_changes_converge_a_new_setting_is_a_new_unit_and_prune_does_not_touch_the_cache(nix, host):
     ttl = nix.host('{ services.registry-cache.settings.tag_ttl = "1h"; }')["units"]
     assert ttl[CACHE] != host["units"][CACHE]
@@ -165,7 +224,7 @@ def test_the_cache_comes_before_docker_and_waits_for_no_network(host):
     unit = host["units"][CACHE]
     assert unit["before"] == ["docker.service"]
     assert not {"after", "wants", "requires", "requiredBy"} & set(unit)
-    assert unit["serviceConfig"]["LoadCredential"] == "password:/run/secrets/dockerhub"
+    assert unit["serviceConfig"]["LoadCredential"] == ["password:/run/secrets/dockerhub"]
 
 
 def test_backoff_where_systemd_knows_it(nix, host):

@@ -146,7 +146,10 @@ class Reports:
     async def _next_evictions(self) -> list[NextEviction]:
         victims = await self._store.next_victims(_VICTIMS_SHOWN)
         names = await self._index.repositories_of([victim.digest for victim in victims])
-        return [NextEviction(**victim._asdict(), repositories=list(names.get(victim.digest, []))) for victim in victims]
+        return [
+            NextEviction(**victim._asdict(), repositories=[where.familiar for where in names.get(victim.digest, [])])
+            for victim in victims
+        ]
 
 
 def _transfer(flight: Flight) -> Transfer:

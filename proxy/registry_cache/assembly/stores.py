@@ -67,8 +67,9 @@ async def open_catalog(
         manifests = ManifestReader(opaque)
         stack.push_async_callback(manifests.aclose)
         # What one account reads is handed out under no name of another registry either.
-        has_account = any(registry.has_account for registry in registries(settings).values())
-        proof = Proof(index, store, manifests, is_required=has_account)
+        served = registries(settings)
+        has_account = any(registry.has_account for registry in served.values())
+        proof = Proof(index, store, manifests, is_required=has_account, tells_registries_apart=len(served) > 1)
         curator = Curator(
             store,
             index,

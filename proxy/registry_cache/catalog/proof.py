@@ -1,9 +1,12 @@
 """Which content belongs to which repository, as far as upstream has said so.
 
 A digest is *proven* in a repository when upstream supplied it from there or confirmed it there (HEAD), or when a
-manifest that is proven there names it. What is here already, but not proven under the name that it is asked for by, is
-somebody else's: where there is an account, upstream is asked before it is handed out. The account may read more than
-whoever asks for it under a name of their own making.
+manifest that is proven there names it. A manifest's word holds within its registry, which has seen to it that whoever
+pushed it had what it names; what another registry has brought, a manifest anywhere can name.
+
+What is here already, but not proven under the name that it is asked for by, is somebody else's: where there is an
+account, upstream is asked before it is handed out. The account may read more than whoever asks for it under a name of
+their own making.
 
 The answer for hits is in memory; behind that are the index, and the repository's own manifests.
 """
@@ -36,6 +39,9 @@ class ProvenLinks(Protocol):
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Whether that has been written down."""
 
+    async def registry_has(self, registry: str, digest: Digest) -> bool:
+        """Whether some repository of *registry* is known to have it."""
+
     async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
         """Manifests that are here and proven in *repository*, the last used first."""
 
@@ -45,13 +51,24 @@ class Proof:
 
     Args:
         is_required: what is not proven has to be asked for upstream: there is an account.
+        tells_registries_apart: there are several.
     """
 
-    def __init__(self, links: ProvenLinks, store: BlobStore, manifests: ManifestReader, *, is_required: bool) -> None:
+    def __init__(
+        self,
+        links: ProvenLinks,
+        store: BlobStore,
+        manifests: ManifestReader,
+        *,
+        is_required: bool,
+        tells_registries_apart: bool = False,
+    ) -> None:
         self._links = links
         self._store = store
         self._manifests = manifests
         self.is_required = is_required
+        self.tells_registries_apart = tells_registries_apart
+        self._had: OrderedDict[tuple[str, Digest], None] = OrderedDict()  # by registries, as the index says
         # The oldest first. A plain dict finds its first entry behind all that went: it stopped the loop for 0.2 s.
         self._proven: OrderedDict[Digest, set[Repository]] = OrderedDict()
         self._pairs = 0
@@ -101,7 +118,15 @@ class Proof:
         self._named[repository, digest] = None
         while len(self._named) > _NAMED_MAX:
             self._named.popitem(last=False)
-        self._mark(repository, (part.digest for part in manifest.parts))
+        self._mark(
+            repository, (part.digest for part in manifest.parts if self._is_of(repository.registry, part.digest))
+        )
+
+    def _is_of(self, registry: str, digest: Digest) -> bool:
+        """Whether the registry's own word is known for what a manifest of it names."""
+        if not self.tells_registries_apart or (registry, digest) in self._had:
+            return True
+        return any(where.registry == registry for where in self._proven.get(digest, ()))
 
     def _mark(self, repository: Repository, digests: Iterable[Digest]) -> None:
         for digest in digests:
@@ -119,6 +144,7 @@ class Proof:
             if not self._proven[digest]:
                 del self._proven[digest]
         self._pairs = sum(map(len, self._proven.values()))
+        self._had.clear()
         self._named = OrderedDict.fromkeys(key for key in self._named if not is_meant(key[0]))
         self._scanned.clear()
 
@@ -131,6 +157,8 @@ class Proof:
         if await self._links.is_linked(repository, digest):
             self._mark(repository, (digest,))
             return True
+        if not await self._is_had(repository.registry, digest):
+            return False
         if time.monotonic() - self._scanned.get(repository, -_AGAIN_SECONDS) < _AGAIN_SECONDS:
             return False
         for manifest in await self._links.manifests_of(repository, _MANIFESTS_READ):
@@ -142,6 +170,16 @@ class Proof:
             self._scanned.popitem(last=False)
         self._scanned[repository] = time.monotonic()
         return False
+
+    async def _is_had(self, registry: str, digest: Digest) -> bool:
+        if self._is_of(registry, digest):
+            return True
+        if not await self._links.registry_has(registry, digest):
+            return False
+        self._had[registry, digest] = None
+        while len(self._had) > _NAMED_MAX:
+            self._had.popitem(last=False)
+        return True
 
     async def _read(self, repository: Repository, digest: Digest) -> None:
         """Note what a stored manifest names; a large one is waited for."""

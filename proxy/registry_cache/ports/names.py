@@ -61,6 +61,9 @@ class Names(Protocol):
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
         """Whether that is known."""
 
+    async def registry_has(self, registry: str, digest: Digest) -> bool:
+        """Whether some repository of *registry* is known to have it."""
+
     async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
         """Manifests that are here and belong to *repository*, the last used first."""
 
@@ -70,7 +73,7 @@ class Names(Protocol):
     async def repositories(self, registry: str, after: str, limit: int) -> Sequence[str]:
         """Names of a registry's repositories with something cached, in order, behind *after*."""
 
-    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
+    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[Repository]]:
         """Through which repositories these were pulled."""
 
     async def answer(self, key: str) -> Answer | None:

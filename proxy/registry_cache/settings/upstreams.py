@@ -77,7 +77,10 @@ def by_name(tables: Any) -> Any:
 
 def _named(key: str, tables: Mapping[Any, Any]) -> str:
     if not _is_shell_name(key):
-        return registry_name(key)
+        try:
+            return registry_name(key)
+        except ValueError as error:
+            raise ValueError(f"{key!r}: {error}") from error
     known = {*known_registries(), *(str(other).lower() for other in tables if "." in str(other))}
     fits = sorted(name for name in known if re.sub(r"[.:-]", "_", name) == key.lower())
     if len(fits) != 1:

@@ -156,9 +156,11 @@ in
 rec {
   inherit
     any
+    attrNames
     concatMap
     elem
     filter
+    mapAttrs
     mkIf
     mkMerge
     mkOverride
@@ -182,6 +184,7 @@ rec {
   getExe = package: "${package}/bin/${package.meta.mainProgram}";
   hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
   last = list: elemAt list (length list - 1);
+  mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
   optional = condition: value: if condition then [ value ] else [ ];
   optionalAttrs = condition: set: if condition then set else { };
   removePrefix = prefix: text: if hasPrefix prefix text then substring (stringLength prefix) (-1) text else text;
@@ -211,8 +214,17 @@ rec {
     either = a: b: type "${a.name} or ${b.name}" (value: a.check value || b.check value);
     listOf = inner: type "list of ${inner.name}" (value: isList value && all inner.check value);
     attrs = type "attribute set" isAttrs;
+    attrsOf =
+      inner:
+      type "attribute set of ${inner.name}" (value: isAttrs value && all (name: inner.check value.${name}) (attrNames value))
+      // {
+        merge = where: found: mapAttrs (name: inner.merge "${where}.${name}") (zipAttrsWith (_: each: each) found);
+      };
     submodule =
-      { options, freeformType }:
+      {
+        options,
+        freeformType ? null,
+      }:
       type "submodule" isAttrs
       // {
         submodule = options;

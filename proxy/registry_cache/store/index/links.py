@@ -55,12 +55,11 @@ class Links(Rows):
         buffered = {where.name for where in links if where.registry == registry and where.name > after}
         return sorted(buffered.union(written))[:limit]
 
-    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
+    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[Repository]]:
         """See :class:`registry_cache.ports.names.Names`."""
-        written = await self._db.read(_select_repositories_of, dict[Digest, list[str]](), digests)
+        written = await self._db.read(_select_repositories_of, dict[Digest, list[Repository]](), digests)
         return {
-            digest: sorted({*written.get(digest, ()), *(r.name for r in self._unwritten_links.get(digest, ()))})
-            for digest in digests
+            digest: sorted({*written.get(digest, ()), *self._unwritten_links.get(digest, ())}) for digest in digests
         }
 
     async def is_linked(self, repository: Repository, digest: Digest) -> bool:
@@ -68,6 +67,13 @@ class Links(Rows):
         if any(repository in known.get(digest, ()) for known in (self._linked, self._unwritten_links, self._waiting)):
             return True
         return await self._db.read(_select_link, False, repository, digest)
+
+    async def registry_has(self, registry: str, digest: Digest) -> bool:
+        """See :class:`registry_cache.ports.names.Names`."""
+        for known in (self._linked, self._unwritten_links, self._waiting):
+            if any(where.registry == registry for where in known.get(digest, ())):
+                return True
+        return await self._db.read(_select_registry_link, False, registry, digest)
 
     async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
         """See :class:`registry_cache.ports.names.Names`."""
@@ -147,9 +153,14 @@ def _select_repositories(db: sqlite3.Connection, registry: str, after: str, limi
     return [row[0] for row in rows]
 
 
-def _select_repositories_of(db: sqlite3.Connection, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
-    query = "SELECT repository FROM links WHERE digest = ? ORDER BY proven DESC LIMIT 10"
-    return {digest: [row[0] for row in db.execute(query, (digest,))] for digest in digests}
+def _select_repositories_of(db: sqlite3.Connection, digests: Sequence[Digest]) -> dict[Digest, list[Repository]]:
+    query = "SELECT registry, repository FROM links WHERE digest = ? ORDER BY proven DESC LIMIT 10"
+    return {digest: [Repository(*row) for row in db.execute(query, (digest,))] for digest in digests}
+
+
+def _select_registry_link(db: sqlite3.Connection, registry: str, digest: Digest) -> bool:
+    query = "SELECT 1 FROM links WHERE digest = ? AND registry = ? AND proven = 1 LIMIT 1"
+    return db.execute(query, (digest, registry)).fetchone() is not None
 
 
 def _select_link(db: sqlite3.Connection, repository: Repository, digest: Digest) -> bool:

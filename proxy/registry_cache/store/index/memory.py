@@ -295,13 +295,18 @@ class MemoryIndex:
         found = {where.name for some in links for where in some if where.registry == registry and where.name > after}
         return sorted(found)[:limit]
 
-    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[str]]:
+    async def registry_has(self, registry: str, digest: Digest) -> bool:
+        """See :class:`registry_cache.ports.names.Names`."""
+        links = (self.saved.links, self._unwritten_links)
+        return any(where.registry == registry for some in links for where in some.get(digest, ()))
+
+    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[Repository]]:
         """See :class:`registry_cache.ports.names.Names`."""
 
         def where(digest: Digest) -> set[Repository]:
             return self.saved.links.get(digest, set()) | self._unwritten_links.get(digest, set())
 
-        return {digest: sorted(repository.name for repository in where(digest)) for digest in digests}
+        return {digest: sorted(where(digest)) for digest in digests}
 
     async def answer(self, key: str) -> Answer | None:
         """See :class:`registry_cache.ports.names.Names`."""
