@@ -12,7 +12,8 @@ from registry_cache.model.contents import PinSummary, Stored
 from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest
 from registry_cache.ports.rows import BlobEntry, Entry, Tally
-from registry_cache.store.files import DiskSpace, Opened, Seen
+from registry_cache.store.entries import Opened, Seen
+from registry_cache.store.files import DiskSpace
 
 
 class Crashed(BaseException):

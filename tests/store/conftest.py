@@ -10,7 +10,7 @@ import pytest
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
 from registry_cache.store.disk import DiskStore
-from registry_cache.store.files import inspect
+from registry_cache.store.entries import inspect
 from registry_cache.store.index import SqliteIndex
 
 CAP = 1_000_000
@@ -80,8 +80,10 @@ class Shelf:
 
 
 @contextlib.asynccontextmanager
-async def open_shelf(root: Path, cap_bytes: int = CAP, min_free_bytes: int | None = 0, **options: Any):
-    """Open the store in *root* as the assembly does."""
+async def open_shelf(
+    root: Path, cap_bytes: int = CAP, min_free_bytes: int | None = 0, *, counted: bool = True, **options: Any
+):
+    """Open the store in *root* as the assembly does, and wait until everything is *counted*."""
     root.mkdir(exist_ok=True)
     bus, emitted = events.Events(), []
     bus.subscribe(emitted.append)
@@ -89,7 +91,8 @@ async def open_shelf(root: Path, cap_bytes: int = CAP, min_free_bytes: int | Non
     await index.start()
     store = DiskStore(root, cap_bytes=cap_bytes, min_free_bytes=min_free_bytes, index=index, events=bus, **options)
     await store.start()
-    await store._condition.known.wait()
+    if counted:
+        await store._condition.known.wait()
     try:
         yield Shelf(store, index, emitted)
     finally:

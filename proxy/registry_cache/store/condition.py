@@ -21,14 +21,24 @@ class Condition:
         self._index = shared.index
         self._events = shared.events
         self._folders_refused = ""
+        self._uncounted = ""
         self._told = ""
 
     @property
     def read_only(self) -> str:
         """Why nothing is stored now, though what is here is served; empty when all is well."""
+        return self.unwritable or ("" if self.known.is_set() else self._uncounted)
+
+    @property
+    def unwritable(self) -> str:
+        """As :attr:`read_only`, but for what cannot be counted, which is tried again and again."""
         return self._folders_refused or (
             "" if self._index.writable else f"the index cannot be written ({self._index.refusal})"
         )
+
+    def counted_up_to(self, error: OSError | None) -> None:
+        """Rows and files were compared, or *error* was in the way: then no transfer waits for the end of it."""
+        self._uncounted = "" if error is None else f"what is on the disk cannot be counted: {error}"
 
     def tell(self) -> None:
         """Say once that it begins, and once that it is over."""

@@ -20,8 +20,9 @@ from registry_cache.ports.rows import Entry, Tally
 from registry_cache.runtime.background import Background
 from registry_cache.runtime.threads import finish
 from registry_cache.store.condition import Condition
+from registry_cache.store.entries import Inode, parts_of
 from registry_cache.store.eviction import Evictor
-from registry_cache.store.files import DiskFiles, DiskSpace, Files, Inode, parts_of
+from registry_cache.store.files import DiskFiles, DiskSpace, Files
 from registry_cache.store.intake import Intake
 from registry_cache.store.layout import FOLDERS, Layout
 from registry_cache.store.locks import Locks
@@ -132,10 +133,13 @@ class DiskStore:
             await self._index.probe()
         self._condition.tell()
         try:
-            if not self.read_only:
+            if not self._condition.unwritable:
                 await self._make_agree()
+                self._condition.counted_up_to(None)
         except IndexRefused:
             self._condition.tell()
+        except OSError as error:  # one folder that cannot be read; the next round tries again
+            self._condition.counted_up_to(error)
         # Also for an index that cannot be written: often that is because the disk is full.
         await self._evictor.relieve()
         if not self._index.doubt:

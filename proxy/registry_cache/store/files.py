@@ -4,28 +4,33 @@ A thread that waits for the disk keeps nobody else waiting: opening, reading, re
 own, so four slow fsyncs are no reason for a new transfer to stand still.
 """
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from registry_cache.model.contents import Parts
-from registry_cache.model.errors import ContentError
-from registry_cache.model.oci import MANIFEST_MAX_BYTES, TOO_MANY_PARTS, Manifest
 from registry_cache.ports.blobs import Hash, Piece
 from registry_cache.runtime.threads import Threads
+from registry_cache.store.entries import (
+    Inode,
+    Opened,
+    Seen,
+    folders_in,
+    identify,
+    look,
+    make_file,
+    open_to_read,
+    read_beginning,
+    reopen,
+    sizes,
+    unlink_all,
+)
 
 T = TypeVar("T")
 
-_BEGINNING_BYTES = 256
-_READ_BYTES = 1024 * 1024
 # Of all inodes, at most this share stays free, and at least so many.
 _FREE_FILES_SHARE = 20
 _FREE_FILES_LEAST = 16
-
-# Which file it is, whatever its name: device and inode. Unique as long as somebody has it open.
-Inode = tuple[int, int]
 
 
 class DiskSpace(NamedTuple):
@@ -39,22 +44,6 @@ class DiskSpace(NamedTuple):
     min_free_bytes: int
     free_files: int = 0
     min_free_files: int = 0
-
-
-class Opened(NamedTuple):
-    """A file that is open for reading."""
-
-    fd: int
-    size_bytes: int
-    inode: Inode
-
-
-class Seen(NamedTuple):
-    """A file in blobs/, looked at."""
-
-    size_bytes: int
-    media_type: str | None
-    changed_at: float  # Unix seconds
 
 
 class Files(Protocol):
@@ -145,9 +134,7 @@ class DiskFiles:
 
     def open_now(self, path: str) -> Opened:
         """See :class:`Files`."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        stat = os.fstat(fd)
-        return Opened(fd, stat.st_size, (stat.st_dev, stat.st_ino))
+        return open_to_read(path)
 
     def read_now(self, fd: int, size_bytes: int, offset: int = 0) -> bytes:
         """See :class:`Files`."""
@@ -174,8 +161,7 @@ class DiskFiles:
 
     def read(self, path: str, limit: int) -> bytes:
         """See :class:`Files`."""
-        with Path(path).open("rb") as file:
-            return file.read(limit)
+        return read_beginning(path, limit)
 
     async def blocking(self, work: Callable[[], T]) -> T:
         """See :class:`Files`."""
@@ -187,15 +173,14 @@ class DiskFiles:
 
     async def create(self, path: str) -> int:
         """See :class:`Files`."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         return await self._opening.run_interruptible(
-            lambda: self._in_folder(path, lambda: os.open(path, flags, 0o600)), dispose=os.close
+            lambda: self._in_folder(path, lambda: make_file(path)), dispose=os.close
         )
 
     async def reopen(self, path: str, hasher: Hash) -> tuple[int, int]:
         """See :class:`Files`."""
         return await self._reading.run_interruptible(
-            lambda: _reopen(path, hasher), dispose=lambda opened: os.close(opened[0])
+            lambda: reopen(path, hasher), dispose=lambda opened: os.close(opened[0])
         )
 
     async def sync(self, fd: int) -> None:
@@ -220,7 +205,7 @@ class DiskFiles:
 
     async def folders(self, folder: str) -> set[str]:
         """See :class:`Files`."""
-        return await self._reading.run(_folders, folder)
+        return await self._reading.run(folders_in, folder)
 
     async def sizes(self, folder: str) -> list[tuple[str, int]]:
         """See :class:`Files`."""
@@ -232,7 +217,7 @@ class DiskFiles:
 
     async def identify(self, path: str) -> Inode | None:
         """See :class:`Files`."""
-        return await self._reading.run(_identify, path)
+        return await self._reading.run(identify, path)
 
     def close(self) -> None:
         """See :class:`Files`."""
@@ -281,87 +266,13 @@ def disk_space(root: Path, min_free_bytes: int | None) -> DiskSpace | None:
     return DiskSpace(size_bytes, free_bytes, int(min_free_bytes), disk.f_favail, min_free_files)
 
 
-def sizes(folder: Path) -> list[tuple[str, int]]:
-    """Name and size (bytes) of each file, the oldest first; nothing for a folder that is not there."""
-    try:
-        with os.scandir(folder) as entries:
-            files = [
-                (entry.name, entry.stat(follow_symlinks=False))
-                for entry in entries
-                if entry.is_file(follow_symlinks=False)
-            ]
-    except FileNotFoundError:
-        return []
-    return [(name, stat.st_size) for name, stat in sorted(files, key=lambda file: file[1].st_mtime)]
-
-
-def _folders(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
-    except FileNotFoundError:
-        return set()
-
-
-def look(path: Path) -> Seen | None:
-    """What is at *path*, None for nothing."""
-    try:
-        size_bytes, media_type = inspect(path)
-        return Seen(size_bytes, media_type, path.stat().st_mtime)
-    except FileNotFoundError:
-        return None
-
-
-def inspect(path: Path) -> tuple[int, str | None]:
-    """Size, and the media type if the content is a manifest."""
-    size_bytes = path.stat().st_size
-    if not 0 < size_bytes <= MANIFEST_MAX_BYTES:
-        return size_bytes, None
-    with path.open("rb") as file:
-        beginning = file.read(_BEGINNING_BYTES)
-        # Layers are told from manifests by their first bytes; most of what is here is layers.
-        if not beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-            return size_bytes, None
-        body = beginning + file.read()
-    try:
-        manifest = Manifest.parse(body, max_parts=0)
-    except ContentError:
-        return size_bytes, None
-    return size_bytes, manifest.media_type
-
-
-def parts_of(body: bytes) -> Parts:
-    """What the manifest *body* names: children, config, layers."""
-    try:
-        manifest = Manifest.parse(body)
-    except ContentError as error:
-        return Parts((), str(error))
-    return Parts(tuple(part.digest for part in manifest.parts), "" if manifest.is_whole else TOO_MANY_PARTS)
-
-
-def _reopen(path: str, hasher: Hash) -> tuple[int, int]:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    with contextlib.ExitStack() as undo:
-        undo.callback(os.close, fd)
-        buffer, offset = bytearray(_READ_BYTES), 0
-        while count := os.preadv(fd, [buffer], offset):
-            hasher.update(memoryview(buffer)[:count])
-            offset += count
-        undo.pop_all()
-    return fd, offset
-
-
-def _identify(path: str) -> Inode | None:
-    try:
-        stat = os.stat(path, follow_symlinks=False)  # noqa: PTH116 -- as in unlink_all
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino
-
-
 def rename(source: Path, target: Path) -> None:
     """Rename so that it survives a crash of the machine; the file itself has been synced before."""
-    source.replace(target)
+    try:
+        source.replace(target)
+    except IsADirectoryError:  # somebody has made a folder where only a blob can be
+        unlink_all([target])
+        source.replace(target)
     _sync(target)
 
 
@@ -371,7 +282,7 @@ def link(source: int, target: Path) -> None:
     Raises:
         OSError: it is on another filesystem, or has no name any more, or may not be linked.
     """
-    target.unlink(missing_ok=True)  # left by a crash, of another size than its row says
+    unlink_all([target])  # left by a crash, of another size than its row says
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # With a folder's descriptor it is linkat(2), which can follow the link in /proc to the file itself.
@@ -388,10 +299,3 @@ def _sync(target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def unlink_all(paths: Iterable[Path | str]) -> None:
-    """Remove files, those that are there."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108 -- pathlib takes longer than the system call

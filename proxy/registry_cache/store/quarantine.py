@@ -4,7 +4,7 @@ import asyncio
 
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
-from registry_cache.store.files import Inode
+from registry_cache.store.entries import Inode
 from registry_cache.store.layout import file_name
 from registry_cache.store.reading import Reading
 from registry_cache.store.removal import Removal
@@ -49,13 +49,18 @@ class Quarantine:
         seen, known = await self._files.look(path), await self._rows.of([digest])
         with reading.leaving([digest]):
             async with self._turn:
-                try:
-                    await self._files.move(path, self._layout.quarantined(name))
-                except OSError:
-                    await self._files.remove([path])  # evidence is worth less than that nobody is served it
+                if seen is not None and await self._moved(path, name):
+                    self._room.quarantine(name, seen.size_bytes)
                 else:
-                    self._room.quarantine(name, seen.size_bytes if seen else 0)
+                    await self._files.remove([path])  # evidence is worth less than that nobody is served it
         self._removal.gone(known)
+
+    async def _moved(self, path: str, name: str) -> bool:
+        try:
+            await self._files.move(path, self._layout.quarantined(name))
+        except OSError:
+            return False
+        return True
 
     async def drop(self, *, keep: int = 0) -> int:
         """Remove all but the last *keep* files; how many bytes that gave back."""

@@ -10,7 +10,7 @@ from registry_cache.model.errors import ContentError, ReadFailed
 from registry_cache.model.oci import Digest
 from registry_cache.ports.blobs import Sink
 from registry_cache.ports.rows import BlobEntry
-from registry_cache.store.files import Inode
+from registry_cache.store.entries import Inode
 from registry_cache.store.shared import Shared
 
 # Content up to this size is served from memory: manifests, configs, signatures. Measured in docs/benchmarks.
@@ -133,6 +133,8 @@ class Reading:
             undo.callback(self.files.close_now, fd)
             if size_bytes != entry.size_bytes:
                 undo.pop_all()
+                if size_bytes < 0:
+                    raise Rot("it is no file", fd, inode)
                 raise Rot(f"{size_bytes} bytes on the disk, {entry.size_bytes} were stored", fd, inode)
             if entry.size_bytes <= SMALL_BYTES or entry.media_type is not None:
                 # Read whole, and hashed each time it comes from the disk: it is never served rotten.

@@ -8,7 +8,7 @@ from registry_cache.model import events
 from registry_cache.model.errors import DigestInvalid, IndexRefused
 from registry_cache.model.oci import Digest
 from registry_cache.ports.rows import BlobEntry
-from registry_cache.store.files import Seen
+from registry_cache.store.entries import Seen
 from registry_cache.store.layout import ALGORITHMS
 from registry_cache.store.shared import Shared
 

@@ -13,6 +13,7 @@ from registry_cache.model.oci import Digest
 from registry_cache.ports.index import Index
 from registry_cache.runtime.threads import Threads
 from registry_cache.store.disk import DiskStore
+from registry_cache.store.entries import open_to_read
 
 _PIECE_BYTES = 256 * 1024  # the thread keeps a core for as long as it hashes one, and a hit may wait for that
 # What looking at a file costs beside its content, as bytes of the rate: else tiny blobs would be hashed at full speed.
@@ -32,7 +33,12 @@ def find_rot(path: Path, digest: Digest, pace: Callable[[int], None] = lambda _:
     Raises:
         FileNotFoundError: it is gone, evicted meanwhile.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = open_to_read(path).fd
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"it cannot be opened: {error.strerror}"
     try:
         return find_rot_in(fd, digest, pace)
     finally:
@@ -135,6 +141,9 @@ class Scrubber:
             opened = self._store.files.open_now(str(self._store.path(digest)))
         except FileNotFoundError:
             await self._store.missing(digest)
+            return
+        except OSError as error:  # the others are looked at all the same
+            self._events.emit(events.StorageFailed(operation="scrub", reason=f"{digest}: {error}"))
             return
         try:
             rot = await self._thread.run_interruptible(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 
@@ -28,3 +29,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def set_all_aside(index: Path) -> None:
+    """Rename a pipe or a socket that is in the place of a file of ours: whoever opens one waits for ever.
+
+    A link to a file elsewhere is the operator's, and stays.
+
+    Args:
+        index: the path of the database; the others lie beside it.
+    """
+    beside = (f"{index.name}-wal", f"{index.name}-shm", "names.journal", "names.journal.new", f"{index.stem}.doubt")
+    for path in (index, *map(index.with_name, beside)):
+        with contextlib.suppress(OSError):
+            mode = path.stat().st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                path.rename(path.with_name(f"{path.name}.no-file"))

@@ -12,6 +12,7 @@ from registry_cache.store.index.answers import Answers
 from registry_cache.store.index.database import BUSY_SECONDS, Database
 from registry_cache.store.index.endings import DoubtFile
 from registry_cache.store.index.facts import select_facts, write_facts
+from registry_cache.store.index.files import set_all_aside
 from registry_cache.store.index.journal import Journal
 from registry_cache.store.index.ledger import Ledger
 from registry_cache.store.index.links import Links, delete_rowless_links
@@ -50,6 +51,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
 
     async def start(self) -> None:
         """See :class:`registry_cache.ports.index.Index`."""
+        await self._files.run(set_all_aside, self._db.path)
         await self._files.run(self._journal.open)
         await self._db.open()
         self._read_figures()
