@@ -106,3 +106,12 @@ def test_any_bytes_are_read(fields):
     headers = Headers(fields)
     content_length(headers), content_digest(headers), media_type(headers), is_json(headers), Link.next_page(headers)
     assert all(value.isprintable() for value in headers.values())
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "field", ["a" + " " * 8000 + "a", "<a>" + " ," * 4000 + "b", "<" * 8000, "<a>" + "; rel" * 1600]
+)
+def test_a_link_takes_no_longer_than_it_is(field):
+    """Eight kilobytes of blanks held the event loop for minutes."""
+    Link.next_page(Headers([("Link", field)]))

@@ -1,13 +1,16 @@
 """Secrets in texts that others wrote."""
 
 import base64
+import json
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_cache.upstream.redact import Redactor
+from registry_cache.upstream import redact
+from registry_cache.upstream.redact import WITHHELD, Redactor
 
 PASSWORD = "dckr_pat_A+b/c=="
 
@@ -60,6 +63,51 @@ def test_other_texts_stay_and_old_secrets_go():
         redactor.learn(f"secret-{number:04}")
     assert "secret-0999" not in redactor.clean("secret-0999")
     assert "512" in repr(redactor)
+
+
+TOKEN = "eyJhbGciOi.tok3n-Value/of+many_letters"
+FORMS: dict[str, Callable[[str], str]] = {
+    "in capitals": str.upper,
+    "percent-encoded, all of it": lambda secret: "".join(f"%{ord(char):02x}" for char in secret),
+    "percent-encoded twice": lambda secret: quote("".join(f"%{ord(char):02X}" for char in secret)),
+    "in Base64": lambda secret: base64.b64encode(secret.encode()).decode(),
+    "in Base64 for URLs": lambda secret: base64.urlsafe_b64encode(secret.encode()).decode().rstrip("="),
+    "a header in Base64": lambda secret: base64.b64encode(f"Authorization: Bearer {secret}".encode()).decode(),
+    "in Base64 behind something": lambda secret: "x-" + base64.b64encode(secret.encode()).decode(),
+    "in hexadecimal": lambda secret: secret.encode().hex(),
+    "escaped as in JSON": lambda secret: "".join(f"\\u{ord(char):04x}" for char in secret),
+    "JSON within JSON": lambda secret: json.dumps(json.dumps({"said": secret.replace("/", "\\/")})),
+    "escaped as in C": lambda secret: "".join(f"\\x{ord(char):02X}" for char in secret),
+    "escaped as in HTML": lambda secret: "".join(f"&#{ord(char)};" for char in secret),
+    "on two lines": lambda secret: f"{secret[:15]}\n {secret[15:]}",
+    "with a mark in it": lambda secret: f"{secret[:15]}\u200b{secret[15:]}",
+    "cut short": lambda secret: secret[: 2 * len(secret) // 3],
+    "without its beginning": lambda secret: secret[len(secret) // 3 :],
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_text_with_a_secret_in_another_form_is_withheld(form):
+    redactor = Redactor()
+    redactor.learn(TOKEN)
+    redactor.learn_login("ci", PASSWORD * 2)
+    assert redactor.clean(f"denied: {form(TOKEN)} is not valid") == WITHHELD
+    assert redactor.is_in(form(PASSWORD * 2))
+
+
+def test_what_may_be_part_of_any_text_withholds_none():
+    redactor = Redactor()
+    redactor.learn_query("service=registry.docker.io&scope=repository:library/alpine:pull")
+    text = "registry.docker.io: repository library/alpine is not known"
+    assert redactor.clean(text.replace("registry.docker.io", "registry-docker-io")) != WITHHELD
+
+
+@pytest.mark.timeout(60)
+def test_a_long_text_takes_no_longer_than_it_is(monkeypatch):
+    """64 KB of letters in an error held the event loop for twenty seconds."""
+    monkeypatch.setattr(redact, "_LONGEST_TEXT", 10**9)
+    for text in ("A" * 1_000_000, "Basic " * 200_000, "Basic%20" * 100_000, "://" * 300_000, "://a" * 200_000):
+        Redactor().clean(text)
 
 
 @given(st.text(min_size=4).filter(lambda secret: secret not in "[secret]"), st.text(), st.text())

@@ -110,3 +110,9 @@ def test_origins(url, origin):
 )
 def test_repositories(url, name):
     assert repository_in(url) == name
+
+
+@pytest.mark.timeout(60)
+def test_the_repository_in_a_long_url_is_found_in_its_time():
+    """A redirect to /v2/v2/v2/… held the event loop for seconds."""
+    assert not repository_in("https://registry.example" + "/v2/" * 250_000)

@@ -97,7 +97,10 @@ class Account:
         username = self._credential.username
         self._events.emit(
             events.CredentialRejected(
-                realm=shown(realm), username=username, message=message, retry_in_seconds=REJECTED_SECONDS
+                realm=self._redactor.clean(shown(realm)),
+                username=username,
+                message=message,
+                retry_in_seconds=REJECTED_SECONDS,
             )
         )
 

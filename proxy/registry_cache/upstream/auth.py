@@ -20,7 +20,7 @@ from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.challenges import Challenge
 from registry_cache.upstream.credential import RealmTrust
 from registry_cache.upstream.redact import Redactor
-from registry_cache.upstream.redirected import REDIRECTS, check_downgrade
+from registry_cache.upstream.redirected import REDIRECTS, check_downgrade, check_host
 from registry_cache.upstream.tokens import parse_token
 from registry_cache.upstream.urls import joined, origin_of, shown
 
@@ -238,6 +238,7 @@ class Authenticator:
             raise UpstreamError("upstream's challenge does not say where a token can be had")
         url += ("&" if "?" in url else "?") + urlencode(query) if query else ""
         for _ in range(_MAX_REDIRECTS):
+            check_host(url, self._redactor)
             sent = basic if basic is not None and await self._may_see(url) else None
             reply = await self._fetch(url, sent)
             if reply.status not in REDIRECTS or not reply.location:

@@ -161,7 +161,7 @@ class Upstream:
             size = content_length(reply.headers) or None
             if size is not None and size > MANIFEST_MAX_BYTES:
                 raise UpstreamError(f"the manifest is longer than {MANIFEST_MAX_BYTES} bytes")
-            return ManifestHead(content_digest(reply.headers), _type(reply) or _UNKNOWN_TYPE, size)
+            return ManifestHead(content_digest(reply.headers), self._type(reply) or _UNKNOWN_TYPE, size)
 
     async def manifest(self, reference: Reference, *, attempts: int = _SMALL_ATTEMPTS) -> FetchedManifest:
         """The manifest itself. Hub counts this as a pull.
@@ -176,7 +176,7 @@ class Upstream:
             digest, kind = content_digest(reply.headers), await manifest_type(body)
             if reference.digest is None and kind is None:
                 raise UpstreamError("upstream answered with something that is no manifest")
-            return FetchedManifest(body, _type(reply) or kind or _UNKNOWN_TYPE, digest)
+            return FetchedManifest(body, self._type(reply) or kind or _UNKNOWN_TYPE, digest)
 
     async def blob_head(self, repository: Repository, digest: Digest) -> int:
         """The size of a blob, in bytes; found out by a GET of one byte where a HEAD does not tell.
@@ -210,9 +210,14 @@ class Upstream:
             body = await self._body(reply, LIST_MAX_BYTES, None)
             if not await is_list(body, kind):
                 raise UpstreamError(f"upstream answered with something that is no list of {kind}")
-            content_type = _type(reply) or "application/json"
+            if await asyncio.to_thread(self.redactor.is_in_body, body):
+                raise UpstreamError(f"upstream's list of {kind} has a secret of this cache in it")
+            content_type = self._type(reply) or "application/json"
             filters = reply.headers.get("oci-filters-applied")
-            return FetchedList(body, content_type, _link(reply, path), filters and self.redactor.clean(filters)[:200])
+            link = _link(reply, path)
+            if link is not None and self.redactor.is_in(link):
+                link = None
+            return FetchedList(body, content_type, link, filters and self.redactor.clean(filters)[:200])
 
     @contextlib.asynccontextmanager
     async def blob(
@@ -335,6 +340,13 @@ class Upstream:
             finally:
                 await reply.aclose()
 
+    def _type(self, reply: Reply) -> str:
+        """The media type of a manifest or list; empty where it is none, but a web page's or a file's."""
+        said = media_type(reply.headers)
+        if not _MEDIA_TYPE.fullmatch(said) or said.lower().startswith(_OTHER_TYPES) or self.redactor.is_in(said):
+            return ""
+        return said
+
     def _answered(self) -> None:
         self.answered_at = time.time()
 
@@ -353,14 +365,6 @@ def _blob_path(repository: Repository, digest: Digest) -> str:
 
 async def _hashed(body: bytes, algorithm: str = "sha256") -> Digest:
     return await asyncio.to_thread(Digest.of, body, algorithm)
-
-
-def _type(reply: Reply) -> str:
-    """The media type of a manifest or list; empty where it is none, but a web page's or a file's."""
-    said = media_type(reply.headers)
-    if not _MEDIA_TYPE.fullmatch(said) or said.lower().startswith(_OTHER_TYPES):
-        return ""
-    return said
 
 
 def _link(reply: Reply, path: str) -> str | None:

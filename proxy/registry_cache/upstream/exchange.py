@@ -65,7 +65,7 @@ class Exchange:
             Elsewhere(watched, self._auth),
             base_url=self.base_url,
             addresses=self._addresses,
-            learn=self._redactor.learn_query,
+            redactor=self._redactor,
             limited=self._breakers.refusal,
         )
 

@@ -1,11 +1,13 @@
 """The step that follows redirects: to the CDN without the account, to another name of upstream's with it."""
 
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from registry_cache.model.errors import RegistryCacheError, UpstreamError
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.headers import is_json
+from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.urls import joined, origin_of, repository_in, shown
 
@@ -19,7 +21,7 @@ class Redirected:
     Args:
         own: to upstream's own origin.
         elsewhere: to any other.
-        learn: called with a query that may be a signature, which is a credential.
+        redactor: learns queries that may be signatures, which are credentials.
         limited: the error for a URL whose origin has answered 429.
     """
 
@@ -30,14 +32,14 @@ class Redirected:
         *,
         base_url: str,
         addresses: AddressRules,
-        learn: Callable[[str], None],
+        redactor: Redactor,
         limited: Callable[[str], RegistryCacheError],
     ) -> None:
         self._own = own
         self._elsewhere = elsewhere
         self._origin = origin_of(base_url)
         self._addresses = addresses
-        self._learn = learn
+        self._redactor = redactor
         self._limited = limited
 
     async def __call__(self, ask: Ask) -> Reply:
@@ -76,13 +78,14 @@ class Redirected:
             raise UpstreamError("upstream redirects to nowhere")
         url = joined(ask.url, location)
         check_downgrade(ask.url, url)
+        check_host(url, self._redactor)
         try:
             self._addresses.check_url(url)
         except AddressRefused as error:
             raise UpstreamError(f"upstream redirects to {shown(url)}: {error}") from error
         query = url.partition("?")[2]
         if query:
-            self._learn(query)
+            self._redactor.learn_query(query)
         return ask._replace(url=url, repository=repository_in(url) or ask.repository)
 
 
@@ -90,3 +93,9 @@ def check_downgrade(before: str, after: str) -> None:
     """Raise UpstreamError if a redirect leads out of TLS."""
     if before.startswith("https:") and not after.startswith("https:"):
         raise UpstreamError(f"upstream redirects to {shown(after)!r}, which is not followed: it is not encrypted")
+
+
+def check_host(url: str, redactor: Redactor) -> None:
+    """Raise UpstreamError if the host of *url* is made of a secret: asking for its address would tell the network."""
+    if redactor.is_in(urlsplit(url).netloc):
+        raise UpstreamError("upstream leads to a host that has a secret of this cache in its name")
