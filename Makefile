@@ -18,7 +18,7 @@ run: $(VENV)/run.stamp  ## start the cache on 127.0.0.1:5000, its content in ./c
 test:  ## everything: lint, types, tests, the real daemons among them
 	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp daemons
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile -m "not dist"
 
 fast: $(VENV)/dev.stamp  ## what needs no daemon and takes no time: half a minute
 	$(BIN)/pytest -q -n 2 --dist loadscope -m "not daemon and not slow"
@@ -42,8 +42,19 @@ docs: $(VENV)/dev.stamp  ## write docs/commands.md, docs/configuration.md and th
 pictures: $(VENV)/dev.stamp daemons  ## take the README's pictures anew: the page, a cold and a warm pull (as root; STATES=DIR: every state of the page)
 	$(BIN)/python -m tests.pictures $(if $(STATES),--states $(STATES))
 
+site: $(VENV)/dev.stamp  ## the documentation as a site, into dist/site; links and anchors are checked
+	$(BIN)/python packaging/site.py dist/site
+
 sbom: $(VENV)/dev.stamp  ## the bill of materials of what is installed (CycloneDX), into dist/sbom.cdx.json
 	$(BIN)/python packaging/sbom.py dist/sbom.cdx.json
+
+dist: $(VENV)/dev.stamp  ## wheel, sdist, Debian package, image, SBOM and checksums, into dist/ (as root, on Debian)
+	@sh tests/install-daemons.sh mmdebstrap
+	$(BIN)/python packaging/dist.py dist
+
+dist-test: dist  ## each file of make dist installed and used: bare Debian, dockerd, podman, pipx, uv
+	@sh tests/install-daemons.sh docker-registry dockerd docker containerd iptables debootstrap podman lintian skopeo
+	$(BIN)/pytest -q -m dist
 
 soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5), then check every invariant
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)

@@ -14,6 +14,7 @@ from registry_cache.cli import cli
 from registry_cache.cli.common import COMMANDS, GROUPS, SettingsCommand, default_text, metavar
 from registry_cache.settings.groups import grouped_settings
 from registry_cache.settings.model import ENV_PREFIX, PruneSettings, Settings
+from registry_cache.settings.upstreams import UpstreamSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "packaging" / "man"
@@ -109,6 +110,11 @@ def _settings_file() -> str:
         parts += _term(_marked(kind), how)
     for title, names in grouped_settings().items():
         parts += [f".SH {_quoted(title.upper())}", *_settings(Settings, names)]
+    parts += [
+        ".SH OTHER REGISTRIES",
+        *_text('Below a line [upstreams."NAME"] for each, such as [upstreams."ghcr.io"].'),
+    ]
+    parts += _settings(UpstreamSettings, UpstreamSettings.model_fields, f"{ENV_PREFIX}UPSTREAMS__NAME__")
     parts += [".SH THE PRUNE", *_text("Below the line [prune]; read by registry-cache prune and guard.")]
     parts += _settings(PruneSettings, PruneSettings.model_fields, f"{ENV_PREFIX}PRUNE__")
     example = '  max_size = "100GB"\n  username = "ci"\n\n  [prune]\n  keep = ["postgres:*"]'

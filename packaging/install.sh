@@ -76,8 +76,10 @@ make_venv() {
   for file in "$new/pyvenv.cfg" "$new"/bin/*; do
     [ -L "$file" ] || sed -i "s|$new|$venv|g" "$file"
   done
+  # For packages: files are of the time of their source (byte code remembers it).
+  if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then find "$new" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +; fi
   # The service cannot write byte code; -s and -p make tracebacks name the final path.
-  "$PYTHON" -m compileall -q -j 0 -s "$new" -p "$venv" "$new/lib"
+  "$PYTHON" -m compileall --invalidation-mode timestamp -q -j 0 -s "$new" -p "$venv" "$new/lib"
   chmod -R u=rwX,go=rX "$new"
   rm -rf "$DESTDIR$venv"
   mv "$new" "$DESTDIR$venv"

@@ -9,9 +9,10 @@ import json
 import re
 import tomllib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 ROOT = Path(__file__).parent.parent
 _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==(\S+) \\$")
@@ -116,6 +117,15 @@ def version() -> str:
     """The program's, from the one place where it is written."""
     text = (ROOT / "proxy" / "registry_cache" / "__init__.py").read_text()
     return re.findall(r'(?m)^__version__ = "([^"]+)"$', text)[0]
+
+
+def debian(control_files: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Debian packages as components, by their control files. Source: package-url, type ``deb``."""
+    for text in control_files:
+        fields = dict(re.findall(r"(?m)^([A-Za-z-]+): (.*)$", text))
+        name, version = fields["Package"], fields["Version"]
+        purl = f"pkg:deb/debian/{quote(name)}@{quote(version)}?arch={fields['Architecture']}&distro=debian-12"
+        yield {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
 
 
 def main() -> None:

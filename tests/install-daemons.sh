@@ -27,6 +27,10 @@ need nix-instantiate nix-bin
 need chromium chromium
 need promtool prometheus
 need mandoc mandoc
+# Only where they are asked for: make dist, make dist-test.
+case "$only" in *" mmdebstrap "*) need mmdebstrap mmdebstrap ;; esac
+case "$only" in *" podman "*) need podman "podman runc" ;; esac
+case "$only" in *" lintian "*) need lintian lintian ;; esac
 [ -x /bin/busybox ] || missing="$missing busybox-static"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

@@ -16,14 +16,14 @@ PACKAGES = ("systemd", "systemd-sysv", "python3", "python3-venv", "make", "ca-ce
 ROOT = Path(__file__).parents[2]
 
 
-def debian() -> Path:
+def debian(packages: tuple[str, ...] = PACKAGES) -> Path:
     """The root of a Debian that nothing was ever started in; it must not be changed. The first call takes a minute."""
 
     def make(directory: Path) -> None:
-        include = f"--include={','.join(PACKAGES)}"
+        include = f"--include={','.join(packages)}"
         run("debootstrap", "--variant=minbase", include, SUITE, str(directory), mirror())
 
-    return kept("-".join(("debian", SUITE, key(PACKAGES))), make)
+    return kept("-".join(("debian", SUITE, key(packages))), make)
 
 
 def wheels() -> Path:

@@ -120,16 +120,20 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted(directory: Path) -> Iterator[Machine]:
+def booted(directory: Path, lower: Path | None = None) -> Iterator[Machine]:
     """A machine on the bare Debian, with the source in /src and the wheels in /wheels; changes are in *directory*.
+
+    On another root, *lower*, it is bare: without source and wheels.
 
     A second machine in the same *directory* is the first one after a reboot.
     """
-    lower, changes = debian(), directory / "upper"
+    changes = directory / "upper"
     if not changes.exists():
         (directory / "work").mkdir(parents=True)
-        source(changes / "src")
-        shutil.copytree(wheels(), changes / "wheels")
+        changes.mkdir()
+        if lower is None:
+            source(changes / "src")
+            shutil.copytree(wheels(), changes / "wheels")
         changes.chmod(0o755)
     merged = directory / "merged"
     merged.mkdir(exist_ok=True)
@@ -139,7 +143,7 @@ def booted(directory: Path) -> Iterator[Machine]:
     with log:
         # The group is entered before its namespace is made: what systemd sees as the root of all groups is this one.
         process = subprocess.Popen(
-            ["sh", "-c", _ENTER, "sh", group, "sh", "-c", _BOOT, "sh", merged, lower, directory],
+            ["sh", "-c", _ENTER, "sh", group, "sh", "-c", _BOOT, "sh", merged, lower or debian(), directory],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

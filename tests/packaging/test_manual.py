@@ -57,4 +57,5 @@ def test_the_programs_page_names_every_command():
 def test_every_setting_is_in_the_page_of_the_file():
     text = shown("registry-cache.toml", 5)
     variables = set(re.findall(r"Variable: REGISTRY_CACHE_(\w+)", text))
-    assert variables == set(setting_names())
+    assert {name.partition("__NAME__")[0] for name in variables} == set(setting_names())
+    assert "UPSTREAMS__NAME__TAG_TTL" in variables
