@@ -172,3 +172,32 @@ async def test_where_no_index_can_be_made_names_are_known_all_the_same(tmp_path)
     assert await index.tag(REPOSITORY, "1") == TAG
     await index.aclose()
     assert (tmp_path / "names.journal").read_bytes().count(b"tag") == 1
+
+
+async def test_an_index_that_was_opened_to_read_only_is_opened_again_once_it_can_be_written(tmp_path, monkeypatch):
+    """As after a restore by root: SQLite opens a file that it may not write only to read, and stays with that."""
+    path = tmp_path / "index.sqlite3"
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    await index.settle_doubt()
+    await index.put_tag(REPOSITORY, "1", TAG)
+    await index.aclose()
+    connect = sqlite3.connect
+
+    def read_only(name, **options):
+        options["uri"] = True
+        return connect(name if str(name).startswith("file:") else f"file:{name}?mode=ro", **options)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    assert not index.writable
+    for _ in range(2):
+        await index.flush()
+        assert not index.writable
+        assert await index.tag(REPOSITORY, "1") == TAG
+    monkeypatch.undo()
+    await index.flush()
+    assert index.writable
+    assert await index.tag(REPOSITORY, "1") == TAG
+    await index.aclose()

@@ -12,6 +12,9 @@ LINK = [
     "::ffff:169.254.169.254",
     "64:ff9b::a9fe:a9fe",
     "2002:a9fe:a9fe::",
+    "64:ff9b:1::a9fe:a9fe",
+    "::a9fe:a9fe",
+    "::ffff:0:169.254.169.254",
 ]
 PRIVATE = ["10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "::ffff:10.0.0.1", "64:ff9b::a00:1"]
 NOBODY = [
@@ -24,6 +27,9 @@ NOBODY = [
     "2001:db8::1",
     "192.0.2.1",
     "::ffff:0.0.0.0",
+    "fec0::1",
+    "5f00::1",
+    "100::1",
 ]
 PUBLIC = ["1.1.1.1", "2606:4700:4700::1111", "::ffff:1.1.1.1"]
 
@@ -91,7 +97,25 @@ def test_upstream_itself_may_be_anywhere():
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1/x", "http://[::ffff:10.0.0.1]:80/", "http://localhost/", "http://a.localhost.", "http://["],
+    [
+        "http://127.0.0.1/x",
+        "http://[::ffff:10.0.0.1]:80/",
+        "http://localhost/",
+        "http://a.localhost.",
+        "http://[",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0x7F.1/",
+        "http://0177.0.0.1/",
+        "http://127.1:80/",
+        "http://0/",
+        "http://10.1/",
+        "http://0xa9fea9fe/latest/meta-data",
+        "http://169.254.169.254./",
+        "http://2852039166./",
+        "http://[::a9fe:a9fe]/",
+        "http://[fe80::1%25eth0]/",
+    ],
 )
 def test_literals_in_urls(url):
     with pytest.raises(AddressRefused):
@@ -101,3 +125,8 @@ def test_literals_in_urls(url):
 def test_what_is_no_address_is_refused():
     with pytest.raises(AddressRefused):
         AddressRules("https://registry.example").check("cdn.example", "cdn.example")
+
+
+@pytest.mark.parametrize("url", ["http://1.1.1.1/", "http://16843009/", "http://registry.example/", "http://a.b.c.d/"])
+def test_public_literals_and_names_in_urls_may_be_asked(url):
+    AddressRules("https://registry.example").check_url(url)

@@ -18,7 +18,7 @@ class Answer:
     """See :class:`registry_cache.upstream.reply.Reply`."""
 
     def __init__(self, status: int) -> None:
-        self.status, self.headers = status, Headers()
+        self.status, self.headers = status, Headers([("Retry-After", "20")] if status == 503 else [])
 
     async def aclose(self) -> None:
         pass
@@ -148,3 +148,13 @@ async def test_probes_that_fail_say_nothing_new(now):
     assert breakers.down == [URL]
     assert len(origin.asked) == 8
     assert [type(event) for event in seen] == [events.UpstreamDown]
+
+
+async def test_an_origin_that_is_down_is_left_alone_for_the_time_that_it_names(now):
+    origin = Origin()
+    origin.status = 503
+    breakers = Breakers(URL, events.Events())
+    for _ in range(3):
+        await breakers.around(origin)(Ask("GET", URL + "/v2/", ""))
+    assert breakers.down == [URL]
+    assert breakers.of(URL).retry_in_seconds == 20

@@ -226,3 +226,18 @@ async def test_broken_framing_is_one_error_of_upstream(registry, said):
             await question()
     with contextlib.suppress(UpstreamError):  # a HEAD has no body that could be broken
         assert (await client.head(NAME, attempts=1)).size_bytes is None
+
+
+@pytest.mark.parametrize(("said", "asked", "told"), [("60", 1, 30), ("6", 1, 6), ("3", 3, 3), ("nonsense", 3, 0)])
+async def test_a_503_that_names_a_time_is_left_alone_for_it(registry, monkeypatch, said, asked, told):
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr("registry_cache.upstream.client.asyncio.sleep", sleep)
+    client, server = await registry(lambda _: reply(503, b"busy", [("Retry-After", said)]))
+    with pytest.raises(UpstreamError, match="503") as error:
+        await client.manifest(NAME)
+    assert (len(server.seen), error.value.told_seconds, error.value.retry_in_seconds) == (asked, told, told)
+    assert all(seconds >= told for seconds in slept)

@@ -39,7 +39,7 @@ async def cached(cache, hub):
 
 FOREIGN = (
     "evil.example", "evil.example:5000", "localhost.evil.example", "", "127.0.0.1.evil.example",
-    "127.0.0.1@evil.example", "[::1", "a b", "::1",
+    "127.0.0.1@evil.example", "[::1", "a b", "::1", "127.0.0.1:\uff15\uff10",
 )  # fmt: skip
 OWN = ("127.0.0.1", "127.0.0.1:5000", "[::1]:5000", "localhost", "LocalHost:5000", "localhost.", "192.0.2.7:80")
 
@@ -89,12 +89,20 @@ async def test_beyond_loopback_names_count_once_they_are_set(start_cache):
     assert status(await exchange(named, "/v2/", host="evil.example")) == 421
 
 
+BROWSER = "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 CROSS_SITE = (
     ["Sec-Fetch-Site: cross-site"], ["Sec-Fetch-Site: same-site"], ["Sec-Fetch-Site: CROSS-SITE"],
     ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"],
     ["Origin: http://evil.example"], ["Origin: null"], ["Origin: http://127.0.0.1:3000"], ["Origin: http://[evil"],
+    ["Origin: http://127.0.0.1:5000", "Origin: http://evil.example"],
+    ["Sec-Fetch-Site: none", "Sec-Fetch-Site: cross-site"],
+    [BROWSER, "Referer: http://evil.example/page"], [BROWSER, "Referer: http://127.0.0.1:3000/"],
+    [BROWSER, "Referer: about:blank"],
 )  # fmt: skip
-OF_ITS_OWN = ("Sec-Fetch-Site: none", "Sec-Fetch-Site: same-origin", "Origin: http://127.0.0.1:5000")
+OF_ITS_OWN = (
+    "Sec-Fetch-Site: none", "Sec-Fetch-Site: same-origin", "Origin: http://127.0.0.1:5000",
+    "Referer: http://127.0.0.1:5000/_stats",
+)  # fmt: skip
 
 
 async def test_a_page_of_another_site_is_refused(cache, cached, hub):
@@ -114,9 +122,16 @@ async def test_the_caches_own_pages_are_not_another_site(cache, cached):
         assert status(await exchange(cache, cached, line)) == 200, line
 
 
+async def test_a_client_that_was_redirected_here_is_served(cache, cached):
+    """Go's clients name where they were redirected from."""
+    agent = "User-Agent: docker/29.0 go/go1.25"
+    assert status(await exchange(cache, cached, agent, "Referer: http://mirrors.example/v2/")) == 200
+
+
 async def test_a_link_leads_to_the_page_and_a_frame_does_not(cache):
     followed = ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"]
     assert status(await exchange(cache, "/_stats", *followed, "Sec-Fetch-Dest: document")) == 200
+    assert status(await exchange(cache, "/_stats", BROWSER, "Referer: http://wiki.example/our-hosts")) == 200
     for lines in (
         [*followed, "Sec-Fetch-Dest: iframe"],
         ["Sec-Fetch-Site: cross-site"],

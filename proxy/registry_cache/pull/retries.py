@@ -12,6 +12,7 @@ from registry_cache.model.errors import (
     NameUnknown,
     OriginDown,
     RangeRefused,
+    RateLimited,
     RegistryCacheError,
     Unauthorized,
     UpstreamError,
@@ -49,6 +50,9 @@ class Retries(NamedTuple):
         if isinstance(error, UpstreamRefused) and attempt > 1:
             raise error  # upstream has answered, twice
         if attempt > self.limit or seconds > _PAUSE_MAX_SECONDS:
+            raise error
+        named = 0.0 if isinstance(error, RateLimited) else error.retry_in_seconds
+        if named > _PATIENCE_SECONDS and not begun:
             raise error
         if isinstance(error, OriginDown) and not begun and (attempt == 1 or seconds > _PATIENCE_SECONDS):
             raise error

@@ -5,12 +5,16 @@ name has been resolved, so that a name cannot change its mind in between (DNS re
 """
 
 import ipaddress
+import socket
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Addresses whose last 32 bits are an IPv4 address: NAT64, a network's own NAT64 (RFC 8215), translated (RFC 2765), and
+# the deprecated compatible ones.
+_ENDS_IN_IPV4 = [ipaddress.IPv6Network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96", "::/96")]
+_IPV6_OF_THE_INTERNET = ipaddress.IPv6Network("2000::/3")  # what else there is was never given to anybody, or is local
 # A network's own: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
 _PRIVATE = [
     ipaddress.ip_network(text)
@@ -24,10 +28,10 @@ class AddressRefused(OSError):
 
 def _meant(address: Address) -> Address:
     """The IPv4 address inside an IPv6 one: the kernel or a gateway goes there."""
-    if isinstance(address, ipaddress.IPv4Address):
+    if isinstance(address, ipaddress.IPv4Address) or address.is_loopback or address.is_unspecified:
         return address
     embedded = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-    if embedded is None and address in _NAT64:
+    if embedded is None and any(address in network for network in _ENDS_IN_IPV4):
         embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return embedded or address
 
@@ -40,8 +44,24 @@ def parse_address(text: str) -> Address | None:
         return None
 
 
+def _written(host: str) -> str | None:
+    """The address that *host* is, in any of the forms that resolvers and proxies take for one; None for a name.
+
+    2130706433, 0x7f.1 and 0177.0.0.1 are all 127.0.0.1.
+    """
+    host = host.rstrip(".")
+    if parse_address(host) is not None:
+        return host
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host)) if not host.strip("0123456789abcdefxABCDEFX.") else None
+    except OSError:
+        return None
+
+
 def _is_public(address: Address) -> bool:
     address = _meant(address)
+    if isinstance(address, ipaddress.IPv6Address) and address not in _IPV6_OF_THE_INTERNET:
+        return False
     return address.is_global and not address.is_multicast
 
 
@@ -97,8 +117,8 @@ class AddressRules:
             host = urlsplit(url).hostname or ""
         except ValueError as error:
             raise AddressRefused("not a URL that can be asked") from error
-        if parse_address(host) is not None:
-            self.check(host, host)
+        if (written := _written(host)) is not None:
+            self.check(host, written)
         elif host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost"):
             self.check(host, "127.0.0.1")
 

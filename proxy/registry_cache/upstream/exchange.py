@@ -25,7 +25,7 @@ from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.redirected import Redirected
 from registry_cache.upstream.reply import SHORT_MAX_BYTES, Reply
 from registry_cache.upstream.shapes import oci_error
-from registry_cache.upstream.watched import Breakers
+from registry_cache.upstream.watched import Breakers, pause_after
 
 _SUCCESSES = (200, 206)
 
@@ -120,7 +120,10 @@ class Exchange:
         if reply.status == 429:  # noqa: PLR2004 -- HTTP
             self._answered()
             raise self._limited(reply, body, question)
-        raise self._no(kind, ask, reply.status, body)
+        error = self._no(kind, ask, reply.status, body)
+        if isinstance(error, UpstreamError) and reply.status // 100 == 5:  # noqa: PLR2004 -- HTTP
+            error.retry_in_seconds = error.told_seconds = pause_after(reply)
+        raise error
 
     def _limited(self, reply: Reply, body: bytes, question: Question) -> RegistryCacheError:
         message = message_of(body, self._redactor) or "too many requests"

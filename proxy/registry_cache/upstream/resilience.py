@@ -95,11 +95,12 @@ class Breaker:
         self._open_until = 0.0
         self._probe_since = None
 
-    def failed(self, reason: str, *, quiet: bool = False) -> None:
+    def failed(self, reason: str, *, quiet: bool = False, pause_seconds: float = 0.0) -> None:
         """The origin gave no usable answer.
 
         Args:
             quiet: nobody is told that it is still down; they know.
+            pause_seconds: what it named itself: if it is held to be down, then for no less.
         """
         self._failures += 1
         self._reason = reason
@@ -107,6 +108,7 @@ class Breaker:
         if probed or (self._failures >= _FAILURES_TO_OPEN and not self.is_open):
             self._opened_times += 1
             seconds = backoff_seconds(self._opened_times, base_seconds=_OPEN_SECONDS, cap_seconds=_OPEN_MAX_SECONDS)
+            seconds = max(seconds, pause_seconds)
             self._open_until = time.monotonic() + seconds
             if quiet:
                 return

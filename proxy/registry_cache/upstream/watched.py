@@ -17,6 +17,13 @@ from registry_cache.upstream.urls import origin_of
 
 _BREAKERS_MAX = 1000  # CDN hosts come and go; the healthy ones are forgotten
 _FORGOTTEN_AFTER_SECONDS = 600.0
+# Whatever a failure names: it may be one server's of many, and clients hang for as long as they are told.
+_PAUSE_MAX_SECONDS = 30.0
+
+
+def pause_after(reply: Reply) -> float:
+    """Seconds that a failure wants to be left alone for, by its Retry-After; 0 where it names none."""
+    return min(parse_retry_after(reply.headers) or 0.0, _PAUSE_MAX_SECONDS)
 
 
 class Breakers:
@@ -86,7 +93,7 @@ class Breakers:
                 self._note(breaker)
                 raise
             if reply.status >= 500 and reply.status != 501:  # noqa: PLR2004 -- HTTP; 501 is an answer
-                passage.failed(f"status {reply.status}", quiet=quiet)
+                passage.failed(f"status {reply.status}", quiet=quiet, pause_seconds=pause_after(reply))
                 self._note(breaker)
             else:
                 passage.succeeded()

@@ -18,8 +18,9 @@ from aiohttp.http import HttpVersion11
 
 from registry_cache.model.errors import BadRequest, CrossSite, Misdirected
 
-_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:@/?#\s]+)(?::\d{0,5})?")
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:@/?#\s]+)(?::[0-9]{0,5})?")
 _ANY = "*"
+_BROWSER = "Mozilla/"
 # What a browser says of a request that no other site has caused.
 _OWN = frozenset({"none", "same-origin"})
 
@@ -77,12 +78,16 @@ class Gate:
 
     def _check_site(self, request: web.BaseRequest, named: str, *, is_page: bool) -> None:
         headers = request.headers
-        origin = headers.get("Origin")
-        if origin is not None and (not named or _authority(origin) != named.lower()):
-            raise CrossSite("a web page of another site may not ask the cache")
-        site = headers.get("Sec-Fetch-Site", "none").lower()
         followed = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
-        if site not in _OWN and not (is_page and followed):
+        pages = headers.getall("Origin", ())
+        # A browser says where a request comes from only to what it holds for safe, such as loopback. To others it sends
+        # the page that caused it. So do Go's clients after a redirect: theirs means nothing.
+        if not is_page and headers.get("User-Agent", "").startswith(_BROWSER):
+            pages = [*pages, *headers.getall("Referer", ())]
+        sites = headers.getall("Sec-Fetch-Site", ())
+        if any(not named or _authority(page) != named.lower() for page in pages) or (
+            not (is_page and followed) and any(site.lower() not in _OWN for site in sites)
+        ):
             raise CrossSite("a web page of another site may not ask the cache")
 
 

@@ -124,6 +124,8 @@ class Database:
             endings.begin(db)
         except sqlite3.OperationalError as error:
             self._refused(error)
+            if _is_read_only(error):
+                self._file = None  # SQLite has opened it only to read: it has to be opened again to be written
         else:
             self.writable, self.refusal = True, ""
 
@@ -306,6 +308,8 @@ class Database:
         before = (self._db, self._in_memory, self._read_as, self._file, self.ending, self.figures)
         try:
             self._open_file()
+            if not self.writable:
+                raise sqlite3.OperationalError(self.refusal)
         except (sqlite3.Error, OSError) as error:  # what there was is read on
             if self._db is not before[0] and self._db is not None:
                 self._db.close()
@@ -365,6 +369,10 @@ def _count(db: sqlite3.Connection) -> Figures:
     row = db.execute(f"SELECT ({times}), (SELECT COUNT(*) FROM tags), ({answers})").fetchone()  # noqa: S608
     latest, tags, answers_bytes = row
     return Figures(latest or 0.0, tags, answers_bytes or 0)
+
+
+def _is_read_only(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
 
 
 def _is_broken(error: Exception) -> bool:
