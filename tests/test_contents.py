@@ -53,18 +53,35 @@ def names(plan):
 
 
 @pytest.mark.parametrize(
-    ("text", "repository", "tag"),
+    ("text", "repository", "tag", "registry"),
     [
-        ("nginx", "library/nginx", None),
-        ("nginx:1.27", "library/nginx", "1.27"),
-        ("docker.io/nginx:1", "library/nginx", "1"),
-        ("docker.io/library/nginx", "library/nginx", None),
-        ("org/app:v*", "org/app", "v*"),
-        ("*", "*", None),
+        ("nginx", "library/nginx", None, "docker.io"),
+        ("nginx:1.27", "library/nginx", "1.27", "docker.io"),
+        ("docker.io/nginx:1", "library/nginx", "1", "docker.io"),
+        ("docker.io/library/nginx", "library/nginx", None, "docker.io"),
+        ("org/app:v*", "org/app", "v*", "docker.io"),
+        ("docker.io/*", "*", None, "docker.io"),
+        ("*", "*", None, "*"),
+        ("ghcr.io/org/app:1", "org/app", "1", "ghcr.io"),
+        ("GHCR.io/app", "app", None, "ghcr.io"),
+        ("ghcr.io/*", "*", None, "ghcr.io"),
+        ("registry.corp:5443/app:1", "app", "1", "registry.corp:5443"),
+        ("localhost/app", "app", None, "localhost"),
     ],
 )
-def test_names_are_read_as_docker_reads_them(text, repository, tag):
-    assert Pattern.parse(text) == (repository, tag, None, "")
+def test_names_are_read_as_docker_reads_them(text, repository, tag, registry):
+    pattern = Pattern.parse(text)
+    assert pattern == (repository, tag, None, "", registry)
+    assert Pattern.parse(str(pattern)) == pattern
+
+
+def test_a_name_means_its_registry_only():
+    here, there = Repository("docker.io", "org/app"), Repository("ghcr.io", "org/app")
+    for text, meant in [
+        ("org/app", [here]), ("ghcr.io/org/app", [there]), ("*", [here, there]), ("ghcr.io/*", [there]),
+        ("docker.io/*", [here]), ("quay.io/org/app", []), ("org/*", [here]),
+    ]:  # fmt: skip
+        assert [where for where in (here, there) if Pattern.parse(text).matches(where)] == meant, text
 
 
 @pytest.mark.parametrize(("text", "error"), [("", NameInvalid), ("a b", NameInvalid), ("sha256:xy", DigestInvalid)])
@@ -141,12 +158,10 @@ def test_listing_shows_the_whole_size_and_pins_that_are_yet_to_come():
 
 
 def test_pins_for_a_repository_are_its_tags_and_for_a_tag_a_wish():
-    assert pins_for(inventory(), Pattern.parse("nginx"), "docker.io") == [Pin(NGINX, "1"), Pin(NGINX, "2")]
-    assert pins_for(inventory(), Pattern.parse("redis:7"), "docker.io") == [
-        Pin(Repository("docker.io", "library/redis"), "7")
-    ]
-    assert pins_for(inventory(), Pattern.parse("org/app:7"), "ghcr.io") == [Pin(Repository("ghcr.io", "org/app"), "7")]
-    assert pins_for(inventory(), Pattern.parse("redis"), "docker.io") == []
+    assert pins_for(inventory(), Pattern.parse("nginx")) == [Pin(NGINX, "1"), Pin(NGINX, "2")]
+    assert pins_for(inventory(), Pattern.parse("redis:7")) == [Pin(Repository("docker.io", "library/redis"), "7")]
+    assert pins_for(inventory(), Pattern.parse("ghcr.io/org/app:7")) == [Pin(Repository("ghcr.io", "org/app"), "7")]
+    assert pins_for(inventory(), Pattern.parse("redis")) == []
     pin = Pin(NGINX, "1")
     assert unpins_for(inventory(pin), Pattern.parse("nginx")) == [pin]
     assert unpins_for(inventory(pin), Pattern.parse("nginx:2")) == []

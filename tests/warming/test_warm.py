@@ -16,7 +16,7 @@ from registry_cache.model import events
 from registry_cache.model.errors import NameInvalid
 from registry_cache.model.oci import Digest
 from registry_cache.warming.platforms import full_platform
-from registry_cache.warming.puller import Name, is_elsewhere
+from registry_cache.warming.puller import Name
 from tests.e2e.command import PROGRAM, environment
 from tests.hub import Fault
 
@@ -214,7 +214,7 @@ async def test_compose_lists_and_platforms_together(cache, hub, tmp_path):
         cache, "--compose", str(tmp_path / "compose.yml"), "--file", str(tmp_path / "list"), "--platform", "arm64"
     )
     assert code == 0, out + err
-    assert "ghcr.io/x/y (service elsewhere): not from Docker Hub" in err
+    assert "ghcr.io/x/y:latest (service elsewhere): the cache does not serve ghcr.io" in err
     assert "never-pushed:latest  built here, and on no registry" in err
     assert "3 warmed, 0 here already, 1 skipped" in out
     assert hub.counters.manifest_gets() == 5  # web, db, the index and its two platforms
@@ -282,7 +282,7 @@ def test_lines_on_a_narrow_terminal_are_folded_between_words(monkeypatch, capsys
         ([], "nothing to warm"),
         (["Nginx"], "is no image name"),
         (["a:b c"], "is no image name"),
-        (["ghcr.io/x/y"], "serves Docker Hub only"),
+        (["ghcr.io/x/y"], "the cache does not serve ghcr.io"),
         (["nginx", "--pin", "--url", "http://127.0.0.1:1"], "--pin"),
         (["--compose", "nosuch.yml"], "nosuch.yml"),
         (["--compose", "/proc/self/fdinfo"], "there is no compose.yaml in it"),
@@ -350,11 +350,22 @@ def test_names(text, name):
 def test_what_is_no_name():
     with pytest.raises(NameInvalid):
         Name.parse("UPPER")
-    assert is_elsewhere("ghcr.io/a/b")
-    assert is_elsewhere("localhost/x")
-    assert is_elsewhere("host:5000/x")
-    assert not is_elsewhere("docker.io/x")
-    assert not is_elsewhere("org/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "registry", "path"),
+    [
+        ("nginx:1", "docker.io", "/v2/library/nginx/manifests/1?ns=docker.io"),
+        ("docker.io/x:1", "docker.io", "/v2/library/x/manifests/1?ns=docker.io"),
+        ("ghcr.io/a/b:1", "ghcr.io", "/v2/a/b/manifests/1?ns=ghcr.io"),
+        ("GHCR.io/a:1", "ghcr.io", "/v2/a/manifests/1?ns=ghcr.io"),
+        ("localhost/x:1", "localhost", "/v2/x/manifests/1?ns=localhost"),
+        ("host:5000/x:1", "host:5000", "/v2/x/manifests/1?ns=host:5000"),
+    ],
+)
+def test_a_name_says_which_registry_it_is_of(text, registry, path):
+    name = Name.parse(text)
+    assert (name.repository.registry, name.path("manifests", name.reference)) == (registry, path)
 
 
 @pytest.mark.parametrize(

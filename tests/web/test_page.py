@@ -104,8 +104,8 @@ def test_repositories_not_asked_for_the_longest_are_forgotten():
         tell(teller, f"library/{number}")
         tell(teller, "library/0")
     assert len(metrics.repositories) == 10_000
-    assert "library/0" in metrics.repositories
-    assert "library/1" not in metrics.repositories
+    assert ("docker.io", "library/0") in metrics.repositories
+    assert ("docker.io", "library/1") not in metrics.repositories
 
 
 def test_top_repositories_are_the_ones_with_most_bytes():

@@ -12,6 +12,8 @@ from registry_cache.model.oci import OCI_MANIFEST, Digest
 from tests.cache import Cache
 from tests.hub import Fault
 from tests.hub.hub import Hub
+from tests.warming.test_warm import warm
+from tests.web.test_admin import run
 
 NAMES = ("docker.io", "ghcr.io", "quay.io")
 
@@ -213,6 +215,65 @@ async def test_a_flight_goes_on_from_the_other_registry_when_its_own_dies(start_
     assert bodies == [hub.images.read(layer)] * 2
     asked = [record.range for record in twin.counters.select(service="cdn", reference=layer, status=206)]
     assert asked == ["bytes=1000000-"]
+
+
+async def test_the_catalog_names_each_registrys_content(site):
+    for name, hub in site.hubs.items():
+        await hub.images.image("several/listed", "1", [1000])
+        await site.pull(name, "several/listed")
+    await site.cache.proxy.index.flush()
+    every = ["ghcr.io/several/listed", "quay.io/several/listed", "several/listed"]
+    seen, path = [], "/v2/_catalog?n=1"
+    while path:
+        reply = await site.cache.get(path)
+        seen += json.loads(reply.body)["repositories"]
+        path = reply.headers.get("Link", "").partition(">")[0].removeprefix("<")
+    assert seen == every
+    assert json.loads((await site.cache.get("/v2/_catalog")).body)["repositories"] == every
+
+
+async def test_a_purge_means_one_registry(site):
+    for name in ("docker.io", "ghcr.io"):
+        image = await site.hubs[name].images.image(f"several/purged-{name[0]}", "1", [1000])
+        await site.pull(name, f"several/purged-{name[0]}", image.layers[0].digest)
+    both = ["ghcr.io/several/purged-g:1", "several/purged-d:1"]
+    assert await listed(site) == both
+    assert (await run(site.cache.root, "purge", "several/*", "ghcr.io/nothing", "--yes"))[0] == 1
+    assert await listed(site) == both[:1]
+    assert (await run(site.cache.root, "pin", "ghcr.io/several/purged-g"))[0] == 0
+    code, out, _ = await run(site.cache.root, "purge", "ghcr.io/*", "--yes")
+    assert (code, await listed(site)) == (0, both[:1]), out
+    assert (await run(site.cache.root, "unpin", "ghcr.io/*"))[0] == 0
+    assert (await run(site.cache.root, "purge", "*", "--yes"))[0] == 0
+    assert await listed(site) == []
+
+
+async def listed(site):
+    code, out, err = await run(site.cache.root, "list", "--json")
+    assert code == 0, err
+    return sorted(image["name"] for image in json.loads(out)["items"])
+
+
+async def test_warm_takes_each_image_from_its_registry(site):
+    for name, hub in site.hubs.items():
+        await hub.images.image(f"several/warm-{name[0]}", "1", [1000])
+    names = ["several/warm-d:1", "ghcr.io/several/warm-g:1", "quay.io/several/warm-q:1"]
+    code, out, err = await warm(site.cache, *names)
+    assert code == 0, out + err
+    for hub in site.hubs.values():
+        assert (hub.counters.counted_pulls(), hub.counters.blob_gets()) == (1, 2)
+    code, _, err = await warm(site.cache, "gcr.io/org/app")
+    assert code == 2
+    assert "gcr.io/org/app:latest: the cache does not serve gcr.io" in err
+
+
+async def test_metrics_tell_registries_apart(site):
+    await site.hubs["quay.io"].images.image("several/counted", "1", [1000])
+    await site.pull("quay.io", "several/counted")
+    text = (await site.cache.get("/metrics")).body.decode()
+    assert 'registry_cache_registry_requests_total{cache="miss",registry="quay.io"} 1.0' in text
+    assert 'registry_cache_registry_requests_total{cache="miss",registry="docker.io"} 0.0' in text
+    assert 'registry_cache_registry_up{registry="ghcr.io"} 1.0' in text
 
 
 async def test_the_log_and_the_figures_say_whose_it_is(site):

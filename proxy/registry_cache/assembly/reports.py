@@ -22,6 +22,7 @@ from registry_cache.observe.metrics import RESULTS, Metrics
 from registry_cache.pull.flight import Flight
 from registry_cache.pull.flights import Flights
 from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import registries
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import SqliteIndex
 from registry_cache.upstream.client import Upstream
@@ -60,6 +61,7 @@ class Reports:
         flights: Flights,
     ) -> None:
         self._settings = settings
+        self._served = registries(settings)
         self._identity = identity
         self._metrics = metrics
         self._history = history
@@ -137,6 +139,7 @@ class Reports:
             limited_for_seconds=round(limited, 1),
             requests={kind: counted.upstream[kind] for kind in _REQUESTS_SHOWN},
             failures=counted.failures,
+            aliases=list(self._served[registry].aliases),
             received_bytes=counted.received_bytes,
             served={result: counted.requests[result] for result in RESULTS},
             served_bytes=counted.served_bytes.total(),
@@ -147,14 +150,14 @@ class Reports:
         victims = await self._store.next_victims(_VICTIMS_SHOWN)
         names = await self._index.repositories_of([victim.digest for victim in victims])
         return [
-            NextEviction(**victim._asdict(), repositories=[where.familiar for where in names.get(victim.digest, [])])
+            NextEviction(**victim._asdict(), repositories=[where.shown for where in names.get(victim.digest, [])])
             for victim in victims
         ]
 
 
 def _transfer(flight: Flight) -> Transfer:
     return Transfer(
-        repository=flight.repository.familiar,
+        repository=flight.repository.shown,
         digest=str(flight.digest),
         received_bytes=flight.available,
         size_bytes=flight.size_bytes,

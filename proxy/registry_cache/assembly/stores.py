@@ -75,7 +75,6 @@ async def open_catalog(
             index,
             opaque,
             proof,
-            registry=settings.default_registry,
             cap_bytes=int(settings.max_size),
             events=bus,
         )

@@ -91,9 +91,6 @@ class PurgeAnswer(NamedTuple):
 class Curator:
     """See the module. :meth:`start` it before anything is evicted; whoever starts it calls :meth:`aclose`.
 
-    Args:
-        registry: whose content is pinned before it is here.
-
     What looks at all that is cached runs in a thread of its own: a hundred thousand blobs take a tenth of a second.
     """
 
@@ -104,7 +101,6 @@ class Curator:
         opaque: OpaqueManifests,
         proven: Proven,
         *,
-        registry: str,
         cap_bytes: int,
         events: events.Events,
     ) -> None:
@@ -112,7 +108,6 @@ class Curator:
         self._index = index
         self._opaque = opaque
         self._proven = proven
-        self._registry = registry
         self._cap_bytes = cap_bytes
         self._events = events
         self._thread = Threads("curator", 1)
@@ -184,7 +179,7 @@ class Curator:
         Raises:
             DigestAmbiguous: a short digest means several; nothing was pinned.
         """
-        return await self._change_pins(patterns, self._pins_for, pinned=True)
+        return await self._change_pins(patterns, contents.pins_for, pinned=True)
 
     async def unpin(self, patterns: Sequence[Pattern]) -> PinAnswer:
         """Take the pins away that *patterns* name.
@@ -193,9 +188,6 @@ class Curator:
             DigestAmbiguous: a short digest means several; nothing was changed.
         """
         return await self._change_pins(patterns, contents.unpins_for, pinned=False)
-
-    def _pins_for(self, inventory: Inventory, pattern: Pattern) -> list[Pin]:
-        return contents.pins_for(inventory, pattern, self._registry)
 
     async def _change_pins(
         self, patterns: Sequence[Pattern], meant: Callable[[Inventory, Pattern], list[Pin]], *, pinned: bool

@@ -114,6 +114,10 @@ class Proof:
         self._mark(repository, (digest,))
         self._links.link(repository, digest)
 
+    def vouched(self, repository: Repository, digest: Digest) -> None:
+        """Upstream has answered with *digest* under *repository*; it is not here yet."""
+        self._mark(repository, (digest,))
+
     def _note(self, repository: Repository, digest: Digest, manifest: Manifest) -> None:
         self._named[repository, digest] = None
         while len(self._named) > _NAMED_MAX:

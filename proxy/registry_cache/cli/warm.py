@@ -17,7 +17,7 @@ from registry_cache.cli.warm_output import Report, summary
 from registry_cache.cli.warm_sources import wishes_from
 from registry_cache.warming.platforms import host_platform
 from registry_cache.warming.puller import Puller, PullFailed
-from registry_cache.warming.warm import Warmer, Wish, platforms_text, would_be
+from registry_cache.warming.warm import NotServed, Warmer, Wish, platforms_text, served, would_be
 
 _FAILED = 1
 _STOPPED = 3
@@ -160,7 +160,13 @@ async def _work(
         connector=aiohttp.TCPConnector(limit=0),
     ) as session:
         puller = Puller(session, url)
-        cap_bytes = (await puller.stats()).store.max_size_bytes
+        stats = await puller.stats()
+        try:
+            wishes, notes = served(wishes, stats)
+        except NotServed as error:
+            raise click.UsageError(str(error)) from error
+        for note in notes:
+            say_folded(note, err=True)
         warmer = Warmer(puller, parallel=parallel, quota_floor=quota_floor, listener=report)
         with report.looking(len(wishes)):
             planned = await warmer.plan(wishes)
@@ -173,7 +179,7 @@ async def _work(
             "known_missing_bytes": sum(each.look.missing_bytes for each in planned if each.look),
             "quota": msgspec.structs.asdict(quota) if quota else None,
             "quota_floor": quota_floor,
-            "max_size_bytes": cap_bytes,
+            "max_size_bytes": stats.store.max_size_bytes,
         }
         report.plan(plan, platforms_text(wishes), url, planned if dry_run else ())
         if dry_run:
@@ -186,7 +192,7 @@ async def _work(
         "dry_run": dry_run,
         "plan": plan,
         "images": [outcome._asdict() for outcome in outcomes],
-        "stopped": warmer.stopped or None,
+        "stopped": "; ".join(warmer.stopped.values()) or None,
     }
 
 

@@ -15,8 +15,10 @@ from registry_cache.warming.compose import read_project
 from registry_cache.warming.compose_files import files_above, files_in
 from registry_cache.warming.interpolation import ComposeInvalid
 from registry_cache.warming.platforms import PlatformUnknown, asked_platform
-from registry_cache.warming.puller import Name, is_elsewhere
+from registry_cache.warming.puller import Name
 from registry_cache.warming.warm import Wish, joined
+
+_ARGUMENT = "argument"
 
 
 class _Wishes:
@@ -28,12 +30,9 @@ class _Wishes:
         self.notes: list[str] = []
 
     def add(self, text: str, where: str, platform: str | None = None, *, may_be_absent: bool = False) -> None:
-        if is_elsewhere(text):
-            self.notes.append(f"left out: {text} ({where}): not from Docker Hub")
-            return
         platforms = (_platform(platform, where),) if platform else self.platforms
         try:
-            self.found.append(Wish(Name.parse(text), platforms, may_be_absent))
+            self.found.append(Wish(Name.parse(text), platforms, may_be_absent, "" if where == _ARGUMENT else where))
         except (NameInvalid, TagInvalid, DigestInvalid) as error:
             raise click.UsageError(f"{where}: {text!r} is no image name: {error}") from error
 
@@ -59,9 +58,7 @@ def wishes_from(
     """What is asked for, each image once; and what was left out, and why."""
     wishes = _Wishes(tuple(_platform(each, "--platform") for each in platforms))
     for image in images:
-        if is_elsewhere(image):
-            raise click.UsageError(f"{image}: this cache serves Docker Hub only")
-        wishes.add(image, "argument")
+        wishes.add(image, _ARGUMENT)
     if not (images or compose or lists or from_docker):
         compose = files_above(Path())
         wishes.notes += [f"taken: {path}" for path in compose]

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from registry_cache.model.errors import DigestInvalid, NameInvalid
-from registry_cache.model.oci import Digest, Repository
-from registry_cache.model.registries import HUB_NAMES
+from registry_cache.model.oci import DOCKER_HUB, Digest, Repository
+from registry_cache.model.registries import split
 
 Needs = Callable[[Digest], Collection[Digest]]
 
@@ -76,34 +76,36 @@ class Inventory(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """Which names are meant. Wildcards are the shell's; a digest has none."""
+    """Which names are meant, as Docker reads them: a bare one is Docker Hub's. Wildcards are the shell's.
+
+    A digest alone, and ``*``, mean every registry (``*``).
+    """
 
     repository: str  # "*" for a digest alone
     tag: str | None
     digest: Digest | None
     short: str = ""  # the beginning of a digest: names nothing until it is completed (model/short_digests.py)
+    registry: str = DOCKER_HUB
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """A pattern as people write image names: ``nginx``, ``nginx:1.*``, ``org/app@sha256:…``, ``sha256:…``.
+        """A pattern as people write image names: ``nginx``, ``nginx:1.*``, ``ghcr.io/org/*``, ``sha256:…``.
 
         Raises:
             NameInvalid, DigestInvalid: it cannot name anything.
         """
         if text.startswith(("sha256:", "sha512:")):
-            return cls("*", None, *_digest(text))
+            return cls("*", None, *_digest(text), registry="*")
         name, at, digest = text.partition("@")
         tag: str | None = None
         if ":" in name.rpartition("/")[2]:
             name, _, tag = name.rpartition(":")
-        first, slash, rest = name.partition("/")
-        if slash and first in HUB_NAMES:
-            name = rest
-        if "/" not in name and name != "*":
+        registry, name = ("*", name) if name == "*" else split(name)
+        if registry == DOCKER_HUB and "/" not in name and name != "*":
             name = f"library/{name}"
         if not re.fullmatch(r"[a-z0-9._/*?\[\]-]+", name) or name.endswith("/") or tag == "":
             raise NameInvalid(f"{text[:200]!r} names no image: write nginx, nginx:1.27, org/app or sha256:…")
-        return cls(name, None, *_digest(digest)) if at else cls(name, tag, None)
+        return cls(name, None, *_digest(digest), registry) if at else cls(name, tag, None, "", registry)
 
     @property
     def is_exact(self) -> bool:
@@ -117,12 +119,14 @@ class Pattern(NamedTuple):
 
     def __str__(self) -> str:
         digest = self.digest or self.short
-        name = self.repository.removeprefix("library/") + (f":{self.tag}" if self.tag else "")
+        name = self.repository if self.registry == "*" else Repository(self.registry, self.repository).familiar
+        name += f":{self.tag}" if self.tag else ""
         return name + (f"@{digest}" if digest else "") if name != "*" or not digest else digest
 
     def matches(self, repository: Repository) -> bool:
         """Whether *repository* is meant; none, as long as a short digest is not completed."""
-        return not self.short and fnmatchcase(repository.name, self.repository)
+        of_registry = self.registry in ("*", repository.registry)
+        return not self.short and of_registry and fnmatchcase(repository.name, self.repository)
 
     def matches_tag(self, tag: Tag) -> bool:
         """Whether *tag* is meant: by its name, or by the digest it is."""
@@ -327,20 +331,16 @@ def names_nothing(inventory: Inventory, pattern: Pattern) -> bool:
     return not (pattern.names_repositories and any(any(map(pattern.matches, w)) for w in inventory.links.values()))
 
 
-def pins_for(inventory: Inventory, pattern: Pattern, registry: str) -> list[Pin]:
-    """What pinning *pattern* pins: every tag it matches, or the one tag or digest that it names.
-
-    Args:
-        registry: whose content is meant where nothing of it is here yet.
-    """
+def pins_for(inventory: Inventory, pattern: Pattern) -> list[Pin]:
+    """What pinning *pattern* pins: every tag it matches, or the one tag or digest that it names."""
     if pattern.digest is not None:
         where = [r for r in inventory.links.get(pattern.digest, ()) if pattern.matches(r)]
         if pattern.repository != "*":
-            where = [Repository(registry, pattern.repository)]
+            where = [Repository(pattern.registry, pattern.repository)]
         return [Pin(repository, str(pattern.digest)) for repository in where[:1]]
     found = [Pin(tag.repository, tag.name) for tag in inventory.tags if pattern.matches_tag(tag)]
     if not found and pattern.tag is not None and pattern.is_exact:
-        return [Pin(Repository.parse(pattern.repository, registry), pattern.tag)]  # a wish for what is to come
+        return [Pin(Repository.parse(pattern.repository, pattern.registry), pattern.tag)]  # a wish for what is to come
     return found
 
 

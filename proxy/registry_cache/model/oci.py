@@ -106,6 +106,11 @@ class Repository(NamedTuple):
         """As people write it: ``nginx``, ``org/app``, ``ghcr.io/org/app``."""
         return self.name.removeprefix("library/") if self.registry == DOCKER_HUB else str(self)
 
+    @property
+    def shown(self) -> str:
+        """As figures have it: Docker Hub's by its whole name, others behind their registry's."""
+        return self.name if self.registry == DOCKER_HUB else str(self)
+
     def __str__(self) -> str:
         return f"{self.registry}/{self.name}"
 

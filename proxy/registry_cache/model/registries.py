@@ -28,6 +28,15 @@ _KNOWN = frozenset(
 )
 
 
+def split(name: str) -> tuple[str, str]:
+    """The registry of an image's name, as Docker reads it, and the rest: ``nginx`` is ``docker.io`` and ``nginx``."""
+    first, slash, rest = name.partition("/")
+    if not slash or not (first in HUB_NAMES or looks_like_registry(first)):
+        return HUB_NAMES[0], name
+    registry = normal(first)
+    return (HUB_NAMES[0] if registry in HUB_NAMES else registry), rest
+
+
 def normal(name: str) -> str:
     """*name* in lower case, without a default port and the dot of a whole domain name."""
     name = name.lower()

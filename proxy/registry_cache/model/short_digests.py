@@ -31,7 +31,7 @@ def completed(pattern: Pattern, inventory: Inventory) -> Pattern:
 def _known(pattern: Pattern, inventory: Inventory) -> Iterable[Digest]:
     """Every digest that *pattern* could mean: of its repositories, where it names some."""
     pattern = pattern._replace(short="")
-    everywhere = pattern.repository == "*"
+    everywhere = pattern.registry == "*"
     for digest in inventory.blobs:
         if everywhere or any(map(pattern.matches, inventory.links.get(digest, ()))):
             yield digest

@@ -116,6 +116,7 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
         answered_at: when it last answered anything; None for never.
         limited_for_seconds: how long it wants to be left alone after a 429; 0: not at all.
         requests: made to it, by kind.
+        aliases: other names that images have for it.
         served: requests of clients for what is its, by what came of them.
     """
 
@@ -127,6 +128,7 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
     requests: dict[str, int]
     failures: int
     rate_limit: QuotaFigures | None
+    aliases: list[str] = []
     received_bytes: int = 0
     served: dict[str, int] = {}
     served_bytes: int = 0

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from registry_cache.model import events
-from registry_cache.model.oci import DOCKER_HUB
+from registry_cache.model.oci import Repository
 from registry_cache.observe.figures import (
     AllRepositories,
     ByteFigures,
@@ -248,7 +248,8 @@ class Metrics:
             "bytes": ByteFigures(served=served, from_cache=self.from_cache_bytes, from_upstream=self.received_bytes),
             "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},
             "repositories": [
-                RepositoryFigures(name=_shown(*key), **RepositoryUse(*counts)._asdict()) for key, counts in top
+                RepositoryFigures(name=Repository(*key).shown, **RepositoryUse(*counts)._asdict())
+                for key, counts in top
             ],
             "all_repositories": AllRepositories(count=len(self.repositories), **self.all_repositories()._asdict()),
             "prefetch": PrefetchFigures(fetched_bytes=self.prefetched_bytes, wasted_bytes=self.prefetch_wasted_bytes),
@@ -256,8 +257,3 @@ class Metrics:
             "unstored": self.unstored,
             "events": dict(sorted(self.happened.items())),
         }
-
-
-def _shown(registry: str, name: str) -> str:
-    """Docker Hub's bare, as ever; of other registries with theirs."""
-    return name if registry in ("", DOCKER_HUB) else f"{registry}/{name}"

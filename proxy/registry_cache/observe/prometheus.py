@@ -1,6 +1,6 @@
 """``/metrics``: ``/_stats`` in Prometheus form. Every name is explained in ``docs/metrics.md``."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -46,6 +46,7 @@ class PrometheusCollector(Collector):
         yield from self._removals()
         yield from _store(stats.store, stats.disk)
         yield from _upstream(stats.upstream)
+        yield from _registries(stats.upstreams)
         yield _gauge("flights", "Transfers from upstream under way.", stats.flights)
         for name, latency in self._metrics.latency.items():
             yield _histogram(f"{name}_duration_seconds", f"Duration of a {name}, body included.", latency)
@@ -117,6 +118,34 @@ def _upstream(upstream: UpstreamFigures) -> Iterator[Metric]:
         yield _gauge("upstream_quota_observed_timestamp_seconds", "When upstream told it last.", quota.observed_at)
 
 
+def _registries(upstreams: Mapping[str, UpstreamFigures]) -> Iterator[Metric]:
+    """Each registry by itself; the families above are of all, or of the default one."""
+    requests = CounterMetricFamily(
+        f"{PREFIX}registry_requests", "Requests of clients for a registry's content.", labels=["registry", "cache"]
+    )
+    for name, figures in upstreams.items():
+        for result in RESULTS:
+            requests.add_metric([name, result], figures.served.get(result, 0))
+    yield requests
+    counters: dict[str, tuple[str, Callable[[UpstreamFigures], int]]] = {
+        "served_bytes": ("Body bytes of a registry's content sent to clients.", lambda one: one.served_bytes),
+        "received_bytes": ("Body bytes received from a registry.", lambda one: one.received_bytes),
+        "failures": ("Requests to a registry without a usable answer.", lambda one: one.failures),
+    }
+    for metric, (text, read) in counters.items():
+        yield _labelled(f"registry_{metric}", text, "registry", ((name, read(one)) for name, one in upstreams.items()))
+    gauges: dict[str, tuple[str, Callable[[UpstreamFigures], float]]] = {
+        "up": ("Whether a registry is held to be up.", lambda one: int(one.reachable)),
+        "limited_seconds": ("For how long a registry wants to be left alone.", lambda one: one.limited_for_seconds),
+        "credential_rejected": ("Whether a registry rejects its credential.", lambda one: int(one.credential_rejected)),
+    }
+    for metric, (text, value) in gauges.items():
+        values = ((name, value(one)) for name, one in upstreams.items())
+        yield _labelled(f"registry_{metric}", text, "registry", values, gauge=True)
+    left = ((name, one.rate_limit.remaining) for name, one in upstreams.items() if one.rate_limit is not None)
+    yield _labelled("registry_quota_remaining", "Pulls that a registry has left.", "registry", left, gauge=True)
+
+
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(PREFIX + name, text, value)
 
@@ -125,7 +154,7 @@ def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(PREFIX + name, text, value)
 
 
-def _labelled(name: str, text: str, label: str, values: Iterable[tuple[str, int]], *, gauge: bool = False) -> Metric:
+def _labelled(name: str, text: str, label: str, values: Iterable[tuple[str, float]], *, gauge: bool = False) -> Metric:
     kind = GaugeMetricFamily if gauge else CounterMetricFamily
     family = kind(PREFIX + name, text, labels=[label])
     for value, count in values:

@@ -135,6 +135,8 @@ class Blobs:
         # Whoever waits for the same flight hears the same; the one who began it asks for all.
         registry, key = self._registries[repository.registry], _key(repository, digest)
         announced = await registry.asking.ask(timer, key, lambda: registry.negatives.heed(key, reader.size))
+        if repository in flight.supplied_by:
+            self._proof.vouched(repository, digest)
         if announced is None:
             announced = await self._unannounced(repository, digest, reader, timer)
         result: CacheResult = "collapsed" if reader.joined else "miss"

@@ -4,12 +4,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import aiohttp
 
 from registry_cache.model.errors import ContentError, DigestInvalid, RegistryCacheError
 from registry_cache.model.foreign import read_json
 from registry_cache.model.oci import (
+    DOCKER_HUB,
     INDEX_TYPES,
     MANIFEST_ACCEPT,
     MANIFEST_MAX_BYTES,
@@ -20,7 +22,7 @@ from registry_cache.model.oci import (
     Reference,
     Repository,
 )
-from registry_cache.model.registries import HUB_NAMES
+from registry_cache.model.registries import split
 from registry_cache.observe.figures import OtherSchema, Stats, read
 from registry_cache.warming.platforms import EVERY_PLATFORM, full_platform
 
@@ -73,20 +75,22 @@ class Name(NamedTuple):
         tag = "latest"
         if ":" in name.rpartition("/")[2]:
             name, _, tag = name.rpartition(":")
-        first, slash, rest = name.partition("/")
-        if slash and first in HUB_NAMES:
-            name = rest
-        repository = Repository.parse(name if "/" in name else f"library/{name}")
+        registry, name = split(name)
+        is_official = registry == DOCKER_HUB and "/" not in name
+        repository = Repository.parse(f"library/{name}" if is_official else name, registry)
         return cls(repository, Reference.parse(repository, Digest.parse(digest) if digest else tag).target)
 
+    def path(self, kind: str, reference: str) -> str:
+        """Where the cache has it; which registry is meant is always said.
+
+        Args:
+            kind: ``blobs`` or ``manifests``.
+        """
+        ns = quote(self.repository.registry, safe=":.")
+        return f"/v2/{self.repository.name}/{kind}/{reference}?ns={ns}"
+
     def __str__(self) -> str:
-        return f"{self.repository.name.removeprefix('library/')}{'@' if ':' in self.reference else ':'}{self.reference}"
-
-
-def is_elsewhere(text: str) -> bool:
-    """Whether an image name begins with another registry than Docker Hub: the cache does not serve that one."""
-    first, slash, _ = text.partition("/")
-    return bool(slash) and first not in HUB_NAMES and ("." in first or ":" in first or first == "localhost")
+        return f"{self.repository.familiar}{'@' if ':' in self.reference else ':'}{self.reference}"
 
 
 class Look(NamedTuple):
@@ -234,7 +238,7 @@ class Puller:
         return True
 
     async def _pieces(self, name: Name, blob: Descriptor, start: int, take: Callable[[bytes], None]) -> bool:
-        url = f"{self._base}/v2/{name.repository.name}/blobs/{blob.digest}"
+        url = self._base + name.path("blobs", blob.digest)
         headers = {"Range": f"bytes={start}-"} if start else {}
         async with self._session.get(url, headers=headers, timeout=_TIMEOUT) as response:
             if response.status not in _OK:
@@ -246,7 +250,7 @@ class Puller:
             return _is_hit(response.headers)
 
     async def _head(self, name: Name, kind: str, reference: str, headers: Mapping[str, str] = {}) -> Mapping[str, str]:
-        url = f"{self._base}/v2/{name.repository.name}/{kind}/{reference}"
+        url = self._base + name.path(kind, reference)
         try:
             async with self._session.head(
                 url, headers={"Accept": MANIFEST_ACCEPT, **headers}, timeout=_TIMEOUT
@@ -268,7 +272,7 @@ class Puller:
         return _parsed(name, body)
 
     async def _manifest(self, name: Name, reference: str, headers: Mapping[str, str] = {}) -> tuple[bytes, bool]:
-        url = f"{self._base}/v2/{name.repository.name}/manifests/{reference}"
+        url = self._base + name.path("manifests", reference)
         try:
             async with self._session.get(
                 url, headers={"Accept": MANIFEST_ACCEPT, **headers}, timeout=_TIMEOUT

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Descriptor
-from registry_cache.observe.figures import QuotaFigures
+from registry_cache.observe.figures import QuotaFigures, Stats
 from registry_cache.warming.platforms import EVERY_PLATFORM
 from registry_cache.warming.puller import Look, Name, Puller, PullFailed
 
@@ -19,11 +21,16 @@ Status = Literal["here", "warmed", "failed", "skipped"]
 
 
 class Wish(NamedTuple):
-    """An image to be warmed. ``may_be_absent``: it may be on no registry, and that is no error."""
+    """An image to be warmed.
+
+    ``may_be_absent``: it may be on no registry, and that is no error. ``source``: who wishes it; empty for the command
+    line itself.
+    """
 
     name: Name
     platforms: tuple[str, ...]
     may_be_absent: bool = False
+    source: str = ""
 
 
 class Planned(NamedTuple):
@@ -69,8 +76,33 @@ def joined(wishes: Iterable[Wish]) -> list[Wish]:
     for wish in wishes:
         known = found.get(wish.name, Wish(wish.name, (), may_be_absent=True))
         platforms = tuple(dict.fromkeys([*known.platforms, *wish.platforms]))
-        found[wish.name] = Wish(wish.name, platforms, known.may_be_absent and wish.may_be_absent)
+        # Who names it themselves is told most clearly what is wrong with it.
+        source = wish.source and (known.source if wish.name in found else wish.source)
+        found[wish.name] = Wish(wish.name, platforms, known.may_be_absent and wish.may_be_absent, source)
     return list(found.values())
+
+
+class NotServed(RegistryCacheError):
+    """An image is named whose registry the cache does not serve."""
+
+
+def served(wishes: Iterable[Wish], stats: Stats) -> tuple[list[Wish], list[str]]:
+    """Those that the cache serves, and a note for each that something else named.
+
+    Raises:
+        NotServed: one that was asked for by name is not among them.
+    """
+    names = {alias for figures in stats.upstreams.values() for alias in figures.aliases} | {*stats.upstreams}
+    kept, notes = [], []
+    for wish in wishes:
+        registry = wish.name.repository.registry
+        if not names or registry in names:  # an older cache does not tell
+            kept.append(wish)
+        elif wish.source:
+            notes.append(f"left out: {wish.name} ({wish.source}): the cache does not serve {registry}")
+        else:
+            raise NotServed(f'{wish.name}: the cache does not serve {registry}: [upstreams."{registry}"] there would')
+    return kept, notes
 
 
 class Warmer:
@@ -87,8 +119,10 @@ class Warmer:
         self._images = asyncio.Semaphore(parallel)
         self._looks = asyncio.Semaphore(_LOOKS_AT_ONCE)
         self._spending = asyncio.Lock()
-        self._promised = 0  # pulls that have been begun, and are perhaps not in upstream's figure yet
-        self.stopped = ""  # why nothing that costs quota is begun any more
+        # By registry: pulls that have been begun and are perhaps not in upstream's figure yet, and why nothing that
+        # costs quota is begun any more.
+        self._promised: Counter[str] = Counter()
+        self.stopped: dict[str, str] = {}
 
     async def plan(self, wishes: Sequence[Wish]) -> list[Planned]:
         """Look at each image, for free."""
@@ -100,7 +134,7 @@ class Warmer:
         if costly is not None:
             with contextlib.suppress(PullFailed):
                 await self._puller.observe_quota(costly.wish.name)
-        return await self._quota()
+        return await self._quota(costly.wish.name if costly is not None else None)
 
     async def warm(self, planned: Sequence[Planned]) -> list[Outcome]:
         """Pull what is missing."""
@@ -125,7 +159,7 @@ class Warmer:
                 outcome = await self._pull(planned)
             except PullFailed as error:
                 if error.status == _TOO_MANY:
-                    self.stopped = self.stopped or f"upstream's rate limit: {error}"
+                    self.stopped.setdefault(planned.wish.name.repository.registry, f"upstream's rate limit: {error}")
                 absent = planned.wish.may_be_absent and error.status in _ABSENT
                 reason = "built here, and on no registry" if absent else str(error)
                 outcome = Outcome(name, "skipped" if absent else "failed", reason=reason)
@@ -134,17 +168,17 @@ class Warmer:
 
     async def _pull(self, planned: Planned) -> Outcome:
         wish, look = planned.wish, planned.look
-        name = str(wish.name)
+        name, registry = str(wish.name), wish.name.repository.registry
         if look is None:
             raise planned.error or PullFailed(f"{name}: was not looked at")
         if look.is_whole:
             return Outcome(name, "here", size_bytes=look.size_bytes)
-        if look.pulls and not await self._may_spend(look.pulls):
-            return Outcome(name, "skipped", reason=self.stopped)
+        if look.pulls and not await self._may_spend(wish.name, look.pulls):
+            return Outcome(name, "skipped", reason=self.stopped[registry])
         try:
             pulled = await self._puller.manifests(wish.name, wish.platforms)
         finally:
-            self._promised -= look.pulls
+            self._promised[registry] -= look.pulls
         missing = [blob for blob in pulled.blobs if not await self._puller.is_here(wish.name, "blobs", blob.digest)]
         self._listener.expect(name, sum(blob.size_bytes for blob in missing))
         fetched = await self._blobs(wish.name, missing)
@@ -176,19 +210,25 @@ class Warmer:
                 f"{name}: {len(gone)} of {len(blobs)} blobs came, but were not kept: is MAX_SIZE too small?"
             )
 
-    async def _may_spend(self, pulls: int) -> bool:
-        """Whether the quota allows it; if not, nothing that costs is begun any more."""
+    async def _may_spend(self, name: Name, pulls: int) -> bool:
+        """Whether the registry's quota allows it; if not, nothing of it that costs is begun any more."""
+        registry = name.repository.registry
         async with self._spending:
-            quota = None if self.stopped else await self._quota()
-            if quota is not None and quota.remaining - self._promised - pulls < self._floor:
-                self.stopped = f"the quota: {quota.remaining} pulls are left, and {self._floor} are left to others"
-            if self.stopped:
+            quota = None if registry in self.stopped else await self._quota(name)
+            if quota is not None and quota.remaining - self._promised[registry] - pulls < self._floor:
+                left = f"the quota: {quota.remaining} pulls are left, and {self._floor} are left to others"
+                self.stopped[registry] = left
+            if registry in self.stopped:
                 return False
-            self._promised += pulls
+            self._promised[registry] += pulls
             return True
 
-    async def _quota(self) -> QuotaFigures | None:
-        return (await self._puller.stats()).upstream.rate_limit
+    async def _quota(self, name: Name | None) -> QuotaFigures | None:
+        """Of the registry of *name*; of the default one without it, and of a cache that knows no other."""
+        stats = await self._puller.stats()
+        registry = name.repository.registry if name is not None else ""
+        of_registry = (figures for known, figures in stats.upstreams.items() if registry in (known, *figures.aliases))
+        return next(of_registry, stats.upstream).rate_limit
 
 
 def would_be(planned: Planned) -> Outcome:

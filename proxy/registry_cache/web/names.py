@@ -40,6 +40,7 @@ class Registries:
         completes: bool = True,
     ) -> None:
         self.default = default
+        self.served = tuple({default: (), **(aliases or {})})
         served = {default: (), **(aliases or {})}
         self._names = {normal(name): registry for registry, others in served.items() for name in (registry, *others)}
         if DOCKER_HUB in served:

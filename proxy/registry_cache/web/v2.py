@@ -190,7 +190,7 @@ class V2:
         """What is cached, not what upstream has: Hub has no catalog either."""
         query = exchange.request.query
         limit = min(int(query.get("n", "")[:6]) if query.get("n", "").isdecimal() else 100, _CATALOG_MAX)
-        names = await self._index.repositories(self._registries.default, query.get("last", "")[:256], limit + 1)
+        names = await self._shown_repositories(query.get("last", "")[:512], limit + 1)
         exchange.served = Served("bypass")
         headers = answer_headers(exchange.served)
         if len(names) > limit:
@@ -198,6 +198,16 @@ class V2:
             if names:
                 headers["Link"] = f'</v2/_catalog?{urlencode({"n": limit, "last": names[-1]})}>; rel="next"'
         return _json(exchange, {"repositories": list(names)}, headers)
+
+    async def _shown_repositories(self, after: str, limit: int) -> list[str]:
+        """Names as a client without ``ns`` writes them: the default registry's bare, others' behind theirs."""
+        found = []
+        for registry in self._registries.served:
+            prefix = "" if registry == self._registries.default else f"{registry}/"
+            if not prefix or prefix > after or after.startswith(prefix):
+                behind = after.removeprefix(prefix) if after.startswith(prefix) else ""
+                found += [prefix + name for name in await self._index.repositories(registry, behind, limit)]
+        return sorted(found)[:limit]
 
     def _error_response(self, exchange: Exchange, error: RegistryCacheError) -> web.Response:
         kind = refusal_kind(error)
