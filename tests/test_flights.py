@@ -10,6 +10,7 @@ from registry_cache.model.errors import (
     Denied,
     OriginDown,
     RangeRefused,
+    RateLimited,
     UpstreamBusy,
     UpstreamError,
     UpstreamRefused,
@@ -303,6 +304,45 @@ async def test_a_direct_stream_asks_for_the_whole_after_a_refused_range(airport)
     await airport.flights.send_direct(REPOSITORY, digest, sink, 2_500, 9_000)
     assert sink.received == DATA[2_500:9_000]
     assert source.asked == [(digest, 2_500, 9_000), (digest, 0, None)]
+
+
+async def test_after_two_ranges_that_bring_nothing_the_whole_is_asked_for(airport):
+    """Some upstreams fail at ranges and at nothing else: nobody would ever get the rest of what is here in part."""
+    source = airport.source
+    digest = source.add(DATA)
+    airport.store.partials[digest] = bytearray(DATA[:4_000])
+    source.script(digest, lambda start: UpstreamError("500") if start else source.part(digest)(0))
+    assert await airport.get(digest) == DATA
+    assert source.gets(digest) == [4_000, 4_000, 0]
+
+
+async def test_a_whole_that_breaks_is_gone_on_with_by_ranges_again(airport):
+    source = airport.source
+    digest = source.add(DATA)
+    airport.store.partials[digest] = bytearray(DATA[:4_000])
+    fails = lambda _: UpstreamError("500")  # noqa: E731
+    source.script(digest, fails, fails, source.part(digest, upto=6_000, then=BROKEN), source.part(digest))
+    assert await airport.get(digest) == DATA
+    assert source.gets(digest) == [4_000, 4_000, 0, 6_000]
+
+
+async def test_an_origin_that_limits_is_asked_for_the_rest_afterwards(airport):
+    source = airport.source
+    digest = source.add(DATA)
+    soon = [RateLimited("no", retry_in_seconds=0.01), UpstreamError("500")]
+    answers = [source.part(digest, upto=4_000, then=BROKEN), *(lambda _, error=error: error for error in soon)]
+    source.script(digest, *answers, source.part(digest))
+    assert await airport.get(digest) == DATA
+    assert source.gets(digest) == [0, 4_000, 4_000, 4_000]
+
+
+async def test_a_direct_stream_asks_for_the_whole_after_two_ranges_that_bring_nothing(airport):
+    source, sink = airport.source, Client()
+    digest = source.add(DATA)
+    source.script(digest, lambda start: UpstreamError("500") if start else source.part(digest)(0))
+    await airport.flights.send_direct(REPOSITORY, digest, sink, 2_500, 9_000)
+    assert sink.received == DATA[2_500:9_000]
+    assert source.asked == [(digest, 2_500, 9_000), (digest, 2_500, 9_000), (digest, 0, None)]
 
 
 async def test_a_rotten_partial_costs_one_more_get_and_no_pull(airport):

@@ -23,6 +23,18 @@ async def test_the_digest_decides_whatever_the_label_says(registry, encoding):
     assert await client.blob(NAME, DIGEST) == BLOB
 
 
+async def test_nothing_is_no_blob_but_the_empty_one(start_cache, registry):
+    """There is no last byte to hold back: the client would take it for the whole."""
+    client, server = await registry(lambda _: reply(200, b""))
+    with pytest.raises(UpstreamError, match="sent nothing"):
+        await client.blob(NAME, DIGEST)
+    empty = "sha256:" + hashlib.sha256(b"").hexdigest()
+    assert await client.blob(NAME, empty) == b""
+    cache = await start_cache(upstream=server.url, retries=0)
+    assert (await cache.blob(NAME, DIGEST)).status == 502
+    assert (await cache.blob(NAME, empty)).body == b""
+
+
 @pytest.mark.parametrize(
     "early",
     [

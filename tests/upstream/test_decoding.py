@@ -26,6 +26,8 @@ def named(value):
     [
         (BODY, ""),
         (BODY, "identity"),
+        (gzip.compress(BODY), ""),
+        (gzip.compress(BODY), "identity"),
         (BODY, "none"),
         (BODY, "IDENTITY, identity"),
         (gzip.compress(BODY), "gzip"),

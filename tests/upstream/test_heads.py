@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from registry_cache.model.errors import HeadRefused, NameUnknown, UpstreamError
+from registry_cache.model.errors import Denied, HeadRefused, NameUnknown, UpstreamError, UpstreamRefused
 from registry_cache.model.oci import Digest, Repository
 from tests.hub.stand_in import StandIn, reply
 
@@ -106,6 +106,36 @@ async def test_a_blobs_size_is_found_out_by_one_byte(registry, head, ranges):
 
     client, _ = await registry(says)
     assert await client.upstream.blob_head(Repository.parse(NAME), Digest(DIGEST)) == 12345
+
+
+@pytest.mark.parametrize(
+    ("body", "raised"),
+    [(json.dumps({"errors": [{"code": "DENIED", "message": "no"}]}), Denied), ("no", UpstreamRefused)],
+)
+async def test_a_no_to_a_blobs_size_is_the_registrys(registry, body, raised):
+    client, server = await registry(lambda _: reply(403, body))
+    with pytest.raises(raised):
+        await client.upstream.blob_head(Repository.parse(NAME), Digest(DIGEST))
+    assert [request.headers.get("range") for request in server.seen] == [None, "bytes=0-0", None]
+
+
+async def test_the_size_of_a_blob_is_not_that_of_a_web_page(registry):
+    page = reply(200, "<html>log in</html>", [("Content-Type", "text/html; charset=utf-8")])
+    client, server = await registry(lambda _: page)
+    with pytest.raises(UpstreamError):
+        await client.upstream.blob_head(Repository.parse(NAME), Digest(DIGEST))
+    server.says = lambda request: page if request.method == "HEAD" else reply(200, b"x" * 12345)
+    assert await client.upstream.blob_head(Repository.parse(NAME), Digest(DIGEST)) == 12345
+
+
+async def test_only_an_empty_blob_is_empty(registry):
+    def says(request):
+        return reply(416, b"", [("Content-Range", "bytes */0")]) if "range" in request.headers else reply(200)
+
+    client, _ = await registry(says)
+    with pytest.raises(UpstreamError):
+        await client.upstream.blob_head(Repository.parse(NAME), Digest(DIGEST))
+    assert await client.upstream.blob_head(Repository.parse(NAME), Digest.of(b"")) == 0
 
 
 async def test_a_name_that_upstream_does_not_show_is_not_found(registry):

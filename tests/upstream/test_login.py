@@ -202,6 +202,20 @@ async def test_a_token_service_that_limits_is_left_alone(tokens, fields):
     assert len(scopes(server)) == 1
 
 
+async def test_a_registry_that_limits_logins_is_left_alone(tokens):
+    client, server, said = await tokens()
+    said.token_status = 403
+
+    def limits(request):
+        return reply(429, "slow down", [("Retry-After", "30")]) if request.path == "/v2/" else said(request)
+
+    server.says = limits
+    for _ in range(5):
+        with pytest.raises(RateLimited):
+            await client.manifest(NAME)
+    assert server.targets().count("/v2/") == 1
+
+
 class BasicRegistry:
     """A registry without tokens (ECR, Nexus, htpasswd)."""
 

@@ -23,6 +23,16 @@ NOT_OURS = {
         "body": '{"errors":[{"message":"x"}]}',
         "headers": {"Content-Type": "text/plain"},
     },
+    "a gateway's 404": {
+        "status": 404,
+        "body": '{"message":"Not Found"}',
+        "headers": {"Content-Type": "application/json"},
+    },
+    "a gateway's 404 in words of its own": {
+        "status": 404,
+        "body": '{"errors":[{"status":404,"message":"Not Found"}]}',
+        "headers": {"Content-Type": "application/json"},
+    },
     "nothing": {"status": 403, "body": ""},
     "a login page": {
         "status": 200,

@@ -16,12 +16,17 @@ async def blob(hub):
 
 
 REFUSALS = {
-    **{f"status {status}": {"status": status} for status in (400, 403, 404, 405, 406, 410, 412, 416, 501, 505)},
+    **{
+        f"status {status}": {"status": status}
+        for status in (203, 207, 304, 400, 401, 403, 404, 405, 406, 410, 412, 416, 451, 501, 505)
+    },
     "multipart": {"headers": {"Content-Type": "multipart/byteranges; boundary=x"}, "drop_headers": ("Content-Range",)},
     "no total": {"headers": {"Content-Range": f"bytes {START}-{SIZE - 1}/*"}},
     "no Content-Range": {"drop_headers": ("Content-Range",)},
     "another unit": {"headers": {"Content-Range": f"items {START}-{SIZE - 1}/{SIZE}"}},
     "nonsense": {"headers": {"Content-Range": "bytes"}},
+    "a web page": {"status": 200, "body": "<html>", "headers": {"Content-Type": "text/html"}},
+    "an empty 200": {"status": 200, "body": ""},
     "from elsewhere": {"range_start_shift": -5},
     "from beyond": {"range_start_shift": 5},
     "not what its length says": {"headers": {"Content-Range": f"bytes {START}-{SIZE - 2}/{SIZE}"}},

@@ -107,7 +107,12 @@ def test_clients_are_told_what_upstream_said_else_a_few_seconds(clock, said, tol
         ("soon", None),
         ("", None),
         ("1e999", 21600),
-        ("nan", 0),
+        ("nan", None),
+        ("1.5", 1.5),
+        ("120, 60", 120),
+        ("120s", 120),
+        ("9" * 19 + "e5", 21600),
+        ("0x10", None),
         ("٣", None),
         ("Mon, 99 Foo 2026", None),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
@@ -121,6 +126,21 @@ def test_a_date_is_seen_from_upstreams_own_clock():
     at = time.time() + 5 * 3600  # upstream's clock is ahead
     date, later = (email.utils.formatdate(seconds, usegmt=True) for seconds in (at, at + 30))
     assert parse_retry_after(Headers([("Retry-After", later), ("Date", date)])) == 30
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize(
+    "form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y", "%Y-%m-%dT%H:%M:%SZ"]
+)
+def test_a_date_is_read_in_every_form_wherever_the_host_is(monkeypatch, form, zone):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        said = Headers([("Retry-After", time.strftime(form, time.gmtime(time.time() + 120)))])
+        assert parse_retry_after(said) == pytest.approx(119, abs=5)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ MANIFESTS = {
     "as text": (MANIFEST, [("Content-Type", "text/plain; charset=utf-8")]),
     "as a file": (MANIFEST, [("Content-Type", "application/octet-stream")]),
     "compressed": (gzip.compress(MANIFEST), [JSON, ("Content-Encoding", "gzip")]),
+    "compressed without a label": (gzip.compress(MANIFEST), [JSON]),
     "called compressed": (MANIFEST, [JSON, ("Content-Encoding", "gzip")]),
     "odd label": (MANIFEST, [JSON, ("Content-Encoding", "aws-chunked")]),
     "doubled headers": (MANIFEST, [JSON, JSON, ("Docker-Content-Digest", DIGEST), ("Docker-Content-Digest", DIGEST)]),

@@ -28,7 +28,7 @@ BASE = "https://registry.example/prefix/v2/a/blobs/sha256:00"
         ("https://cdn.example/a b", "https://cdn.example/a%20b"),
         ("https://cdn.example/\u00e4", "https://cdn.example/%E4"),
         ("https://cdn.example", "https://cdn.example"),
-        ("HTTPS://CDN.example/A", "HTTPS://CDN.example/A"),
+        ("HTTPS://CDN.example/A", "https://CDN.example/A"),
     ],
 )
 def test_what_is_written_is_sent(location, url):

@@ -10,7 +10,7 @@ from registry_cache.model.errors import DigestMismatch, RegistryCacheError, Upst
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import Hash, Piece, Sink
 from registry_cache.pull.flight import BlobBody, BlobSource
-from registry_cache.pull.retries import Retries, no_to_a_range
+from registry_cache.pull.retries import Resuming, Retries, no_to_a_range
 
 
 class DirectStreams:
@@ -29,11 +29,11 @@ class DirectStreams:
         self, repository: Repository, digest: Digest, sink: Sink, start: int, stop: int, known: Hash | None = None
     ) -> None:
         """See :meth:`registry_cache.pull.flights.Flights.send_direct`."""
-        position, attempt, ranges = start, 0, True
+        position, attempt, resuming = start, 0, Resuming()
         while position < stop:
-            before = position
+            before, asks_range = position, resuming.possible
             try:
-                async for piece in self._pieces(repository, digest, position, stop, ranges=ranges):
+                async for piece in self._pieces(repository, digest, position, stop, ranges=asks_range):
                     if known is not None:
                         await asyncio.to_thread(known.update, piece)
                         if position + len(piece) == stop and known.hexdigest() != digest.encoded:
@@ -43,9 +43,10 @@ class DirectStreams:
                 if position < stop:
                     raise UpstreamError("upstream ended it early")
             except RegistryCacheError as error:
-                if ranges and no_to_a_range(error):
-                    ranges = False
+                if asks_range and no_to_a_range(error):
+                    resuming.refused = True
                     continue
+                resuming.failed(error, asked=asks_range, brought=position > before)
                 if not isinstance(error, UpstreamError):
                     raise
                 attempt = 1 if position > before else attempt + 1

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
 from registry_cache.model.clock import Clock
-from registry_cache.model.errors import CredentialRefused, DigestMismatch, HeadRefused, NoSpace
+from registry_cache.model.errors import CredentialRefused, DigestMismatch, HeadRefused, ManifestUnknown, NoSpace
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.ports.blobs import BlobStore
 from registry_cache.ports.index import Index
 from registry_cache.ports.names import TagEntry
-from registry_cache.pull.answers import ManifestAnswer, Served
+from registry_cache.pull.answers import ManifestAnswer, ManifestHead, Served, Upstream
 from registry_cache.pull.negatives import NO
 from registry_cache.pull.registry import Registries
 from registry_cache.runtime.singleflight import Shared, SingleFlight
@@ -89,12 +89,16 @@ class ManifestSource:
     async def _head(self, reference: Reference, *, kept: bool) -> TagEntry | None:
         asked_at = self._clock.now()
         registry = self._registries[reference.repository.registry]
-        ask = registry.upstream.manifest_head
+        upstream = registry.upstream
         try:
             found = await self._heeded(
                 reference,
                 asked_at,
-                lambda: ask(reference, attempts=1) if kept else registry.asking.patiently(lambda: ask(reference)),
+                lambda: (
+                    _head_once(upstream, reference)
+                    if kept
+                    else registry.asking.patiently(lambda: upstream.manifest_head(reference))
+                ),
             )
         except HeadRefused:
             return None
@@ -187,6 +191,14 @@ class ManifestSource:
             self._events.emit(events.NotStored(digest=answer.digest, reason=str(error)))
         except Exception:  # noqa: BLE001 -- the pull has succeeded; this must not be lost, nor break anything
             self._events.emit(events.Crashed(message=f"storing {answer.digest}", traceback=traceback.format_exc()))
+
+
+async def _head_once(upstream: Upstream, reference: Reference) -> ManifestHead:
+    """One HEAD, of a known tag. A gateway's 404 looks like a registry's: the body of a GET tells them apart."""
+    try:
+        return await upstream.manifest_head(reference, attempts=1)
+    except ManifestUnknown as error:
+        raise HeadRefused(str(error)) from error
 
 
 def key(reference: Reference) -> tuple[str, Reference]:

@@ -25,6 +25,36 @@ from registry_cache.model.oci import Digest
 _PAUSE_MAX_SECONDS = 30.0
 # As manifests: an origin that is known to be down is waited for so long, while a client waits for its first byte.
 _PATIENCE_SECONDS = 5.0
+# So many ranges in a row may bring nothing before the whole is asked for.
+_FRUITLESS_MAX = 2
+
+
+class Resuming:
+    """Whether the next GET asks for the rest only.
+
+    Not where ranges are refused. And for once not after two of them in a row that brought nothing: some upstreams, and
+    what is in front of them, fail at ranges and at nothing else.
+    """
+
+    def __init__(self, *, refused: bool = False) -> None:
+        self.refused = refused
+        self._fruitless = 0
+
+    @property
+    def possible(self) -> bool:
+        """Whether a range may be asked for now."""
+        return not self.refused and self._fruitless < _FRUITLESS_MAX
+
+    def failed(self, error: RegistryCacheError, *, asked: bool, brought: bool) -> None:
+        """A GET failed.
+
+        Args:
+            asked: whether it asked for a range.
+            brought: whether it brought something all the same.
+        """
+        if isinstance(error, OriginDown | RateLimited):  # nothing was asked, or nothing of this blob
+            return
+        self._fruitless = self._fruitless + 1 if asked and not brought else 0
 
 
 def no_to_a_range(error: RegistryCacheError) -> bool:

@@ -22,7 +22,7 @@ from registry_cache.model.errors import (
 from registry_cache.ports.blobs import Hash, Partial, Piece
 from registry_cache.pull.flight import BlobBody, Flight
 from registry_cache.pull.relay import Relay
-from registry_cache.pull.retries import no_to_a_range
+from registry_cache.pull.retries import Resuming, no_to_a_range
 from registry_cache.pull.runway import Runway, Runways
 
 # A blob that cannot be stored and that nobody reads at the moment is kept open for so long.
@@ -63,7 +63,7 @@ class Transfer:
         self._runways = runways
         self._pass_by = pass_by
         self._relays = 1
-        self._ranges = True  # until upstream refuses one
+        self._resuming = Resuming()
         self._spliced = False  # what is there is not of one GET
 
     async def bring(self) -> None:
@@ -99,7 +99,7 @@ class Transfer:
         """Whether the blob may be had from one GET, when it is wrong put together from several."""
         if not isinstance(error, DigestMismatch) or not self._spliced or self._flight.relay is not None:
             return False
-        self._ranges = self._spliced = False
+        self._resuming.refused, self._spliced = True, False
         self._flight.size_bytes = None if not self._flight.started.is_set() else self._flight.size_bytes
         self._resumed(0, str(error))
         return True
@@ -110,7 +110,7 @@ class Transfer:
         if isinstance(error, Left | NoSpace) or not flight.others or (is_wrong and flight.relay is not None):
             return False
         flight.go_on_elsewhere(error, lambda registry, client: self._runways[registry].boarding.seat(client))
-        self._ranges, self._spliced = not is_wrong, False
+        self._resuming, self._spliced = Resuming(refused=is_wrong), False
         self._resumed(0 if is_wrong else self.offset, f"{error}; it goes on from {flight.repository}")
         return True
 
@@ -161,7 +161,7 @@ class Transfer:
 
     def _has_all(self) -> bool:
         size = self._flight.size_bytes
-        return size is not None and self._ranges and self.offset >= size
+        return size is not None and not self._resuming.refused and self.offset >= size
 
     async def _board(self) -> None:
         """Wait for a slot, as long as somebody reads."""
@@ -179,7 +179,7 @@ class Transfer:
 
     async def _get(self) -> None:
         """One GET, from where we stand to the end of the blob."""
-        flight, start = self._flight, self.offset if self._ranges else 0
+        flight, start = self._flight, self.offset if self._resuming.possible else 0
         flight.asked_upstream = True
         try:
             async with self._runway.source.blob(flight.repository, flight.digest, start=start) as body:
@@ -190,8 +190,9 @@ class Transfer:
                     await self._pass_on(flight.relay, body, body.start)
         except RegistryCacheError as error:
             if not start or not no_to_a_range(error):
+                self._resuming.failed(error, asked=bool(start), brought=self.offset > start)
                 raise
-            self._ranges = False
+            self._resuming.refused = True
             await self._get()
 
     async def _begin(self, body: BlobBody, asked: int) -> None:

@@ -7,7 +7,7 @@ from registry_cache.model.errors import RangeRefused, UpstreamError
 from registry_cache.model.ranges import ContentRange
 from registry_cache.ports.blobs import Piece
 from registry_cache.upstream.bulk import BulkReply
-from registry_cache.upstream.headers import content_length
+from registry_cache.upstream.headers import content_length, is_page
 
 
 class BlobBody:
@@ -38,6 +38,8 @@ class BlobBody:
         """
         length = content_length(reply.headers)
         if reply.status == 200:  # noqa: PLR2004 -- HTTP
+            if asked_start is not None and is_page(reply.headers):
+                raise RangeRefused("upstream answered a range with a web page")
             return cls(reply, 0, length, length, received)
         span = ContentRange.parse(reply.headers.only("content-range"))
         if (

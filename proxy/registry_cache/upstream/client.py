@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from registry_cache.model import events
-from registry_cache.model.errors import HeadRefused, RateLimited, UpstreamError, UpstreamRefused
+from registry_cache.model.errors import HeadRefused, RangeRefused, RateLimited, UpstreamError, UpstreamRefused
 from registry_cache.model.oci import MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Repository
 from registry_cache.model.ranges import ContentRange
 from registry_cache.settings.registries import RegistrySettings
@@ -24,10 +24,10 @@ from registry_cache.upstream.blob_body import BlobBody
 from registry_cache.upstream.bulk import BulkClient, BulkReply
 from registry_cache.upstream.challenges import Challenge, parse_challenges
 from registry_cache.upstream.credential import Credential, RealmTrust
-from registry_cache.upstream.decoding import decoded
+from registry_cache.upstream.decoding import decoded, is_gzip
 from registry_cache.upstream.dialling import Dialling
 from registry_cache.upstream.exchange import Exchange
-from registry_cache.upstream.headers import Link, content_digest, content_length, media_type
+from registry_cache.upstream.headers import Link, content_digest, content_length, is_page, media_type
 from registry_cache.upstream.judged import message_of
 from registry_cache.upstream.ratelimit import RateLimit, parse_retry_after
 from registry_cache.upstream.redact import Redactor
@@ -187,13 +187,19 @@ class Upstream:
         path = _blob_path(repository, digest)
         with contextlib.suppress(HeadRefused):
             async with self._small("blob_head", "HEAD", path, repository) as reply:
-                if length := content_length(reply.headers):
+                if (length := content_length(reply.headers)) and not is_page(reply.headers):
                     return length
-        async with self._small("blob_get", "GET", path, repository, range_="bytes=0-0") as reply:
+        with contextlib.suppress(RangeRefused):
+            return await self._size_by_get(path, repository, digest, range_="bytes=0-0")
+        return await self._size_by_get(path, repository, digest, range_=None)
+
+    async def _size_by_get(self, path: str, repository: Repository, digest: Digest, *, range_: str | None) -> int:
+        async with self._small("blob_get", "GET", path, repository, range_=range_) as reply:
             span = ContentRange.parse(reply.headers.only("content-range"))
             length = content_length(reply.headers) if reply.status == 200 else span and span.total  # noqa: PLR2004
-            if length is None:
+            if length is None or is_page(reply.headers):
                 raise UpstreamError("upstream does not say how long the blob is")
+            _check_empty(digest, length, UpstreamError)
             return length
 
     async def listing(self, repository: Repository, path: str) -> FetchedList:
@@ -239,6 +245,7 @@ class Upstream:
             raise TypeError(reply)
         try:
             body = BlobBody.of(reply, self._received, start if ranged else None)
+            _check_empty(digest, body.total_bytes, RangeRefused if ranged else UpstreamError)
             yield body
         except BaseException:
             reply.close()
@@ -270,7 +277,7 @@ class Upstream:
                 break
             except UpstreamError as error:
                 wait = max(backoff_seconds(attempt), error.retry_in_seconds)
-                is_answer = isinstance(error, (RateLimited, UpstreamRefused, HeadRefused))
+                is_answer = isinstance(error, (RateLimited, UpstreamRefused, HeadRefused, RangeRefused))
                 if is_answer or attempt == attempts or wait > _PATIENCE_SECONDS:
                     raise
                 self._events.emit(events.UpstreamFailed(origin=self.origin, reason=str(error), attempt=attempt))
@@ -292,7 +299,8 @@ class Upstream:
         length, encoding = content_length(reply.headers), reply.headers.get("content-encoding", "")
         if length is not None and length != len(body):
             raise UpstreamError(f"upstream announced {length} bytes and sent {len(body)}")
-        if not encoding or (digest is not None and await _hashed(body, digest.algorithm) == digest):
+        plain = not encoding and not is_gzip(body)
+        if plain or (digest is not None and await _hashed(body, digest.algorithm) == digest):
             return body
         return await asyncio.to_thread(decoded, body, encoding, limit)
 
@@ -334,6 +342,8 @@ class Upstream:
             ask = Ask("GET", self._exchange.base_url + "/v2/", "").with_authorization(authorization)
             reply = await self._watched(ask)
             try:
+                if reply.status == 429:  # noqa: PLR2004 -- HTTP
+                    raise self.limits.refused(reply.headers, "upstream limits logins", "other")
                 if reply.status not in (200, 401, 403, 404):
                     raise UpstreamError(f"upstream answered {reply.status} to a login")
                 return reply.status, parse_challenges(reply.headers.lines("www-authenticate"))
@@ -361,6 +371,12 @@ def _manifest_path(reference: Reference) -> str:
 
 def _blob_path(repository: Repository, digest: Digest) -> str:
     return f"/v2/{repository.name}/blobs/{digest}"
+
+
+def _check_empty(digest: Digest, length: int | None, error: type[UpstreamError]) -> None:
+    """Of an answer without content nothing can be held back until it is verified: it would be the blob at once."""
+    if length == 0 and digest != Digest.of(b"", digest.algorithm):
+        raise error("upstream sent nothing, and the blob is not empty")
 
 
 async def _hashed(body: bytes, algorithm: str = "sha256") -> Digest:

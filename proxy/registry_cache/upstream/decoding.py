@@ -11,6 +11,8 @@ _MAX_LAYERS = 3
 def decoded(body: bytes, encoding: str, limit: int) -> bytes:
     """*body* without its encodings; a body that is not what its label says is taken as it is.
 
+    What is compressed without a label is decompressed, too: nothing that is asked for so begins as gzip does.
+
     Args:
         limit: the most bytes that come out.
 
@@ -20,14 +22,21 @@ def decoded(body: bytes, encoding: str, limit: int) -> bytes:
     names = [name for part in encoding.lower().split(",") if (name := part.strip()) not in _PLAIN]
     if len(names) > _MAX_LAYERS:
         raise UpstreamError("upstream encoded its answer more often than makes sense")
+    if not names and is_gzip(body):
+        names = ["gzip"]
     for name in reversed(names):
         if name in ("gzip", "x-gzip"):
-            body = _inflated(body, limit, 31) if body.startswith(b"\x1f\x8b") else body
+            body = _inflated(body, limit, 31) if is_gzip(body) else body
         elif name == "deflate":
             body = _inflated(body, limit, 15 if _is_zlib(body) else -15) if not _is_json(body) else body
         elif not _is_json(body):
             raise UpstreamError(f"upstream encoded its answer with {name[:40]!r}, which nobody asked for")
     return body
+
+
+def is_gzip(body: bytes) -> bool:
+    """Whether *body* begins as gzip does, whatever it is called."""
+    return body.startswith(b"\x1f\x8b")
 
 
 def _inflated(body: bytes, limit: int, window_bits: int) -> bytes:

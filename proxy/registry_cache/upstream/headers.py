@@ -13,9 +13,8 @@ from registry_cache.model.oci import Digest
 # 18 digits is an exabyte; int() of an unbounded string of digits is a denial of service.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
-# What is before a link is skipped, not matched: a pattern for blanks there takes minutes for eight kilobytes of them.
-_LINK = re.compile(r"<([^<>]*)>([^<]*)")
-_PARAMETER = re.compile(r";\s*([\w*!-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]*))")
+_TARGET = re.compile(r"[\s,]*<([^>]*)>")
+_PARAMETER = re.compile(r"\s*;\s*([^\s;,=\"<>]*)\s*(?:=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]*)))?")
 _LINK_MAX_CHARACTERS = 8192
 
 
@@ -80,6 +79,11 @@ def is_json(headers: Headers) -> bool:
     return _JSON.fullmatch(media_type(headers)) is not None
 
 
+def is_page(headers: Headers) -> bool:
+    """Whether it says that it is a web page: of a login, a firewall, a load balancer."""
+    return media_type(headers).lower() in ("text/html", "application/xhtml+xml")
+
+
 def content_digest(headers: Headers) -> Digest | None:
     """``Docker-Content-Digest``, whatever the case of its hex; None where it is none that can be verified here."""
     try:
@@ -96,10 +100,21 @@ class Link(NamedTuple):
     @classmethod
     def next_page(cls, headers: Headers) -> "Link | None":
         """The first link of relation ``next``, or a lone one without a relation, as some registries send it."""
-        found = _LINK.findall(headers.get("link", "")[:_LINK_MAX_CHARACTERS])
+        found = list(_links(headers.get("link", "")[:_LINK_MAX_CHARACTERS]))
         for target, parameters in found:
-            relation = next((p[2] or p[3] or "" for p in _PARAMETER.finditer(parameters) if p[1].lower() == "rel"), "")
-            names = relation.lower().split()
-            if "next" in names or (not names and len(found) == 1):
+            names = parameters.get("rel", "").lower().split()
+            if "anchor" not in parameters and ("next" in names or (not names and len(found) == 1)):
                 return cls(target.strip())
         return None
+
+
+def _links(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each link with its parameters, of which the first of a name counts; what is no link ends them."""
+    at = 0
+    while link := _TARGET.match(text, at):
+        at, parameters = link.end(), dict[str, str]()
+        while parameter := _PARAMETER.match(text, at):
+            name, quoted, plain = parameter.groups()
+            parameters.setdefault(name.lower(), quoted or plain or "")
+            at = parameter.end()
+        yield link[1], parameters

@@ -30,8 +30,8 @@ _CODES = {401: "UNAUTHORIZED", 403: "DENIED", 405: "UNSUPPORTED", 429: "TOOMANYR
 
 
 def refuses_range(status: int) -> bool:
-    """Whether the same question without its range may be answered. Even a 404 may be meant for the range only."""
-    return (status // 100 == 4 and status not in (401, 429)) or status in (501, 505)  # noqa: PLR2004 -- HTTP
+    """Whether *status*, no success, may be meant for the range only: anything but a limit and trouble, even a 404."""
+    return status != 429 and (status < 500 or status in (501, 505))  # noqa: PLR2004 -- HTTP
 
 
 def refuses_head(status: int, headers: Headers) -> bool:

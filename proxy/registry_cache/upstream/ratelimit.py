@@ -5,7 +5,9 @@ manifest closes the gate for manifests; blobs of images whose manifests are here
 anything else closes both.
 """
 
+import datetime as dt
 import email.utils
+import re
 import time
 from typing import Literal, NamedTuple
 
@@ -19,6 +21,7 @@ _DEFAULT_SECONDS = 60.0
 _DEFAULT_MAX_SECONDS = 900.0
 _MAX_SECONDS = 6 * 3600.0
 _QUOTA_MAX = 10**9
+_SECONDS = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?:s|sec|seconds)?\s*(?:,|$)", re.IGNORECASE)
 # Whatever upstream says, GHCR names microseconds: it is asked once a second at most, then backing off.
 _FLOOR_SECONDS = 1.0
 _FLOOR_MAX_SECONDS = 60.0
@@ -57,17 +60,14 @@ def _small(text: str) -> int | None:
 def parse_retry_after(headers: Headers) -> float | None:
     """Seconds that ``Retry-After`` names as a number or a date; None where it is neither.
 
-    A date is compared with the answer's own ``Date``: the clocks need not agree.
+    A date is compared with the answer's own ``Date``: the clocks need not agree. Of several numbers the first counts,
+    and a unit behind it is read over if it is seconds.
     """
     value = headers.first("retry-after")
     if not value.isascii():
         return None
-    if value.isdecimal():
-        return float(min(int(value[:9]), _MAX_SECONDS))
-    try:
-        return min(max(0.0, float(value[:20])), _MAX_SECONDS)
-    except ValueError:
-        pass
+    if match := _SECONDS.match(value):
+        return min(max(0.0, float(match[1])), _MAX_SECONDS)
     at = _unix_seconds(value)
     if at is None:
         return None
@@ -76,10 +76,14 @@ def parse_retry_after(headers: Headers) -> float | None:
 
 
 def _unix_seconds(date: str) -> float | None:
-    try:
-        return email.utils.parsedate_to_datetime(date[:64]).timestamp()
-    except (ValueError, OverflowError, TypeError, IndexError):
-        return None
+    """Of a date in one of HTTP's three forms, or in RFC 3339's; one without a zone is in UTC, whatever the host's."""
+    for parsed in (email.utils.parsedate_to_datetime, dt.datetime.fromisoformat):
+        try:
+            at = parsed(date[:64])
+            return (at if at.tzinfo is not None else at.replace(tzinfo=dt.UTC)).timestamp()
+        except (ValueError, OverflowError, TypeError, IndexError):
+            continue
+    return None
 
 
 def refusal_message(body: bytes) -> str:

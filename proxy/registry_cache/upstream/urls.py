@@ -36,8 +36,8 @@ def joined(base: str, location: str) -> str:
     location = _sendable(location.partition("#")[0])
     try:
         parts = urlsplit(base)
-        if _ABSOLUTE.match(location):
-            url = location
+        if absolute := _ABSOLUTE.match(location):
+            url = absolute[0].lower() + location[absolute.end() :]  # it is no part of what is sent
         elif location.startswith("//"):
             url = f"{parts.scheme}:{location}"
         elif location.startswith("/"):
