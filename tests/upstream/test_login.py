@@ -7,6 +7,7 @@ import pytest
 
 from registry_cache.model import events
 from registry_cache.model.errors import CredentialRefused, Denied, HeadRefused, NameUnknown, RateLimited, UpstreamError
+from registry_cache.pull import negatives
 from tests.hub.stand_in import reply
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []})
@@ -191,6 +192,37 @@ async def test_a_firewalls_403_in_front_of_the_token_service_is_neither(tokens):
     assert not client.upstream.auth.credential_rejected
 
 
+@pytest.mark.parametrize("account", [True, False])
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    "body", ["<!DOCTYPE html><html>blocked", "\ufeff \n<html>", '{"message":"blocked"}', "blocked", ""]
+)
+async def test_what_is_no_word_of_a_token_service_forgets_no_tag(tokens, account, status, body):
+    client, _, said = await tokens(account=account)
+    said.give = lambda _: reply(status, body)
+    with pytest.raises((UpstreamError, CredentialRefused)) as raised:
+        await client.manifest(NAME)
+    assert not isinstance(raised.value, negatives.NO) or isinstance(raised.value, CredentialRefused)
+    if "<" in body:
+        assert not client.upstream.auth.credential_rejected
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_token_services_own_no_to_nobody_is_one(tokens, status):
+    client, _, said = await tokens(account=False)
+    said.token_status, said.login_works = status, False
+    with pytest.raises(NameUnknown):
+        await client.manifest(NAME)
+
+
+@pytest.mark.parametrize("status", [200, 201, 203])
+async def test_a_token_counts_with_any_success(tokens, status):
+    client, _, said = await tokens()
+    said.give = lambda _: reply(status, '{"token":"token-1"}')
+    said.given = 1
+    assert (await client.manifest(NAME)).body.decode() == MANIFEST
+
+
 @pytest.mark.parametrize("fields", [[("Retry-After", "0")], []])
 async def test_a_token_service_that_limits_is_left_alone(tokens, fields):
     """It may be the registry itself, as at GHCR."""
@@ -261,6 +293,18 @@ async def test_a_name_that_a_basic_registry_refuses_is_no_dead_account(basic):
             await client.manifest("org/private")
     assert not client.upstream.auth.credential_rejected
     assert server.targets().count("/v2/") == 1
+    assert (await client.manifest(NAME)).body.decode() == MANIFEST
+
+
+async def test_a_401_without_a_challenge_is_nobodys_word_on_the_account(basic):
+    """A firewall's: a registry says what it wants to see."""
+    client, server, _ = basic
+    await client.manifest(NAME)
+    says, server.says = server.says, lambda _: reply(401, "<html>log in to the network</html>")
+    with pytest.raises(UpstreamError):
+        await client.manifest(NAME)
+    assert not client.upstream.auth.credential_rejected
+    server.says = says
     assert (await client.manifest(NAME)).body.decode() == MANIFEST
 
 

@@ -48,6 +48,39 @@ async def test_bytes_that_no_url_has_are_encoded_one_by_one(registry):
     assert server.targets()[-1] == "/%E4%20b"
 
 
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/a\tb",
+        "/a\x01b",
+        "//{host}/x%zz",
+        "HTTP://{host}/x",
+        "http://u:p@{host}/x#y",
+        "/x?" + "q" * 20_000,
+        "?x",
+        "../x",
+    ],
+)
+async def test_both_clients_go_where_a_location_leads(registry, location):
+    seen = []
+
+    def says(request):
+        if request.path.startswith("/v2/org/app/") and not request.target.endswith("?x"):
+            return reply(307, b"", [("Location", location.format(host=request.headers["host"]))])
+        seen.append(request.target)
+        return reply(200, MANIFEST)
+
+    client, _ = await registry(says)
+    digest = "sha256:" + hashlib.sha256(MANIFEST.encode()).hexdigest()
+    await client.manifest(NAME)
+    await client.head(NAME)
+    assert await client.blob(NAME, digest) == MANIFEST.encode()
+    assert (
+        len({target.replace(f"/blobs/{digest}", "/manifests/1").replace("/blobs/", "/manifests/") for target in seen})
+        == 1
+    )
+
+
 def with_tokens(says):
     """A registry that wants a token for each name."""
 

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from cachetools import LRUCache, TLRUCache
 
 from registry_cache.model import events
-from registry_cache.model.errors import NameUnknown, RateLimited, UpstreamError
+from registry_cache.model.errors import NameUnknown, RateLimited, UpstreamError, UpstreamRefused
 from registry_cache.runtime.singleflight import SingleFlight
 from registry_cache.upstream.account import Account
 from registry_cache.upstream.ask import Ask
@@ -21,6 +21,7 @@ from registry_cache.upstream.challenges import Challenge
 from registry_cache.upstream.credential import RealmTrust
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.redirected import REDIRECTS, check_downgrade, check_host
+from registry_cache.upstream.shapes import is_page, oci_error
 from registry_cache.upstream.tokens import parse_token
 from registry_cache.upstream.urls import joined, origin_of, shown
 
@@ -159,7 +160,9 @@ class Authenticator:
             await self._account.refused_by_registry(basic, lambda: self._login_works_by_basic(basic))
 
     async def _login_works_by_basic(self, basic: str) -> bool:
-        status, _ = await self._ping(basic)
+        status, challenges = await self._ping(basic)
+        if status == 401 and not challenges:  # noqa: PLR2004 -- HTTP
+            raise UpstreamError("something in front of upstream answered 401")  # a registry's has a challenge
         return status != 401  # noqa: PLR2004 -- HTTP
 
     def _is_fresh(self, header: str) -> bool:
@@ -208,13 +211,13 @@ class Authenticator:
             self._account.check_scope(key.challenge.scope)
         reply, was_sent = await self._ask_realm(key.challenge, basic)
         if was_sent and basic is not None:
-            if reply.status == 401:  # noqa: PLR2004 -- HTTP
+            if reply.status == 401 and not is_page(reply.body):  # noqa: PLR2004 -- HTTP
                 self._account.reject(basic, key.challenge.realm, reply.body)
                 reply, _ = await self._ask_realm(key.challenge, await self._account.basic())
             elif reply.status == 403:  # noqa: PLR2004 -- HTTP
                 await self._account.refused_scope(key.challenge, basic, reply.body, self._login_works)
                 reply, _ = await self._ask_realm(key.challenge, await self._account.basic())
-            elif reply.status == 200:  # noqa: PLR2004 -- HTTP
+            elif reply.status // 100 == 2:  # noqa: PLR2004 -- HTTP
                 self._account.accepted()
         token = self._tokens[key] = self._parsed(reply)
         return token
@@ -226,7 +229,7 @@ class Authenticator:
         if bearer is None:
             return status != 401  # noqa: PLR2004 -- HTTP
         reply, _ = await self._ask_realm(bearer._replace(scope="", error=""), basic)
-        if reply.status not in (200, 401, 403):
+        if reply.status not in (200, 401, 403) or is_page(reply.body):
             raise UpstreamError(f"the token service answered {reply.status}")
         return reply.status == 200  # noqa: PLR2004 -- HTTP
 
@@ -258,8 +261,12 @@ class Authenticator:
         if reply.status == 429:  # noqa: PLR2004 -- HTTP
             raise RateLimited("the token service limits us", retry_in_seconds=max(1.0, reply.retry_in_seconds))
         if reply.status in (401, 403):
-            raise NameUnknown("no such image, or one that nobody may read without an account: set USERNAME")
-        if reply.status != 200:  # noqa: PLR2004 -- HTTP
+            if oci_error(reply.body) is not None:
+                raise NameUnknown("no such image, or one that nobody may read without an account: set USERNAME")
+            # Passed on, but it forgets no tag: a firewall may stand in front of the token service.
+            text = f"the token service answered {reply.status}, not in a registry's own words"
+            raise UpstreamRefused(text, status=403, code="DENIED")
+        if reply.status // 100 != 2:  # noqa: PLR2004 -- HTTP
             raise UpstreamError(f"the token service answered {reply.status}")
         token = parse_token(reply.body)
         self._redactor.learn(token.value)

@@ -123,6 +123,11 @@ def oci_error(body: bytes) -> OciError | None:
     return OciError(first["code"][:64], message if isinstance(message, str) else "")
 
 
+def is_page(body: bytes) -> bool:
+    """Whether it is a web page by its beginning, whatever it is called."""
+    return body[:256].removeprefix(_BOM).lstrip().startswith(b"<")
+
+
 def parsed_json(body: bytes | msgspec.Raw) -> Any:
     """*body* as JSON; None if it is none, or too deep."""
     try:

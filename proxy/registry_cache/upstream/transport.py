@@ -85,7 +85,7 @@ class SmallReply:
         self._response = response
         self._redactor = redactor
         self.status = response.status_code
-        self.headers = Headers(response.headers.raw)
+        self.headers = Headers(response.extensions["fields"])
 
     async def read_small(self, limit: int) -> bytes:
         """See :class:`registry_cache.upstream.reply.Reply`."""
@@ -125,7 +125,8 @@ def translated(redactor: Redactor) -> Iterator[None]:
 class AiohttpTransport(httpx.AsyncBaseTransport):
     """A pool of aiohttp's connections, to addresses that upstream may lead to, or to the forward proxy.
 
-    A request's ``extensions`` have the timeouts, and as ``target`` the URL whose bytes go into the request line.
+    A request's ``extensions`` have the timeouts, and as ``target`` the URL whose bytes go into the request line. A
+    response's have the header fields, as ``fields``.
     """
 
     def __init__(self, dialling: Dialling, *, connections: int) -> None:
@@ -162,7 +163,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 timeout=aiohttp.ClientTimeout(sock_connect=timeouts["connect"], sock_read=timeouts["read"]),
                 **by_proxy,
             )
-        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
+        # httpx has no use for the fields, but would read a Location by its own rules, and fail where we do not.
+        fields = {"fields": response.raw_headers}
+        return httpx.Response(response.status, stream=_Body(response), request=request, extensions=fields)
 
     def _by_proxy(self, url: str) -> dict[str, Any]:
         proxy = proxy_for(url)
