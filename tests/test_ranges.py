@@ -46,6 +46,15 @@ def test_what_is_no_range_is_ignored(header):
     assert Ranges.parse(header) is None
 
 
+@pytest.mark.parametrize("last", [2**63 - 1, 2**64 - 1, 10**30])
+def test_an_end_beyond_every_blob_is_the_end(last):
+    """As clients say it that have an integer of 64 bits and no size."""
+    assert Ranges.parse(f"bytes=5-{last}").resolve(10) == ((5, 10, 10),)
+    assert Ranges.parse(f"bytes=-{last}").resolve(10) == ((0, 10, 10),)
+    with pytest.raises(RangeNotSatisfiable):
+        Ranges.parse(f"bytes={last}-").resolve(10)
+
+
 RANGE = st.one_of(
     st.tuples(NUMBER, NUMBER).filter(lambda pair: pair[0] <= pair[1]).map(lambda pair: f"{pair[0]}-{pair[1]}"),
     NUMBER.map(lambda first: f"{first}-"),

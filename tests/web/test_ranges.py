@@ -49,6 +49,13 @@ async def test_several_ranges_come_in_one_answer(start_cache, hub, where):
         assert hub.counters.blob_gets(layer.digest) == 1
 
 
+async def test_as_many_ranges_as_podman_asks_for_fit_into_one_request(cache, hub):
+    (layer,) = (await hub.images.image(NAME, "1", [100_000])).layers
+    asked = ",".join(f"{at:010}-{at + 9:010}" for at in range(0, 1024 * 20, 20))
+    reply = await cache.blob(NAME, layer.digest, Range=f"bytes={asked}")
+    assert (reply.status, len(parts_of(reply))) == (206, 1024)
+
+
 async def test_ranges_that_are_no_use_are_answered_as_one_or_not_at_all(cache, hub):
     (layer,) = (await hub.images.image(NAME, "1", [1000])).layers
     content = hub.images.read(layer.digest)

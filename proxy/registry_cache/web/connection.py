@@ -16,8 +16,9 @@ from registry_cache.web.errors import rendered
 from registry_cache.web.exchange import INERT, JSON, plain_address
 from registry_cache.web.refusals import Refusals
 
-# Of one header's value: podman names hundreds of ranges in one, and half as many after each 400.
-_FIELD_MAX_BYTES = 16 * 1024
+# Of one header's value: podman names up to 1 024 ranges in one, whose numbers may have ten digits, and half as many
+# after each 400.
+_FIELD_MAX_BYTES = 32 * 1024
 _LINGER_SECONDS = 1.0
 
 
