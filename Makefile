@@ -126,8 +126,9 @@ $(VENV)/run.stamp: $(VENV)/venv.stamp requirements.lock requirements-build.lock 
 	$(PIP) --no-index --no-build-isolation -e .
 	@touch $@
 
+# --no-compile: most of these are never imported by one test, and compiling them takes as long as all the rest.
 $(VENV)/dev.stamp: $(VENV)/venv.stamp requirements-dev.lock requirements-build.lock pyproject.toml
-	$(PIP) --require-hashes -r requirements-dev.lock
+	$(PIP) --no-compile --require-hashes -r requirements-dev.lock
 	$(PIP) --require-hashes -r requirements-build.lock
 	$(PIP) --no-index --no-build-isolation -e .
 	@touch $@ $(VENV)/run.stamp
