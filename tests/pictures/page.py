@@ -73,7 +73,8 @@ async def _in(state: str, cache: Cache, hub: Hub) -> AsyncIterator[None]:
             await _work(cache, hub)
             await stack.enter_async_context(slow_transfer(cache, hub))
         if state == "trouble":
-            _break(cache)
+            await _break(cache, hub)
+            stack.push_async_callback(hub.registry.start)
         yield
 
 
@@ -86,12 +87,12 @@ async def _work(cache: Cache, hub: Hub) -> None:
     await remember(cache)
 
 
-def _break(cache: Cache) -> None:
-    for number in range(7):
-        reason = "cannot connect to registry-1.docker.io:443: Name or service not known"
-        tell(cache, f"library/app-{number}", cache="error", status=502, kind="manifest", error=reason, user_agent="")
-    cache.bus.emit(
-        events.CredentialRejected(
-            realm="https://auth.docker.io/token", username="ci", message="incorrect", retry_in_seconds=900.0
-        )
-    )
+async def _break(cache: Cache, hub: Hub) -> None:
+    """Upstream goes away, and what came last could not be kept."""
+    for number in range(3):
+        reason = "the filesystem is too full, whatever were evicted (MIN_FREE)"
+        cache.bus.emit(events.NotStored(digest=f"sha256:{number:064x}", reason=reason))
+    await hub.registry.stop()
+    for number in range(5):
+        await cache.manifest(f"library/app-{number}", "1.0", **{"User-Agent": "docker/28.5.2"})
+    await cache.manifest("library/nginx", "nosuch")

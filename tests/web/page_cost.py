@@ -8,6 +8,7 @@ from pathlib import Path
 from registry_cache.assembly.proxy import open_proxy
 from registry_cache.model import events
 from registry_cache.settings.load import load_settings
+from registry_cache.web.tables import Asked
 from tests.cache import Cache
 from tests.web.page_content import remember, tell
 
@@ -34,12 +35,12 @@ async def main() -> None:
                 tell(cache, f"organisation/{number % 10_000}", cache="miss" if number % 3 else "hit")
             await remember(cache)
             page = proxy.server._ops._page
-            await page.html(refresh=False)  # compiled once a process
+            await page.html(Asked())  # compiled once a process
             done = asyncio.Event()
             watch = asyncio.create_task(_longest_pause(done))
             began = time.perf_counter()
             for _ in range(_PAGES):
-                text = await page.html(refresh=False)
+                text = await page.html(Asked())
             seconds = (time.perf_counter() - began) / _PAGES
             done.set()
             print(

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import re
+import socket
 import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -11,13 +12,13 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from registry_cache.observe.figures import OtherSchema, Stats, read
+from registry_cache.observe.figures import OtherSchema, Stats, UnstoredFigures, read
 from registry_cache.observe.history import Counts, Step
 from registry_cache.observe.metrics import Metrics
 from registry_cache.observe.notices import notices
 from registry_cache.web.plots import bytes_plot, ratio_plot, round_up
 from tests.figures import told
-from tests.web.page_content import HOSTILE, fill, tell
+from tests.web.page_content import HOSTILE, fill, slow_transfer, tell
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
@@ -98,14 +99,16 @@ async def test_recent_trouble_is_bounded(cache):
     assert len(cache.proxy.metrics.recent_trouble) == len(cache.proxy.metrics.recent_misses) == 50
 
 
-def test_repositories_not_asked_for_the_longest_are_forgotten():
+def test_made_up_names_push_no_real_ones_out():
     metrics, teller = metered()
-    for number in range(10_001):
-        tell(teller, f"library/{number}")
-        tell(teller, "library/0")
-    assert len(metrics.repositories) == 10_000
-    assert ("docker.io", "library/0") in metrics.repositories
-    assert ("docker.io", "library/1") not in metrics.repositories
+    for number in range(100):
+        for _ in range(3):
+            tell(teller, f"library/{number}", client=f"192.0.2.{number}")
+    for number in range(30_000):
+        tell(teller, f"made-up/{number}", client=f"198.51.100.{number}")
+    for counted, real in [(metrics.repositories, "library/{}"), (metrics.clients, "192.0.2.{}")]:
+        assert len(counted) <= 10_000
+        assert all(real.format(number) in counted for number in range(100))
 
 
 def test_top_repositories_are_the_ones_with_most_bytes():
@@ -175,6 +178,111 @@ async def test_a_client_is_told_without_the_versions_of_its_libraries(cache):
     assert "go1.22" not in page
 
 
+async def test_the_page_says_which_cache_it_is(cache):
+    page = await the_page(cache)
+    stats = await cache.stats()
+    assert stats["host"] == socket.gethostname()
+    assert f"On {stats['host']}, instance {stats['instance'][:8]}." in page
+    assert f"<title>{stats['host']}: registry-cache</title>" in page
+
+
+async def test_a_page_without_any_pull_shows_the_first_three_steps(cache):
+    page = await the_page(cache)
+    steps = page[page.index("<ol>") : page.index("</ol>")]
+    assert steps.count("<li>") == 3
+    for words in ("registry-mirrors", "systemctl reload docker", "docker rmi alpine"):
+        assert words in steps
+
+
+async def test_images_are_searched_and_sorted_on_the_server(cache, hub):
+    for number, size in enumerate([1000, 90_000, 5000]):
+        image = await hub.images.image(f"library/app-{number}", "1", [size])
+        await cache.manifest(f"library/app-{number}", "1")
+        for blob in image.blobs:
+            await cache.blob(f"library/app-{number}", blob.digest)
+    await cache.settled()
+
+    async def shown(query):
+        answer = await cache.get(f"/_stats?{query}", Accept=BROWSER)
+        text = answer.body.decode()
+        section = text[text.index('<h2 id="images">') : text.index('<h2 id="repositories">')]
+        return re.findall(r'<th scope="row">(app-\d):1', section)
+
+    assert await shown("images=size") == ["app-1", "app-2", "app-0"]
+    assert await shown("images=-size") == ["app-0", "app-2", "app-1"]
+    assert await shown("search=app-2") == ["app-2"]
+    assert await shown("search=nothing-like-it") == []
+    assert await shown("images=nonsense&images_page=99") == await shown("")
+
+
+async def test_who_pulls_most_comes_first(cache):
+    for client, size in [("192.0.2.1", 10), ("192.0.2.2", 300), ("192.0.2.3", 20)]:
+        tell(cache, "library/x", client=client, bytes=size)
+        tell(cache, "library/x", client=client, bytes=size, cache="miss")
+    page = await the_page(cache)
+    section = page[page.index('<h2 id="clients">') :]
+    assert re.findall(r'<th scope="row">([\d.]+)<', section) == ["192.0.2.2", "192.0.2.3", "192.0.2.1"]
+    first = (await cache.stats())["clients"][0]
+    assert first == {"address": "192.0.2.2", "requests": 2, "bytes": 600, "hits": 1, "from_cache": 300}
+
+
+async def test_a_transfer_has_a_rate_and_the_time_that_is_left(cache, hub):
+    async with slow_transfer(cache, hub):
+        [flight] = cache.proxy.flights
+        flight.moving_since = (time.monotonic() - 10, 0)
+        flight.available = 1_000_000
+        [transfer] = (await cache.stats())["transfers"]
+        page = await the_page(cache)
+    assert transfer["bytes_per_second"] == pytest.approx(100_000, rel=0.2)
+    assert transfer["seconds_left"] == pytest.approx(30, rel=0.2)
+    section = page[page.index('<h2 id="transfers">') : page.index('<h2 id="recent">')]
+    assert re.search(r"sha256:[0-9a-f]{12}</code>", section), "a short digest"
+    assert re.search(r"<td class=\"right\">(3\d|2\d) s</td>", section)
+
+
+async def test_a_transfer_of_which_nothing_came_yet_has_neither(cache, hub):
+    async with slow_transfer(cache, hub):
+        [flight] = cache.proxy.flights
+        flight.moving_since = None
+        [transfer] = (await cache.stats())["transfers"]
+        assert (transfer["bytes_per_second"], transfer["seconds_left"]) == (0.0, None)
+        await the_page(cache)
+
+
+async def test_the_quota_says_whose_it_is(start_cache, hub):
+    await hub.images.image("library/quota", "1", [1000])
+    with_account = await start_cache()
+    await with_account.manifest("library/quota", "1")
+    assert "of the account that is set (ci-account)" in await the_page(with_account)
+    without = await start_cache("other", username=None, password_file=None)
+    await without.manifest("library/quota", "1")
+    page = html.unescape(await the_page(without))
+    assert "of this host's address, which others may share" in page
+
+
+async def test_the_quota_over_time_is_drawn_once_upstream_has_told_it(cache, hub):
+    assert 'id="quota-title"' not in await the_page(cache)
+    await hub.images.image("library/quota", "1", [1000])
+    await cache.manifest("library/quota", "1")
+    page = await the_page(cache)
+    assert 'id="quota-title"' in page
+    assert "At least 199 pulls were left" in page
+
+
+async def test_times_are_in_one_zone_that_is_named(cache, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        tell(cache, "library/x", cache="error", status=502, error="no")
+        page = await the_page(cache)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    event = cache.proxy.metrics.recent_trouble[-1]
+    assert time.strftime('<td class="when">%H:%M:%S', time.gmtime(event.time)) in page
+    assert "all times are UTC" in page
+
+
 # --- what needs attention -----------------------------------------------------------------------------------------
 
 
@@ -196,6 +304,43 @@ def test_a_healthy_cache_needs_no_attention():
 def test_trouble_comes_with_its_remedy(part, key, value, remedy):
     [notice] = notices(told(**{part: {key: value}}), time.time())
     assert remedy in notice.remedy
+
+
+def test_what_is_not_stored_comes_first():
+    unstored = {"objects": 3, "last_at": time.time(), "reason": "the filesystem is too full"}
+    stats = told(upstream={"credential_rejected": True}, store={"read_only": "the index cannot be written"})
+    assert "Nothing is stored" in next(notices(stats, time.time())).what
+    stats = msgspec.structs.replace(told(upstream={"reachable": False}), unstored=read_unstored(unstored))
+    first = next(notices(stats, time.time()))
+    assert first.level == "error"
+    assert "the filesystem is too full" in first.what
+
+
+def read_unstored(fields):
+    return msgspec.convert(fields, UnstoredFigures)
+
+
+@pytest.mark.parametrize(
+    ("has_account", "words"),
+    [
+        (True, "those of the account that is set (USERNAME): wait"),
+        (False, "No account is set"),
+        (None, "If the cache pulls anonymously"),
+    ],
+)
+@pytest.mark.parametrize("trouble", ["429", "few left"])
+def test_a_quota_says_what_to_do_for_who_asks(has_account, words, trouble):
+    quota = {"limit": 200, "remaining": 1, "window_seconds": 21600, "source": "", "observed_at": time.time()}
+    fields = {"limited_for_seconds": 30.0} if trouble == "429" else {"rate_limit": quota}
+    [notice] = notices(told(upstream={"has_account": has_account, **fields}), time.time())
+    assert words in notice.remedy
+
+
+def test_of_several_registries_each_is_named():
+    stats = told(upstream={"limited_for_seconds": 30.0})
+    other = told(upstream={"reachable": False, "down": ["https://ghcr.io"]}).upstream
+    stats = msgspec.structs.replace(stats, upstreams={"docker.io": stats.upstream, "ghcr.io": other})
+    assert [notice.what.partition(":")[0] for notice in notices(stats, time.time())] == ["ghcr.io", "docker.io"]
 
 
 def test_quota_is_low_only_while_it_is_known():
@@ -262,6 +407,11 @@ def test_nothing_at_all_can_be_drawn():
     assert [series.path for series in bytes_plot(steps({}, {})).series] == ["", ""]
 
 
-@pytest.mark.parametrize(("value", "top"), [(0, 1), (1, 1), (3, 5), (10, 10), (11, 20), (99, 100), (5.1e9, 1e10)])
+@pytest.mark.parametrize(("value", "top"), [(0, 1), (1, 1), (3, 3), (10, 10), (11, 12), (99, 100), (5.1e9, 6e9)])
 def test_scale_ends_at_a_round_figure(value, top):
     assert round_up(value) == top
+
+
+def test_a_scale_fits_its_data():
+    """The largest column fills three quarters of the plot at least."""
+    assert all(value >= 0.75 * round_up(value) for value in range(2, 20_000))

@@ -105,9 +105,10 @@ async def test_page_is_readable_by_everybody(visit, cache, hub, repositories, sc
     assert await visit.wider_than_the_window() == []
     await visit.keep(f"{scheme}-{repositories}-narrow")
     assert await page.locator("h1").all_inner_texts() == ["registry-cache"]
-    for landmark in ("banner", "main", "navigation", "contentinfo"):
+    assert await page.get_by_role("navigation", name="Sections").count() == 1
+    for landmark in ("banner", "main", "search", "contentinfo"):
         assert await page.get_by_role(landmark).count() == 1, landmark
-    assert await page.get_by_role("img").count() == 6
+    assert await page.get_by_role("img").count() == 6 + bool(repositories), "six of the history, and the quota"
     assert await page.locator("table").count() == await page.locator("table > caption").count()
     visit.assert_quiet()
 
@@ -131,12 +132,37 @@ async def test_page_needs_no_script_and_shows_the_figures(visit, cache, hub):
     visit.assert_quiet()
 
 
-async def test_ten_thousand_repositories_are_summed_up(visit, cache, hub):
+async def test_ten_thousand_repositories_are_paged_and_summed_up(visit, cache, hub):
     await fill(cache, hub, 10_000)
     page = await visit.open()
-    rows = page.locator("section", has=page.locator("#repositories")).locator("tr")
-    assert await rows.count() == 1 + 20 + 1
-    assert "9\u202f98" in await rows.last.inner_text()
+    repositories = page.locator("section", has=page.locator("#repositories"))
+    rows = repositories.locator("tr")
+    assert await rows.count() == 1 + 25 + 1
+    assert "all 10\u202f001" in await rows.last.inner_text() or "all 10\u202f000" in await rows.last.inner_text()
+    first = await rows.nth(1).inner_text()
+    async with page.expect_navigation():
+        await repositories.get_by_role("link", name="Next").click()
+    assert await rows.nth(1).inner_text() != first
+    assert "Page 2 of 400" in await repositories.inner_text()
+    visit.assert_quiet()
+
+
+async def test_a_search_and_an_order_need_no_script(visit, cache, hub):
+    await fill(cache, hub, 10)
+    page = await visit.open(java_script_enabled=False)
+    await page.get_by_role("searchbox").fill("page-3")
+    async with page.expect_navigation():
+        await page.keyboard.press("Enter")
+    images = page.locator("section", has=page.locator("#images"))
+    assert await images.locator("tbody tr").count() == 1
+    assert "page-3:1.0" in await images.inner_text()
+    async with page.expect_navigation():
+        await images.get_by_role("link", name="Show all").first.click()
+    assert await images.locator("tbody tr").count() == 10
+    async with page.expect_navigation():
+        await images.get_by_role("link", name="Image").click()
+    assert await images.locator("th[aria-sort=ascending]").inner_text() == "Image\u00a0↑"
+    visit.assert_quiet()
 
 
 async def test_hostile_words_are_only_words(visit, cache, hub):
@@ -156,6 +182,8 @@ async def test_keyboard_reaches_the_figures(visit, cache, hub):
     await page.keyboard.press("Enter")
     await page.keyboard.press("Tab")
     assert await page.evaluate("document.activeElement.hash") == "#errors"
+    await page.keyboard.press("Tab")
+    assert await page.evaluate("document.activeElement.hash") == "#images"
     await page.keyboard.press("Tab")
     assert await page.evaluate("document.activeElement.tagName") == "SUMMARY"
     outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")

@@ -11,6 +11,7 @@ from registry_cache.assembly.stores import open_catalog, open_store
 from registry_cache.model import events
 from registry_cache.observe.history import History
 from registry_cache.observe.metrics import Metrics
+from registry_cache.observe.quota import QuotaLog
 from registry_cache.pull.flights import Flights
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.settings.model import Settings
@@ -52,6 +53,8 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         index, store = await stack.enter_async_context(open_store(settings, bus))
         history = History(index, metrics.counts, index.clock.now, bus)
         history.start()
+        quota = QuotaLog(settings.default_registry)
+        bus.subscribe(quota)
         stack.push_async_callback(history.aclose)
         catalog = await stack.enter_async_context(open_catalog(settings, bus, index, store))
         pulls = await stack.enter_async_context(open_pulls(settings, bus, index, store, catalog))
@@ -61,6 +64,8 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             identity=identity,
             metrics=metrics,
             history=history,
+            quota=quota,
+            listings=catalog.listings,
             index=index,
             store=store,
             upstreams=pulls.upstreams,

@@ -1,11 +1,14 @@
 """What the cache tells of itself: the figures, the page's data, and who it is."""
 
 import secrets
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from registry_cache import __version__
+from registry_cache.catalog.listings import Listings
 from registry_cache.observe.figures import (
     DiskFigures,
     FullStats,
@@ -19,6 +22,7 @@ from registry_cache.observe.figures import (
 )
 from registry_cache.observe.history import History, total
 from registry_cache.observe.metrics import RESULTS, Metrics
+from registry_cache.observe.quota import QuotaLog
 from registry_cache.pull.flight import Flight
 from registry_cache.pull.flights import Flights
 from registry_cache.settings.model import Settings
@@ -26,7 +30,7 @@ from registry_cache.settings.registries import registries
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import SqliteIndex
 from registry_cache.upstream.client import Upstream
-from registry_cache.web.page import PageData
+from registry_cache.web.views import PageData
 
 _PINS_SHOWN = 20
 _VICTIMS_SHOWN = 10
@@ -41,6 +45,7 @@ class Identity:
     """
 
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
+    host: str = field(default_factory=socket.gethostname)
     address: str = ""
     config: str = ""
 
@@ -55,6 +60,8 @@ class Reports:
         identity: Identity,
         metrics: Metrics,
         history: History,
+        quota: QuotaLog,
+        listings: Listings,
         index: SqliteIndex,
         store: DiskStore,
         upstreams: Mapping[str, Upstream],
@@ -65,8 +72,11 @@ class Reports:
         self._identity = identity
         self._metrics = metrics
         self._history = history
+        self._quota = quota
+        self._listings = listings
         self._index = index
         self._store = store
+        self._registries = registries(settings)
         self._upstreams = upstreams
         self._flights = flights
 
@@ -88,10 +98,16 @@ class Reports:
     async def page_data(self) -> PageData:
         """Everything that the page shows."""
         spans = await self._history.spans()
+        images = await self._listings.get()
+        now = self._index.clock.now()
         return PageData(
-            now=self._index.clock.now(),
+            now=now,
             stats=self.stats(),
             spans=spans,
+            quota=self._quota.steps(now),
+            images=images,
+            repositories=self._metrics.repositories.everything(),
+            clients=self._metrics.clients.everything(),
             misses=tuple(self._metrics.recent_misses),
             trouble=tuple(self._metrics.trouble()),
             pins=await self._index.pin_summary(_PINS_SHOWN),
@@ -109,6 +125,7 @@ class Reports:
             **self._metrics.snapshot(),
             "version": __version__,
             "instance": self._identity.instance,
+            "host": self._identity.host,
             "store": self._store_figures(),
             "disk": DiskFigures(**disk._asdict()) if disk else None,
             "upstream": upstreams[self._settings.default_registry],
@@ -144,6 +161,7 @@ class Reports:
             served={result: counted.requests[result] for result in RESULTS},
             served_bytes=counted.served_bytes.total(),
             rate_limit=QuotaFigures(**quota._asdict()) if quota else None,
+            has_account=self._registries[registry].has_account,
         )
 
     async def _next_evictions(self) -> list[NextEviction]:
@@ -156,10 +174,18 @@ class Reports:
 
 
 def _transfer(flight: Flight) -> Transfer:
+    rate = 0.0
+    if flight.moving_since is not None:
+        since, arrived_before = flight.moving_since
+        # What came with the first piece came in no time.
+        rate = max(0, flight.available - arrived_before) / max(time.monotonic() - since, 0.001)
+    size = flight.size_bytes
     return Transfer(
         repository=flight.repository.shown,
         digest=str(flight.digest),
         received_bytes=flight.available,
-        size_bytes=flight.size_bytes,
+        size_bytes=size,
         readers=len(flight.readers),
+        bytes_per_second=round(rate, 1),
+        seconds_left=round((size - flight.available) / rate, 1) if rate and size is not None else None,
     )

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from registry_cache.catalog.curator import Curator
+from registry_cache.catalog.listings import Listings
 from registry_cache.catalog.manifests import ManifestReader, OpaqueManifests
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
@@ -55,6 +56,7 @@ class Catalog:
     manifests: ManifestReader
     proof: Proof
     curator: Curator
+    listings: Listings
 
 
 @contextlib.asynccontextmanager
@@ -80,7 +82,9 @@ async def open_catalog(
         )
         await curator.start()
         stack.push_async_callback(curator.aclose)
+        listings = Listings(lambda: curator.listing(None))
+        stack.push_async_callback(listings.aclose)
         scrubber = Scrubber(store, index, bytes_per_second=settings.scrub_rate, events=bus)
         scrubber.start()
         stack.push_async_callback(scrubber.aclose)
-        yield Catalog(manifests, proof, curator)
+        yield Catalog(manifests, proof, curator, listings)

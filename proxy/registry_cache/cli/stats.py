@@ -192,7 +192,7 @@ def _quota(quota: QuotaFigures | None, now: float) -> str:
     all_back_at = quota.observed_at + quota.window_seconds
     if all_back_at <= now:
         return f"{told}, told {format_ago(now - quota.observed_at)} ago: all are back by now"
-    return f"{told}, all back by {time.strftime('%H:%M', time.localtime(all_back_at))} if nothing more is pulled"
+    return f"{told}, all back by {time.strftime('%H:%M', time.gmtime(all_back_at))} UTC if nothing more is pulled"
 
 
 def _history(history: Mapping[str, Mapping[str, int]]) -> Table:

@@ -256,7 +256,8 @@ def _plan(inventory: Inventory, tags: list[Tag], gone: set[Digest], kept: list[s
 class Listed:
     """A line of ``list``: a tag, or a pin.
 
-    ``size_bytes`` is what of it is here.
+    ``size_bytes`` is what of it is here; ``checked_at`` is when upstream was last asked about the tag (Unix seconds; 0:
+    never).
     """
 
     name: str
@@ -264,6 +265,7 @@ class Listed:
     size_bytes: int
     last_use: float
     pinned: bool
+    checked_at: float = 0.0
 
 
 def _last_use(held: Collection[Stored]) -> float:
@@ -297,7 +299,7 @@ def listing(inventory: Inventory, patterns: Collection[Pattern] | None, needs: N
         held = [inventory.blobs[digest] for digest in here]
         last_use = _last_use(held)
         size = sum(blob.size_bytes for blob in held)
-        lines.append(Listed(familiar(*key), tag.digest, size, last_use, key in pinned))
+        lines.append(Listed(familiar(*key), tag.digest, size, last_use, key in pinned, tag.fetched_at))
     known = {(tag.repository, tag.name) for tag in inventory.tags}
     for pin in inventory.pins:
         if (pin.repository, pin.target) not in known and (patterns is None or _is_meant(pin, patterns)):

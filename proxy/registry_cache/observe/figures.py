@@ -35,6 +35,16 @@ class RepositoryFigures(Figures, frozen=True, kw_only=True):
     from_cache: int
 
 
+class ClientFigures(Figures, frozen=True, kw_only=True):
+    """What one client address asked for since the start, and the part of it that was served from here."""
+
+    address: str
+    requests: int
+    bytes: int
+    hits: int
+    from_cache: int
+
+
 class AllRepositories(Figures, frozen=True, kw_only=True):
     """Every repository that is counted, together; ``count`` is how many."""
 
@@ -118,6 +128,7 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
         requests: made to it, by kind.
         aliases: other names that images have for it.
         served: requests of clients for what is its, by what came of them.
+        has_account: whether it is asked with an account; None where an older service does not say it.
     """
 
     reachable: bool
@@ -132,16 +143,24 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
     received_bytes: int = 0
     served: dict[str, int] = {}
     served_bytes: int = 0
+    has_account: bool | None = None
 
 
 class Transfer(Figures, frozen=True, kw_only=True):
-    """A flight that is under way; ``size_bytes`` is None while upstream has not told it."""
+    """A flight that is under way; ``size_bytes`` is None while upstream has not told it.
+
+    Attributes:
+        bytes_per_second: on average since its first byte in this run; 0 before that.
+        seconds_left: at that rate; None where rate or size are not known.
+    """
 
     repository: str
     digest: str
     received_bytes: int
     size_bytes: int | None
     readers: int
+    bytes_per_second: float = 0.0
+    seconds_left: float | None = None
 
 
 class Stats(Figures, frozen=True, kw_only=True):
@@ -151,6 +170,8 @@ class Stats(Figures, frozen=True, kw_only=True):
         requests: by what came of them, since the start.
         latency_seconds: of hits and misses, the quantiles; None before the first.
         events: other things that happened, by the event of the log.
+        host: the name of the machine, as it calls itself.
+        clients: the addresses with the most bytes.
         unstored: None while everything could be kept.
         refused: by kind: malformed, cross_site, host, path.
         upstream: the default registry.
@@ -160,6 +181,7 @@ class Stats(Figures, frozen=True, kw_only=True):
     schema: int = SCHEMA
     version: str
     instance: str
+    host: str = ""
     uptime_seconds: float
     requests: dict[str, int]
     hit_ratio: float | None
@@ -168,6 +190,7 @@ class Stats(Figures, frozen=True, kw_only=True):
     latency_seconds: dict[str, dict[str, float | None]]
     repositories: list[RepositoryFigures]
     all_repositories: AllRepositories
+    clients: list[ClientFigures] = []
     prefetch: PrefetchFigures
     events: dict[str, int]
     refused: dict[str, RefusedFigures] = {}

@@ -1,44 +1,34 @@
 """Counters, fed by events. Plain integers: a hit costs a microsecond here, and Prometheus reads them later."""
 
-import heapq
 import re
 import time
 from bisect import bisect_left
-from collections import Counter, OrderedDict, defaultdict, deque
-from operator import itemgetter
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict, deque
+from typing import Any
 
 from registry_cache.model import events
-from registry_cache.model.oci import Repository
+from registry_cache.model.oci import DOCKER_HUB, Repository
 from registry_cache.observe.figures import (
     AllRepositories,
     ByteFigures,
+    ClientFigures,
     PrefetchFigures,
     RefusedFigures,
     RepositoryFigures,
     UnstoredFigures,
 )
 from registry_cache.observe.history import Counts
+from registry_cache.observe.uses import Uses
 
 _HITS = ("hit", "revalidated", "stale")
 RESULTS = ("hit", "miss", "collapsed", "revalidated", "stale", "bypass", "error")
 BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SAMPLES = 4096
-_REPOSITORIES = 10_000
-_TOP_REPOSITORIES = 20
+_TOP = 20
 _RECENT = 50
 _MISTAKES = 5
 # Statuses that are the client's own doing, and upstream's no: anybody can make as many of them as they like.
 _MISTAKEN = frozenset({400, 403, 404, 405, 416, 421, 499})
-
-
-class RepositoryUse(NamedTuple):
-    """What was asked for of one repository, or of several, and the part of it that was served from here."""
-
-    requests: int
-    bytes: int
-    hits: int
-    from_cache: int
 
 
 class Latency:
@@ -88,9 +78,8 @@ class Metrics:
         self.prefetched_bytes = 0
         self.prefetch_wasted_bytes = 0
         self.latency = {"hit": Latency(), "miss": Latency()}
-        # By registry and name, the fields of RepositoryUse; the one not asked for the longest goes first when there are
-        # too many.
-        self.repositories: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
+        self.repositories = Uses()  # by name, with the registry where it is not Docker Hub
+        self.clients = Uses()  # by address
         self.recent_misses: deque[events.Request] = deque(maxlen=_RECENT)
         self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
         self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
@@ -142,17 +131,15 @@ class Metrics:
             if result == "miss":
                 self.recent_misses.append(event)
         if event.repository and result != "error":
-            key = event.registry, event.repository
-            counts = self.repositories.get(key)
-            if counts is None:
-                counts = self._new_repository(key)
-            else:
-                self.repositories.move_to_end(key)
-            counts[0] += 1
-            counts[1] += event.bytes
-            if result in _HITS:
-                counts[2] += 1
-                counts[3] += event.bytes - event.repeated_bytes
+            is_hit = result in _HITS
+            is_hub = event.registry == DOCKER_HUB
+            repository = event.repository if is_hub else Repository(event.registry, event.repository).shown
+            for counts in (self.repositories[repository], self.clients[event.client]):
+                counts[0] += 1
+                counts[1] += event.bytes
+                if is_hit:
+                    counts[2] += 1
+                    counts[3] += event.bytes - event.repeated_bytes
         if (event.error or result == "stale") and not _OWN_COMMAND.fullmatch(event.user_agent):
             self._trouble(event)
 
@@ -165,12 +152,6 @@ class Metrics:
     def _not_stored(self, event: events.NotStored) -> None:
         objects = 1 if self.unstored is None else self.unstored.objects + 1
         self.unstored = UnstoredFigures(objects=objects, last_at=event.time, reason=event.reason)
-
-    def _new_repository(self, key: tuple[str, str]) -> list[int]:
-        if len(self.repositories) >= _REPOSITORIES:
-            self.repositories.popitem(last=False)
-        counts = self.repositories[key] = [0] * len(RepositoryUse._fields)
-        return counts
 
     def of(self, registry: str) -> OfRegistry:
         """What has happened with one registry."""
@@ -230,16 +211,10 @@ class Metrics:
         ratio = self.counts().hit_ratio
         return None if ratio is None else round(ratio, 4)
 
-    def all_repositories(self) -> RepositoryUse:
-        """Every repository that is counted here, together."""
-        counts = self.repositories.values()
-        return RepositoryUse(*(sum(map(itemgetter(field), counts)) for field in range(len(RepositoryUse._fields))))
-
     def snapshot(self) -> dict[str, Any]:
         """The fields of :class:`registry_cache.observe.figures.Stats` that are counted here."""
         served, requests = self.served_bytes.total(), self.requests
         wanted = served - self.repeated_bytes
-        top = heapq.nlargest(_TOP_REPOSITORIES, self.repositories.items(), key=lambda item: item[1][1])
         return {
             "uptime_seconds": round(time.monotonic() - self.started, 3),
             "requests": {result: requests[result] for result in RESULTS},
@@ -248,10 +223,10 @@ class Metrics:
             "bytes": ByteFigures(served=served, from_cache=self.from_cache_bytes, from_upstream=self.received_bytes),
             "latency_seconds": {name: latency.quantiles() for name, latency in self.latency.items()},
             "repositories": [
-                RepositoryFigures(name=Repository(*key).shown, **RepositoryUse(*counts)._asdict())
-                for key, counts in top
+                RepositoryFigures(name=name, **use._asdict()) for name, use in self.repositories.top(_TOP)
             ],
-            "all_repositories": AllRepositories(count=len(self.repositories), **self.all_repositories()._asdict()),
+            "all_repositories": AllRepositories(count=len(self.repositories), **self.repositories.total()._asdict()),
+            "clients": [ClientFigures(address=name, **use._asdict()) for name, use in self.clients.top(_TOP)],
             "prefetch": PrefetchFigures(fetched_bytes=self.prefetched_bytes, wasted_bytes=self.prefetch_wasted_bytes),
             "refused": dict(self.refused),
             "unstored": self.unstored,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from registry_cache.model.units import format_ago, format_size
-from registry_cache.observe.figures import Stats
+from registry_cache.observe.figures import Stats, UpstreamFigures
 
 _QUOTA_LOW = 0.1
 # How long after the last one.
@@ -37,39 +37,63 @@ def notices(stats: Stats, now: float) -> Iterator[Notice]:
     Args:
         now: Unix seconds.
     """
-    found = [*_of_upstream(stats, now), *_of_the_store(stats, now), *_of_clients(stats, now)]
+    found = [*_of_the_store(stats, now), *_of_upstreams(stats, now), *_of_clients(stats, now)]
     yield from sorted(found, key=lambda notice: notice.level != "error")
 
 
-def _of_upstream(stats: Stats, now: float) -> Iterator[Notice]:
-    upstream = stats.upstream
+def _of_upstreams(stats: Stats, now: float) -> Iterator[Notice]:
+    """Of each registry; with its name, where there are several."""
+    if len(stats.upstreams) <= 1:
+        yield from _of_upstream(stats.upstream, now, "")
+        return
+    for name, upstream in stats.upstreams.items():
+        yield from _of_upstream(upstream, now, f"{name}: ")
+
+
+def _of_upstream(upstream: UpstreamFigures, now: float, name: str) -> Iterator[Notice]:
     if upstream.credential_rejected:
         yield Notice(
             "error",
-            "Upstream rejects the credential: only what is cached is served.",
-            "Make a new access token. After make install: write it into /etc/credstore/registry-cache.password, then "
-            "systemctl restart registry-cache. Else: into PASSWORD_FILE, which is read again by itself. "
-            "registry-cache doctor tells more.",
+            f"{name}Upstream rejects the credential of the account that is set (USERNAME): only what is cached is "
+            "served.",
+            "Make a new access token for that account. After make install: write it into "
+            "/etc/credstore/registry-cache.password, then systemctl restart registry-cache. Else: into PASSWORD_FILE, "
+            "which is read again by itself. registry-cache doctor tells more.",
         )
     if not upstream.reachable:
         yield Notice(
             "error",
-            f"Upstream does not answer: {', '.join(upstream.down)}. What is cached is served, other pulls fail.",
+            f"{name}Upstream does not answer: {', '.join(upstream.down)}. What is cached is served, other pulls fail.",
             "It is tried again by itself. registry-cache doctor tells whether it is the network, TLS or upstream.",
         )
     if upstream.limited_for_seconds:
         yield Notice(
             "warning",
-            f"Upstream said 429 and is left alone for {upstream.limited_for_seconds:.0f} s.",
-            "What is cached is served. If the cache pulls anonymously: an account (USERNAME) has more pulls.",
+            f"{name}Upstream said 429 and is left alone for {upstream.limited_for_seconds:.0f} s.",
+            f"What is cached is served. {_more_pulls(upstream)}",
         )
     quota = upstream.rate_limit
     if quota and quota.observed_at + quota.window_seconds > now and quota.remaining < quota.limit * _QUOTA_LOW:
         yield Notice(
             "warning",
-            f"{quota.remaining} of {quota.limit} pulls are left.",
-            "Put off what is not cached, or raise TAG_TTL and MAX_SIZE; the recent misses show who pulls what.",
+            f"{name}{quota.remaining} of {quota.limit} pulls are left.",
+            f"{_more_pulls(upstream)} Put off what is not cached; the recent misses show who pulls what.",
         )
+
+
+def _more_pulls(upstream: UpstreamFigures) -> str:
+    """What to do about a quota, for who is asking: an account or an address."""
+    if upstream.has_account is None:
+        return "If the cache pulls anonymously: an account (USERNAME) has more pulls."
+    if upstream.has_account:
+        return (
+            "The pulls are those of the account that is set (USERNAME): wait until they are back, give it a plan with "
+            "more, or raise TAG_TTL and MAX_SIZE so that it needs fewer."
+        )
+    return (
+        "No account is set, so the pulls are those of this host's address, which others may share: set USERNAME and "
+        "PASSWORD_FILE, an account has more."
+    )
 
 
 def _of_the_store(stats: Stats, now: float) -> Iterator[Notice]:

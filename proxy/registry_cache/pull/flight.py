@@ -7,6 +7,7 @@ verified. What the store cannot take goes to the readers through memory (:mod:`r
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -61,6 +62,9 @@ class Flight:
         self._stalled: set[Repository] = set()
         self.size_bytes: int | None = None
         self.available = 0
+        self.moving_since: tuple[float, int] | None = (
+            None  # the first bytes that came: when (monotonic), and up to where
+        )
         self.readers: set[FlightReader] = set()
         self.partial: Partial | None = None
         self.relay: Relay | None = None  # the store refused: what comes goes through memory
@@ -167,6 +171,8 @@ class Flight:
 
     def _advance(self, available: int) -> None:
         if available > self.available:
+            if self.moving_since is None:
+                self.moving_since = (time.monotonic(), available)
             self.available = available
             self.wake()
 

@@ -13,6 +13,7 @@ from registry_cache.web.exchange import INERT, JSON, client_address
 from registry_cache.web.gate import Gate
 from registry_cache.web.page import Page
 from registry_cache.web.refusals import Refusals, refusal_kind
+from registry_cache.web.tables import Asked
 
 
 class Ops:
@@ -64,7 +65,7 @@ class Ops:
 
     async def _stats_page(self, request: web.BaseRequest) -> web.Response:
         if _prefers_html(request.headers.get("Accept", "")):
-            text = await self._page.html(refresh="refresh" in request.query)
+            text = await self._page.html(Asked.parse(request.query))
             return web.Response(text=text, content_type="text/html", charset="utf-8", headers=self._page.headers)
         return _json(200, msgspec.json.format(msgspec.json.encode(self._stats()), indent=2) + b"\n")
 

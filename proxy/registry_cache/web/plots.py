@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from registry_cache.observe.history import Step
+from registry_cache.observe.quota import QuotaStep
 
 # The box: as many units wide as there are columns, times this; as high as HEIGHT.
 _COLUMN, _GAP = 10, 1.5
@@ -54,12 +55,19 @@ def bytes_plot(steps: Sequence[Step]) -> Plot:
     )
 
 
+def quota_plot(steps: Sequence[QuotaStep | None]) -> Plot:
+    """The pulls that were left; no column where upstream said nothing, a mark where none were left."""
+    top = float(max((step.limit for step in steps if step), default=0)) or 1.0
+    heights = [0.0 if step is None else max(min(step.remaining / top, 1.0) * HEIGHT, 1.0) for step in steps]
+    return Plot(len(steps) * _COLUMN, top, [Series("pulls left", "cached", _columns(heights, [0.0] * len(steps)))])
+
+
 def round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20 and so on."""
+    """The next round number whose half is round, too: the largest column fills three quarters of the plot at least."""
     if value <= 1:
         return 1.0
     unit = 10.0 ** math.floor(math.log10(value))
-    return next(unit * step for step in (1, 2, 5, 10) if unit * step >= value)
+    return next(unit * step for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if unit * step >= value)
 
 
 def _columns(heights: Sequence[float], bases: Sequence[float]) -> str:
