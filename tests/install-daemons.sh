@@ -26,6 +26,7 @@ need systemd-analyze systemd
 need nix-instantiate nix-bin
 need chromium chromium
 need promtool prometheus
+need prometheus prometheus
 need mandoc mandoc
 # Only where they are asked for: make dist, make dist-test.
 case "$only" in *" mmdebstrap "*) need mmdebstrap mmdebstrap ;; esac
