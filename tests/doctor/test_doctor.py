@@ -15,6 +15,8 @@ from aiohttp import web
 from registry_cache.cli import doctor as doctor_command
 from registry_cache.doctor import network
 from registry_cache.settings.load import load_settings
+from registry_cache.settings.registries import registries
+from registry_cache.upstream.ratelimit import Quota
 from registry_cache.warming.puller import PullFailed
 from tests.e2e.command import PROGRAM, environment
 from tests.figures import told
@@ -242,8 +244,17 @@ async def test_little_quota_is_a_warning(doctor, cache, hub):
     for number, state in enumerate(["ok", "ok", "ok", "warning"]):
         code, checks = await doctor()
         assert (code, checks["quota"]["state"]) == (0, state)
+        if state == "warning":
+            assert f"those of the account {hub.account.username}: wait" in checks["quota"]["remedy"]
         await hub.images.image("library/other", str(number), [10])
         await cache.manifest("library/other", str(number))
+
+
+def test_little_quota_without_an_account_says_that_one_has_more():
+    [registry] = registries(load_settings(None, {})).values()
+    check = network._quota(Quota(100, 1, 21600, "", 0.0), registry)
+    assert check.state == "warning"
+    assert "no account is set" in check.remedy
 
 
 def test_a_registry_that_is_called_by_another_name_is_a_warning(monkeypatch):

@@ -148,7 +148,7 @@ async def account(registry: RegistrySettings, image: str) -> AsyncIterator[Check
             remedy = "if that host is upstream's token service, name it in TRUSTED_REALMS"
             yield Check("token service", "broken", f"the credential was not sent to {watch.withheld}", remedy)
         if client.limits.quota is not None:
-            yield _quota(client.limits.quota)
+            yield _quota(client.limits.quota, registry)
     finally:
         await client.aclose()
 
@@ -166,7 +166,7 @@ async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
     except CredentialRefused as error:
         return Check("credential", "broken", str(error), f"check USERNAME; or {_new_token(registry)}")
     except RateLimited as error:
-        remedy = "wait, or use an account with a higher limit; cached images are served meanwhile"
+        remedy = f"{_more_pulls(registry)}; cached images are served meanwhile"
         return Check("quota", "broken", f"upstream limits us: {error}", remedy)
     except HeadRefused as error:
         return _not_for(image, who, error)
@@ -191,13 +191,23 @@ def _not_for(image: str, who: str, error: RegistryCacheError) -> Check:
     return Check("credential", "warning", text, "name an image that the account may pull with --image")
 
 
-def _quota(quota: Quota) -> Check:
+def _more_pulls(registry: RegistrySettings) -> str:
+    """What to do about a quota, for who asks: an account or an address."""
+    if registry.has_account:
+        who = f"the pulls are those of the account {registry.username}"
+        return f"{who}: wait until they are back, or give it a plan with more"
+    return "no account is set: with USERNAME and PASSWORD_FILE there are more pulls than for this host's address alone"
+
+
+def _quota(quota: Quota, registry: RegistrySettings) -> Check:
     window = format_duration(quota.window_seconds)
     text = f"{quota.remaining} of {quota.limit} pulls left in {window}" + (
         f" for {quota.source}" if quota.source else ""
     )
     if quota.remaining <= quota.limit * _FEW_PULLS:
-        remedy = "a longer TAG_TTL and pins save pulls; cached images are served whatever is left"
+        remedy = (
+            f"{_more_pulls(registry)}; a longer TAG_TTL and pins save pulls; cached images are served whatever is left"
+        )
         return Check("quota", "warning", text, remedy)
     return Check("quota", "ok", text)
 
