@@ -71,3 +71,15 @@ def test_nothing_but_an_error_of_upstream(body, encoding):
     for given_body in (body, gzip.compress(body), zlib.compress(body)):
         with contextlib.suppress(UpstreamError):
             assert len(decoded(given_body, encoding, 50)) <= max(50, len(given_body))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "x-gzip, deflate, gzip"])
+def test_a_file_of_empty_parts_takes_no_minutes(encoding):
+    """Four megabytes of them took two, in a thread that all questions to upstream share."""
+    with pytest.raises(UpstreamError):
+        decoded(gzip.compress(b"") * 200_000, encoding, 4_000_000)
+
+
+def test_a_file_of_a_few_parts_is_read():
+    assert decoded(gzip.compress(b"ab") * 64, "gzip", 1000) == b"ab" * 64

@@ -6,6 +6,8 @@ from registry_cache.model.errors import UpstreamError
 
 _PLAIN = frozenset({"", "identity", "none"})
 _MAX_LAYERS = 3
+# Members of a gzip file; one is usual. What is behind each is copied, so a hundred thousand empty ones take minutes.
+_MAX_MEMBERS = 64
 
 
 def decoded(body: bytes, encoding: str, limit: int) -> bytes:
@@ -42,7 +44,7 @@ def is_gzip(body: bytes) -> bool:
 def _inflated(body: bytes, limit: int, window_bits: int) -> bytes:
     """All members of a gzip file, or one zlib stream."""
     out = b""
-    while body:
+    for _ in range(_MAX_MEMBERS):
         inflate = zlib.decompressobj(window_bits)
         try:
             out += inflate.decompress(body, limit + 1 - len(out))
@@ -52,8 +54,10 @@ def _inflated(body: bytes, limit: int, window_bits: int) -> bytes:
             raise UpstreamError(f"upstream sent more than {limit} bytes where a small answer was due")
         if not inflate.eof:
             raise UpstreamError("upstream's compressed answer ends early")
-        body = inflate.unused_data if inflate.unused_data.startswith(b"\x1f\x8b") else b""
-    return out
+        body = inflate.unused_data
+        if not body.startswith(b"\x1f\x8b"):
+            return out
+    raise UpstreamError("upstream's compressed answer has more parts than makes sense")
 
 
 def _is_zlib(body: bytes) -> bool:
