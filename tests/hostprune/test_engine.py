@@ -20,7 +20,7 @@ async def look(engine, **more):
 async def remove(engine, image_id):
     async with connect(engine.socket) as connected:
         snapshot = await connected.snapshot()
-        await connected.remove(next(image for image in snapshot.images if image.image_id == image_id))
+        return await connected.remove(next(image for image in snapshot.images if image.image_id == image_id))
 
 
 async def test_it_reads_what_a_real_engine_holds(engine):
@@ -65,7 +65,7 @@ async def test_a_tagged_image_is_removed_by_its_names(engine):
 async def test_an_image_that_is_already_gone_is_no_error(engine):
     orphan = engine.dangling()
     engine.broken["DELETE"] = answering(404)
-    await remove(engine, orphan)
+    assert not await remove(engine, orphan)
 
 
 async def test_a_conflict_is_told_from_a_failure(engine):

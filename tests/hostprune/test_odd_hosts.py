@@ -219,6 +219,35 @@ def statvfs_of(free_inodes):
     return statvfs
 
 
+@pytest.mark.parametrize("answer", [b"null", b"[]", b"", b'{"SpaceReclaimed": null}', b'{"SpaceReclaimed": "7"}'])
+def test_build_cache_that_went_without_a_word_is_no_crash(host, answer):
+    host.age_images()
+    old = "2020-01-01T00:00:00Z"
+    host.engine.build_cache = [{"ID": "c", "Size": 100, "InUse": False, "Shared": False, "LastUsedAt": old}]
+    host.engine.broken["POST /build/prune"] = saying(answer)
+    result = host.prune("--apply", "--include-build-cache")
+    assert result.exit_code == 0, result.output
+    assert [line["freed_bytes"] for line in host.lines(result) if line["event"] == "build_cache_pruned"] == [0]
+
+
+def test_what_was_gone_when_its_turn_came_is_not_counted_as_removed(host):
+    host.age_images()
+    orphan = host.engine.dangling()
+    host.engine.broken["DELETE /images"] = answering(404, "No such image")
+    result = host.prune("--apply")
+    assert result.exit_code == 0, result.output
+    assert "0 removed" in result.stdout
+    assert host.log_of("image_pruned", result) == []
+    assert host.log_of("image_prune_skipped", result) == [orphan]
+
+
+def test_a_404_of_the_engine_says_whose_it_is(host):
+    host.engine.broken["GET /containers/json"] = answering(404, "page not found")
+    result = host.prune()
+    assert result.exit_code == 1
+    assert "the Docker Engine answered 404: page not found" in result.stderr
+
+
 def test_no_inodes_left_is_pressure_and_it_stops_when_there_are_some(host, monkeypatch):
     for n in range(3):
         host.engine.add("sha256:" + str(n) * 64, layers=[f"x{n}"])

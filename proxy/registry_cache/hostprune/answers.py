@@ -215,6 +215,11 @@ def _cache_record(listed: Json) -> CacheRecord:
     )
 
 
+def reclaimed_bytes(pruned: object) -> int:
+    """What the engine says came back; 0 where it does not say."""
+    return int(_number(pruned.get("SpaceReclaimed"))) if isinstance(pruned, Mapping) else 0
+
+
 def used_images(events: str) -> tuple[list[tuple[str, float]], int]:
     """What the engine's event log (one JSON object a line) says about images: pulled, tagged, run.
 

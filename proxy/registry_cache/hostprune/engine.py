@@ -211,13 +211,14 @@ class Engine:
         except EngineError as error:
             return replace(snapshot, notes=(*snapshot.notes, f"the build cache could not be read: {error}"))
 
-    async def remove(self, image: Image) -> None:
+    async def remove(self, image: Image) -> bool:
         """Remove one image, by its names if it has any; never by force, and never its parents.
 
         The engine itself looks who uses an image when its last name goes, and not before. So it is asked first; and
         where it refuses the last one all the same, the names that had gone are put back.
 
-        An image that is already gone is not an error.
+        Returns:
+            whether anything was removed: an image that is already gone is not an error.
 
         Raises:
             ImageInUse: something began to use it; it has all its names.
@@ -241,6 +242,7 @@ class Engine:
                     raise await self._put_back(image, gone, error) from error
                 raise
         self._details.pop(image.image_id, None)
+        return bool(gone)
 
     async def _refuse_if_used(self, image: Image) -> None:
         """Ask the engine by its own means who uses *image*: its containers and those of what stands on it."""
@@ -279,7 +281,7 @@ class Engine:
         """
         filters = {"until": [f"{unused_for_seconds:.0f}s"]}
         answer = await _asked(self._docker.images.prune_builds(filters=filters), _DELETE_TIMEOUT_SECONDS)
-        return int(answer.get("SpaceReclaimed") or 0)
+        return answers.reclaimed_bytes(answer)
 
     async def _images(self) -> tuple[tuple[Image, ...], tuple[str, ...]]:
         """With what could not be read of the list."""
@@ -390,7 +392,7 @@ class Engine:
         async with self._docker.session.get(url, params=params) as response:
             text = await response.text(errors="replace")
             if response.status == _NOT_FOUND:
-                raise _Absent(text.strip()[:200])
+                raise _Absent(f"the Docker Engine answered 404: {_message(text)}")
             if not response.ok:
                 raise EngineError(f"the Docker Engine answered {response.status}: {_message(text)}")
             return text
@@ -479,7 +481,7 @@ async def _asked(answer: Awaitable[_T], timeout_seconds: float = _READ_TIMEOUT_S
 def _translated(error: aiodocker.DockerError) -> EngineError:
     text = str(error.message).strip()[:500]
     if error.status == _NOT_FOUND:
-        return _Absent(text)
+        return _Absent(f"the Docker Engine answered 404: {text}")
     if error.status == _CONFLICT:
         return ImageInUse(text)
     if error.status >= 900:  # noqa: PLR2004 -- aiodocker's status for "cannot connect"

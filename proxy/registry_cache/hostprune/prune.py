@@ -152,7 +152,7 @@ class Execution:
             return None
         image = next(image for image in fresh.images if image.image_id == image_id)
         try:
-            await self._engine.remove(image)
+            removed = await self._engine.remove(image)
         except ImageInUse as error:
             self._report(Skipped(image, f"it came into use: {error}"))
         except EngineUnreachable:
@@ -160,5 +160,5 @@ class Execution:
         except EngineError as error:
             self._report(Failed(image, str(error)))
         else:
-            self._report(Removed(removal))
+            self._report(Removed(removal) if removed else Skipped(image, "it is already gone"))
         return None
