@@ -14,6 +14,7 @@ not know each other. The import test and ``docs/architecture.md`` go by this lis
     store         verified bytes on a disk, and the index of them
     | upstream    the registry to fetch from: tokens, limits, breaker, transports
     | hostprune   which images of a Docker Engine may go
+    | clients     the files by which clients ask the cache
     | warming     pulls images through the running cache before somebody needs them
     ports         what the rest asks of a store and an index, as Protocols
     | observe     figures, metrics, logs, history, notices

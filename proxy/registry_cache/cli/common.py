@@ -32,7 +32,7 @@ def own_user_agent(command: str) -> str:
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.
 GROUPS = {
-    "The cache": ("serve", "stats", "doctor"),
+    "The cache": ("serve", "stats", "doctor", "client-config"),
     "What is cached": ("list", "pin", "unpin", "purge", "warm", "verify", "import"),
     "The host's own images": ("prune", "guard"),
     "Your shell": ("completion",),
@@ -48,7 +48,7 @@ class Program(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
-            module = f"registry_cache.cli.{cmd_name}" + "_" * keyword.iskeyword(cmd_name)
+            module = f"registry_cache.cli.{cmd_name.replace('-', '_')}" + "_" * keyword.iskeyword(cmd_name)
             # Imports leave no garbage, and what they leave stays. A full collection that looks through it takes 19 ms,
             # in which no request is answered; `serve --help` takes 0.43 s without such looks, and 0.56 with them.
             gc.disable()

@@ -1,0 +1,120 @@
+"""``registry-cache client-config``: what goes into a client's files so that it asks the cache."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from registry_cache.cli.admin import cache_dir_option, json_option, running, settings_of
+from registry_cache.cli.common import say, service_config_option
+from registry_cache.clients.files import Written, write
+from registry_cache.clients.texts import CLIENTS, Client, Served, Unmergeable
+from registry_cache.settings.registries import registries
+
+
+@click.command(
+    "client-config",
+    epilog="""\b
+Examples:
+  registry-cache client-config containerd           # what would be in its files
+  registry-cache client-config dockerd --write      # put it there; what was there is kept
+  registry-cache client-config podman --url http://cache.example:5000
+""",
+)
+@click.argument("client", type=click.Choice(list(CLIENTS)))
+@click.option("--write", "is_written", is_flag=True, help="Put it there, with a backup of what was there.")
+@click.option("--url", help="Where clients reach the cache, such as http://cache.example:5000.  [default: this host's]")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="/",
+    show_default=True,
+    help="The folder that the files are below: of an image that is being built.",
+)
+@service_config_option
+@cache_dir_option
+@json_option
+def command(
+    client: str,
+    config: Path | None,
+    cache_dir: Path | None,
+    url: str | None,
+    root: Path,
+    *,
+    is_written: bool,
+    as_json: bool,
+) -> None:
+    """Print, or write, the files by which CLIENT asks the cache for every registry that it serves.
+
+    The settings are those of the running cache, else those that serve would have. Nothing else in those files is lost:
+    what cannot be joined with other settings is refused, and the old file is kept beside a new one.
+
+    Exit codes: 0, 1 when a file was refused or cannot be written, 2 for wrong arguments or settings.
+    """
+    if url is not None and not re.fullmatch(r"https?://[^/?#\s]+/?", url):
+        raise click.UsageError(f"--url: {url!r}: allowed is where the cache is, such as http://cache.example:5000")
+    found = running(settings_of(config, cache_dir))
+    served = [Served(registry.name, registry.url) for registry in registries(found.settings).values()]
+    made = CLIENTS[client]((url or found.url).rstrip("/"), served)
+    results = _write(made, root) if is_written else []
+    if as_json:
+        click.echo(json.dumps(_document(made, root, results), indent=2))
+    elif is_written:
+        _tell(made, results)
+    else:
+        _show(made, root)
+    if any(result.status == "refused" for result in results):
+        raise SystemExit(1)
+
+
+def _write(made: Client, root: Path) -> list[Written]:
+    results = []
+    for file in made.files:
+        try:
+            results.append(write(file, root))
+        except OSError as error:
+            results.append(Written(str(root / file.path.relative_to("/")), "refused", reason=error.strerror or ""))
+    return results
+
+
+def _text(made: Client, root: Path) -> list[tuple[str, str]]:
+    """What would be in each file, beside what is in it now."""
+    found = []
+    for file in made.files:
+        path = root / file.path.relative_to("/")
+        try:
+            text = file.make(path.read_text())
+        except (OSError, UnicodeDecodeError, Unmergeable):
+            text = file.make(None)
+        found.append((str(path), text))
+    return found
+
+
+def _show(made: Client, root: Path) -> None:
+    for path, text in _text(made, root):
+        say(f"# {path}", err=not text.startswith("#"))  # JSON has no comments
+        click.echo(text, nl=not text.startswith("{"))
+    for note in made.notes:
+        say(note, err=True)
+    say(f"After a change: {made.reload}", err=True)
+
+
+def _tell(made: Client, results: list[Written]) -> None:
+    for result in results:
+        kept = f" (before: {result.backup})" if result.backup else ""
+        say(f"{result.status}: {result.path}{kept}" + (f": {result.reason}" if result.reason else ""))
+    for note in made.notes:
+        say(note)
+    if any(result.status == "written" for result in results):
+        say(f"Now: {made.reload}")
+
+
+def _document(made: Client, root: Path, results: list[Written]) -> dict[str, Any]:
+    return {
+        "files": [{"path": path, "text": text} for path, text in _text(made, root)],
+        "written": [result._asdict() for result in results],
+        "reload": made.reload,
+        "notes": list(made.notes),
+    }

@@ -1,0 +1,129 @@
+"""The files by which clients ask the cache: what is in them, and that nothing of others' is lost."""
+
+import json
+import tomllib
+from pathlib import Path, PurePosixPath
+
+import pytest
+import yaml
+
+from registry_cache.clients.files import write
+from registry_cache.clients.texts import CLIENTS, MARK, ClientFile, Served, Unmergeable
+from tests.test_command_line import run
+
+CACHE = "http://127.0.0.1:5000"
+SERVED = [Served("docker.io", "https://registry-1.docker.io"), Served("registry.corp", "https://registry.corp:5443")]
+
+
+def made(client, now=None, cache=CACHE, served=SERVED):
+    return {str(file.path): file.make(now) for file in CLIENTS[client](cache, served).files}
+
+
+def test_containerd_has_a_file_for_each_registry():
+    files = made("containerd")
+    assert list(files) == [f"/etc/containerd/certs.d/{name}/hosts.toml" for name, _ in SERVED]
+    hosts = tomllib.loads(files["/etc/containerd/certs.d/registry.corp/hosts.toml"])
+    assert hosts == {
+        "server": "https://registry.corp:5443", "host": {CACHE: {"capabilities": ["pull", "resolve"]}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("cache", "insecure"), [(CACHE, True), ("https://cache.corp", False)])
+def test_podman_has_a_mirror_for_each_registry(cache, insecure):
+    (text,) = made("podman", cache=cache).values()
+    location = cache.partition("://")[2]
+    assert tomllib.loads(text)["registry"] == [
+        {"prefix": name, "location": name, "mirror": [{"location": f"{location}/{name}", "insecure": insecure}]}
+        for name, _ in SERVED
+    ]
+
+
+def test_k3s_and_buildkit():
+    (text,) = made("k3s").values()
+    assert yaml.safe_load(text) == {"mirrors": {name: {"endpoint": [CACHE]} for name, _ in SERVED}}
+    (text,) = made("buildkit").values()
+    mirrored = {name: {"mirrors": ["127.0.0.1:5000"]} for name, _ in SERVED}
+    assert tomllib.loads(text)["registry"] == {**mirrored, "127.0.0.1:5000": {"http": True}}
+    (text,) = made("buildkit", cache="https://cache.corp").values()
+    assert list(tomllib.loads(text)["registry"]) == [name for name, _ in SERVED]
+
+
+def test_dockerds_other_settings_and_mirrors_stay():
+    now = json.dumps({"data-root": "/srv", "registry-mirrors": ["https://other.example", CACHE + "/"]})
+    (text,) = made("dockerd", now).values()
+    assert json.loads(text) == {"data-root": "/srv", "registry-mirrors": [CACHE, "https://other.example"]}
+    (again,) = made("dockerd", text).values()
+    assert again == text
+
+
+@pytest.mark.parametrize("now", ["{", "[]", '{"registry-mirrors": "x"}'])
+def test_what_dockerd_could_not_read_is_not_written_over(now):
+    with pytest.raises(Unmergeable, match="correct it first"):
+        made("dockerd", now)
+
+
+@pytest.mark.parametrize("client", ["k3s", "buildkit"])
+def test_somebody_elses_settings_are_not_written_over(client):
+    with pytest.raises(Unmergeable, match="by hand"):
+        made(client, "somebody: else\n")
+    assert made(client, f"{MARK}\nold: true\n")
+
+
+def test_what_was_there_is_kept(tmp_path):
+    path = tmp_path / "etc" / "x.conf"
+    path.parent.mkdir()
+    path.write_text("old\n")
+    path.chmod(0o640)
+    file = ClientFile(PurePosixPath("/etc/x.conf"), lambda now: f"new after {now}")
+    done = write(file, tmp_path)
+    assert (done.status, path.read_text()) == ("written", "new after old\n")
+    assert (Path(done.backup).read_text(), path.stat().st_mode & 0o777) == ("old\n", 0o640)
+    same = ClientFile(PurePosixPath("/etc/x.conf"), lambda now: now or "")
+    assert write(same, tmp_path).status == "unchanged"
+    assert sorted(each.name for each in path.parent.iterdir()) == ["x.conf", Path(done.backup).name]
+
+
+def test_a_link_to_a_file_stays_one(tmp_path):
+    real = tmp_path / "real.json"
+    real.write_text("{}")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "x.json").symlink_to(real)
+    write(ClientFile(PurePosixPath("/etc/x.json"), lambda _: "new"), tmp_path)
+    assert (tmp_path / "etc" / "x.json").is_symlink()
+    assert real.read_text() == "new"
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text(f'cache_dir = "{tmp_path}/cache"\n[upstreams."ghcr.io"]\n')
+    return file
+
+
+def test_the_command_prints_what_its_write_puts_there(tmp_path, config):
+    shown = run("client-config", "podman", "--config", config, "--root", tmp_path)
+    assert shown.returncode == 0
+    path = tmp_path / "etc/containers/registries.conf.d/50-registry-cache.conf"
+    assert not path.exists()
+    done = run("client-config", "podman", "--config", config, "--root", tmp_path, "--write")
+    assert (done.returncode, f"written: {path}" in done.stdout) == (0, True)
+    assert path.read_text() in shown.stdout
+    assert 'prefix = "ghcr.io"' in path.read_text()
+    again = json.loads(
+        run("client-config", "podman", "--config", config, "--root", tmp_path, "--write", "--json").stdout
+    )
+    assert [each["status"] for each in again["written"]] == ["unchanged"]
+
+
+def test_a_file_that_cannot_be_joined_is_refused_and_told(tmp_path, config):
+    path = tmp_path / "etc/rancher/k3s/registries.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("configs: {}\n")
+    done = run("client-config", "k3s", "--config", config, "--root", tmp_path, "--write")
+    assert (done.returncode, path.read_text()) == (1, "configs: {}\n")
+    assert "put these in by hand" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("nosuch",), ("podman", "--url", "cache.example")])
+def test_wrong_arguments(arguments):
+    assert run("client-config", *arguments).returncode == 2
