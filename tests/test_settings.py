@@ -131,6 +131,12 @@ def test_aliases_are_names_as_images_have_them():
     assert settings.aliases == ["registry.corp:5443", "registry:5000", "other.example"]
 
 
+@pytest.mark.parametrize("word", ["10.1.0.1/16", "cache.lan", "10.1.0.0/33", "*"])
+def test_networks_are_networks(word):
+    with pytest.raises(SettingsError, match=r"ADMIN_NETWORKS: .*such as 10.1.0.0/16"):
+        load_settings(None, {"admin_networks": word})
+
+
 def test_credential_is_whole(tmp_path):
     secret = tmp_path / "pat"
     secret.write_text("x")

@@ -59,6 +59,10 @@ let
 
   # Below /var/cache the directory is systemd's to make, for a user that exists only while the service runs.
   isDynamic = hasPrefix "/var/cache/" cfg.cacheDir;
+  accounts = builtins.filter (name: name != null) (
+    [ cfg.username ]
+    ++ map (upstream: upstream.username or null) (builtins.attrValues (cfg.settings.upstreams or { }))
+  );
   inStore = path: path != null && hasPrefix "${builtins.storeDir}/" path;
 
   settingsFile = toml.generate "registry-cache.toml" (
@@ -320,6 +324,14 @@ in
           '';
         }
         {
+          assertion = isLoopback || accounts == [ ] || cfg.settings.open_to_all or null == true;
+          message = ''
+            services.registry-cache listens on ${cfg.settings.listen} and has an account: whoever reaches this port could
+            pull whatever ${builtins.head accounts} can, private repositories too. Set settings.listen = "127.0.0.1:${port}",
+            leave usernames out, or set settings.open_to_all = true if everybody there may.
+          '';
+        }
+        {
           assertion = cfg.docker.enable -> docker.enable;
           message = "services.registry-cache.docker.enable is set but virtualisation.docker.enable is not: there is no dockerd to use the cache.";
         }
@@ -333,11 +345,7 @@ in
       ];
 
       warnings =
-        optional (!isLoopback && cfg.username != null) ''
-          services.registry-cache listens on ${cfg.settings.listen} and has an account: whoever reaches this port can pull
-          whatever ${cfg.username} can, private repositories too.
-        ''
-        ++ optional (isLoopback && cfg.openFirewall) ''
+        optional (isLoopback && cfg.openFirewall) ''
           services.registry-cache.openFirewall has no use: nobody but this host reaches ${cfg.settings.listen}.
         '';
 

@@ -23,10 +23,14 @@ in
       default = "127.0.0.1:5000";
       example = "[::1]:5000";
       description = ''
-        Address and port to listen on. On another address than loopback, whoever reaches the port can pull whatever
-        {option}`services.registry-cache.username` can, private repositories too.
+        Address and port to listen on. On another address than loopback, whoever reaches the port could pull whatever
+        {option}`services.registry-cache.username` can, private repositories too: with an account it needs
+        {option}`services.registry-cache.settings.open_to_all`.
       '';
     };
+    open_to_all = setting types.bool true "Whether whoever reaches listen may pull what the account can. Without it a cache that has an account listens on loopback only. Default: false.";
+    admin_networks = setting (types.listOf types.str) [ "10.1.0.0/16" ] "Networks that may read /_stats, /metrics and the page on listen. Default: everybody; with ops_listen loopback only.";
+    ops_listen = setting (types.strMatching "(.*):([0-9]+)") "127.0.0.1:5001" "A second address, for /_stats, /metrics and the page alone: whoever reaches it reads them. Default: none.";
     max_size = setting size "200GB" "The cap: blobs and partials together never take more bytes. Default: 20GB.";
     min_free = setting size "5GB" "Free disk space that is never used up. Default: the smaller of 1 GB and 5 % of the filesystem.";
     default_registry = setting types.str "ghcr.io" "The registry's name in images; requests that name no registry mean it. Default: docker.io.";

@@ -13,7 +13,9 @@ import pytest
 from aiohttp import web
 
 from registry_cache.cli import doctor as doctor_command
+from registry_cache.cli.admin import Running
 from registry_cache.doctor import network
+from registry_cache.observe.figures import Stats
 from registry_cache.settings.load import load_settings
 from registry_cache.settings.registries import registries
 from registry_cache.upstream.ratelimit import Quota
@@ -304,6 +306,28 @@ async def something_else():
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+async def test_figures_that_are_not_shown_to_this_address_are_asked_for_at_the_socket(start_cache, hub):
+    cache = await start_cache(admin_networks="192.0.2.0/24")
+    found = Running(load_settings(None, {"cache_dir": cache.root}), cache.url, "it")
+    answer = await asyncio.to_thread(lambda: asyncio.run(doctor_command._stats(found)))
+    assert isinstance(answer, Stats)
+    assert network.service(answer, cache.url, found.settings).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("given", "state", "text"),
+    [
+        ({"listen": "0.0.0.0:5000"}, "broken", "serve would not start: LISTEN"),
+        ({"listen": "0.0.0.0:5000", "open_to_all": True}, "ok", "can pull what ci can"),
+        ({}, "ok", "valid"),
+    ],
+)
+def test_an_account_that_would_be_lent(given, state, text):
+    check = doctor_command._settings(load_settings(None, {"username": "ci", **given}, with_token=False), None)
+    assert (check.state, text in check.text) == (state, True)
+    assert state == "ok" or "OPEN_TO_ALL" in check.remedy
 
 
 async def test_mirrors_are_told_apart_by_who_answers(start_cache):

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.command import environment, flags, run_to_end, running, settings_for, start, until
+from tests.e2e.command import environment, flags, free_port, run_to_end, running, settings_for, start, until
 from tests.e2e.conftest import DOWN, UP
 
 pytestmark = pytest.mark.e2e
@@ -130,18 +130,45 @@ def test_port_in_use_is_one_line(settings):
     assert address in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("listen", "credential", "warned"),
-    [("0.0.0.0:0", True, True), ("0.0.0.0:0", False, False), ("127.0.0.1:0", True, False)],
-)
-def test_warns_when_others_can_use_the_credential(settings, listen, credential, warned):
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0"])
+def test_the_account_is_not_lent_to_a_network_by_accident(settings, tmp_path, listen):
+    done = run_to_end(*flags(settings | {"listen": listen}))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    for way_out in (repr(listen), "127.0.0.1", "USERNAME", "OPEN_TO_ALL=true"):
+        assert way_out in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pat"]
+
+
+def test_another_registrys_account_is_not_lent_either(settings, tmp_path):
+    config = tmp_path / "settings.toml"
+    config.write_text(f'[upstreams."ghcr.io"]\nusername = "bot"\npassword_file = "{settings["password_file"]}"\n')
+    del settings["username"], settings["password_file"]
+    done = run_to_end(*flags(settings | {"listen": "0.0.0.0:0"}), f"--config={config}")
+    assert (done.returncode, "'bot'" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("listen", "account", "more"), [
+    ("0.0.0.0:0", True, ["--open-to-all"]), ("0.0.0.0:0", False, []), ("127.0.0.1:0", True, []), ("[::1]:0", True, []),
+])  # fmt: skip
+def test_starts_where_nobody_uses_the_account_unasked(settings, listen, account, more):
     settings["listen"] = listen
-    if not credential:
+    if not account:
         del settings["username"], settings["password_file"]
-    with running(settings) as command:
-        warnings = [line["message"] for line in command.lines(event="warned")]
-    assert bool(warnings) == warned
-    assert all(listen in warning for warning in warnings)
+    with running(settings, arguments=more) as command:
+        assert command.lines(event="warned") == []
+        assert command.get("/_health").status == 200
+
+
+def test_figures_have_a_port_of_their_own(settings):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ops = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run_to_end(*flags(settings | {"ops_listen": ops}))
+    assert (done.returncode, done.stderr) == (1, f"registry-cache: OPS_LISTEN {ops}: Address already in use\n")
+    ops = f"127.0.0.1:{free_port()}"
+    with running(settings | {"ops_listen": ops}) as command:
+        assert httpx.get(f"http://{ops}/metrics", trust_env=False).status_code == 200
+        assert httpx.get(f"http://{ops}/v2/", trust_env=False).status_code == 404
+        assert command.get("/v2/").status == 200
 
 
 def test_warns_of_a_registry_that_is_called_by_another_name(settings):

@@ -83,7 +83,8 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
         listen = "[::1]:5001"; max_size = lib.mkForce "1TB"; min_free = 0; upstream = "https://registry.example";
         ca_file = "{ca}"; trusted_realms = [ "auth.example" ]; anonymous_fallback = true; tag_ttl = "1h";
         hosts = [ "cache.example.org" ]; default_registry = "registry.example"; aliases = [ "registry.example:5443" ];
-        private_hosts = [ "blobs.internal" ];
+        private_hosts = [ "blobs.internal" ]; open_to_all = true; admin_networks = [ "10.1.0.0/16" ];
+        ops_listen = "[::1]:5002";
         keep_deleted_tags = true; connect_timeout = 5; read_timeout = "15s"; request_timeout = "25s";
         stale_timeout = "2500ms"; rate_limit_wait = "15s"; negative_ttl = "5s"; retries = 3;
         max_flights = 8; max_connections = 100;
@@ -195,7 +196,7 @@ def test_the_mirror_joins_others_and_goes_with_the_module(nix, host):
     ],
 )
 def test_the_mirror_is_where_the_cache_listens(nix, listen, mirror):
-    facts = nix.host(f'{{ services.registry-cache.settings.listen = "{listen}"; }}')
+    facts = nix.host(f'{{ services.registry-cache.settings = {{ listen = "{listen}"; open_to_all = true; }}; }}')
     assert (facts["registryMirrors"][-1], facts["failedAssertions"]) == (mirror, [])
 
 
@@ -212,12 +213,15 @@ def test_the_cache_is_dynamic_below_var_cache_and_static_elsewhere(nix, host):
 
 def test_the_firewall_is_closed_until_it_is_opened(nix, host):
     assert host["ports"] == []
-    change = (
-        '{ services.registry-cache.openFirewall = true; services.registry-cache.settings.listen = "0.0.0.0:5000"; }'
-    )
-    facts = nix.host(change)
-    assert facts["ports"] == [5000]
-    assert "can pull" in facts["warnings"][0]
+    opened = 'services.registry-cache.openFirewall = true; services.registry-cache.settings.listen = "0.0.0.0:5000";'
+    (failed,) = nix.host(f"{{ {opened} }}")["failedAssertions"]
+    assert "could\npull whatever ci can" in failed
+    for way_out in (
+        "services.registry-cache.settings.open_to_all = true;",
+        "services.registry-cache.username = lib.mkForce null; services.registry-cache.passwordFile = lib.mkForce null;",
+    ):
+        facts = nix.host(f"{{ {opened} {way_out} }}")
+        assert (facts["ports"], facts["failedAssertions"], facts["warnings"]) == ([5000], [], [])
 
 
 def test_the_cache_comes_before_docker_and_waits_for_no_network(host):

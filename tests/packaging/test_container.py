@@ -73,7 +73,7 @@ def test_it_is_healthy_without_rights_on_a_read_only_root_and_keeps_its_content(
     secrets = f"--volume={tmp_path}:/run/secrets:ro"
     account = {"USERNAME": hub.ready["username"], "PASSWORD_FILE": "/run/secrets/pat", "CA_FILE": "/run/secrets/ca.pem"}
     own = {f"REGISTRY_CACHE_{name}": value for name, value in account.items()}
-    own |= {"REGISTRY_CACHE_UPSTREAM": hub.url, "REGISTRY_CACHE_MIN_FREE": "0"}
+    own |= {"REGISTRY_CACHE_UPSTREAM": hub.url, "REGISTRY_CACHE_MIN_FREE": "0", "REGISTRY_CACHE_OPEN_TO_ALL": "true"}
     container, url = run("content", secrets, **own)
     until(lambda: inspect(docker, container, ".State.Health.Status") == "healthy", "it is healthy")
     blob = f"/v2/{repository}/blobs/{image['layers'][0]['digest']}"

@@ -1,8 +1,11 @@
 """What clients and operators speak to: the HTTP server, and the admin socket."""
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
+from registry_cache.access.networks import LOOPBACK, Networks
 from registry_cache.assembly.pulls import Pulls
 from registry_cache.assembly.reports import Reports
 from registry_cache.assembly.stores import Catalog
@@ -11,9 +14,10 @@ from registry_cache.observe.metrics import Metrics
 from registry_cache.observe.prometheus import PrometheusCollector
 from registry_cache.runtime.threads import Threads
 from registry_cache.settings.model import Settings
+from registry_cache.settings.types import is_loopback
 from registry_cache.store.index import SqliteIndex
 from registry_cache.web.admin import Admin, listening
-from registry_cache.web.app import Server
+from registry_cache.web.app import OpsServer, Server
 from registry_cache.web.blob_response import BlobResponder
 from registry_cache.web.fast_connection import missing_attributes
 from registry_cache.web.fast_path import FastPath
@@ -25,8 +29,22 @@ from registry_cache.web.refusals import Refusals
 from registry_cache.web.v2 import V2
 
 
+class Servers(NamedTuple):
+    """For whoever listens: the pull port's, and the operators' where they have a port of their own."""
+
+    pulls: Server
+    ops: OpsServer | None
+
+
+def admin_networks(settings: Settings) -> Networks | None:
+    """Who may read figures and page on the pull port; None: everybody."""
+    if settings.admin_networks:
+        return Networks(settings.admin_networks)
+    return Networks(LOOPBACK) if settings.ops_listen else None
+
+
 @contextlib.asynccontextmanager
-async def open_server(
+async def open_servers(
     settings: Settings,
     bus: events.Events,
     *,
@@ -35,8 +53,8 @@ async def open_server(
     pulls: Pulls,
     reports: Reports,
     metrics: Metrics,
-) -> AsyncIterator[Server]:
-    """The HTTP server, for whoever listens; the admin socket listens already."""
+) -> AsyncIterator[Servers]:
+    """The HTTP servers; the admin socket listens already."""
     async with contextlib.AsyncExitStack() as stack:
         reads = Threads("read", 4)
         stack.callback(reads.close)
@@ -58,14 +76,28 @@ async def open_server(
         if missing := missing_attributes():
             bus.emit(events.Warned(message=f"this aiohttp has no {', '.join(missing)}: hits take the slower way"))
         prometheus = PrometheusCollector(metrics, reports.stats).registry()
+        ops = functools.partial(
+            Ops,
+            reports.stats,
+            Page(reports.page_data),
+            prometheus,
+            instance=reports.instance,
+            refusals=refusals,
+        )
         server = Server(
             v2,
-            Ops(reports.stats, Page(reports.page_data), prometheus, gate=gate, refusals=refusals),
+            ops(readers=admin_networks(settings), gate=gate),
             FastPath(pulls.pull_through, blobs, bus),
             refusals,
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )
+        ops_server = None
+        if settings.ops_listen:
+            ops_gate = Gate.of(settings.hosts, is_loopback=is_loopback(settings.ops_listen))
+            ops_server = OpsServer(
+                ops(readers=None, gate=ops_gate), refusals, client_timeout_seconds=settings.client_timeout
+            )
         admin = Admin(catalog.curator, reports.full_stats, reports.about)
         await stack.enter_async_context(listening(admin, settings.cache_dir, bus))
-        yield server
+        yield Servers(server, ops_server)

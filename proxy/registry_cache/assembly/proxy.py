@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from registry_cache.assembly.faces import open_server
+from registry_cache.assembly.faces import open_servers
 from registry_cache.assembly.pulls import open_pulls
 from registry_cache.assembly.reports import Identity, Reports
 from registry_cache.assembly.stores import open_catalog, open_store
@@ -18,7 +18,7 @@ from registry_cache.settings.model import Settings
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import SqliteIndex
 from registry_cache.upstream.client import Upstream
-from registry_cache.web.app import Server
+from registry_cache.web.app import OpsServer, Server
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Proxy:
     """A cache that is ready to serve."""
 
     server: Server
+    ops_server: OpsServer | None
     pull_through: PullThrough
     store: DiskStore
     index: SqliteIndex
@@ -71,7 +72,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             upstreams=pulls.upstreams,
             flights=pulls.flights,
         )
-        server = await stack.enter_async_context(
-            open_server(settings, bus, index=index, catalog=catalog, pulls=pulls, reports=reports, metrics=metrics)
+        servers = await stack.enter_async_context(
+            open_servers(settings, bus, index=index, catalog=catalog, pulls=pulls, reports=reports, metrics=metrics)
         )
-        yield Proxy(server, pulls.pull_through, store, index, pulls.upstreams, pulls.flights, metrics, identity)
+        yield Proxy(*servers, pulls.pull_through, store, index, pulls.upstreams, pulls.flights, metrics, identity)

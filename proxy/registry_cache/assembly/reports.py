@@ -80,6 +80,11 @@ class Reports:
         self._upstreams = upstreams
         self._flights = flights
 
+    @property
+    def instance(self) -> str:
+        """Which cache this is."""
+        return self._identity.instance
+
     def stats(self) -> Stats:
         """``GET /_stats``."""
         return Stats(**self._stats())

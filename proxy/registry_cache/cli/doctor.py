@@ -12,13 +12,13 @@ import aiohttp
 import click
 from rich.console import Console
 
-from registry_cache.cli.admin import cache_dir_option, json_option, running, settings_of
+from registry_cache.cli.admin import Running, Service, cache_dir_option, json_option, running, settings_of
 from registry_cache.cli.common import INSTALLED_CONFIG, own_user_agent, say, service_config_option
 from registry_cache.cli.output import console, styled
 from registry_cache.doctor import host, network
 from registry_cache.doctor.check import Check
 from registry_cache.model.errors import RegistryCacheError, SettingsError
-from registry_cache.observe.figures import Stats
+from registry_cache.observe.figures import FullStats, Stats, read
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import registries
 from registry_cache.settings.suggestions import unknown_environment
@@ -26,6 +26,7 @@ from registry_cache.warming.puller import Name, Puller, PullFailed
 
 _SIGNS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "broken": ("✘", "bold red")}
 _NAME_WIDTH = 15
+_FORBIDDEN = 403
 
 
 @click.command(
@@ -92,7 +93,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     if check := host.settings_file(found.config or config):
         yield check
     yield host.secret(settings)
-    answer = await _stats(found.url)
+    answer = await _stats(found)
     stats = answer if isinstance(answer, Stats) else None
     for check in host.cache_directory(settings, stats.store.size_bytes if stats else None):
         yield check
@@ -123,11 +124,14 @@ async def _registries(settings: Settings, image: str) -> AsyncIterator[Check]:
             yield check
 
 
-async def _stats(url: str) -> Stats | PullFailed:
+async def _stats(found: Running) -> Stats | PullFailed:
+    """The figures from where clients ask; from the socket, where they are not shown there to this address."""
     async with aiohttp.ClientSession(headers={"User-Agent": own_user_agent("doctor")}) as session:
         try:
-            return await Puller(session, url).stats()
+            return await Puller(session, found.url).stats()
         except PullFailed as failure:
+            if failure.status == _FORBIDDEN and found.instance is not None:
+                return read(Service(found.settings.cache_dir).ask("stats"), FullStats)
             return failure
 
 
@@ -138,12 +142,15 @@ def _settings(settings: Settings, config: Path | None) -> Check:
     if config is None and os.geteuid() != 0 and INSTALLED_CONFIG.is_file():
         text = f"this user's, not those of the installed service ({INSTALLED_CONFIG})"
         return Check("settings", "warning", text, "run doctor as root")
-    if not settings.is_loopback and settings.username:
-        text = f"LISTEN is {settings.listen}: whoever reaches it can pull what {settings.username} can"
-        return Check("settings", "warning", text, "firewall the port, or listen on 127.0.0.1 only")
+    if settings.lends_account:
+        text, _, remedy = settings.lends_account.rpartition(": ")
+        return Check("settings", "broken", f"serve would not start: {text}", remedy)
     if settings.misnamed:
         text, _, remedy = settings.misnamed.rpartition(": ")
         return Check("settings", "warning", text, remedy)
+    if settings.open_to_all and settings.username and not settings.is_loopback:
+        text = f"valid; OPEN_TO_ALL: whoever reaches {settings.listen} can pull what {settings.username} can"
+        return Check("settings", "ok", text)
     return Check("settings", "ok", "valid")
 
 

@@ -1,25 +1,22 @@
 """``registry-cache serve``: run the cache."""
 
 import asyncio
-import contextlib
-import errno
 import os
 import resource
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import uvloop
-from aiohttp import web
 
 from registry_cache import __version__
 from registry_cache.assembly.proxy import Proxy, open_proxy
 from registry_cache.cli.common import SettingsCommand, config_option, settings_flags
+from registry_cache.cli.listening import Listeners, see_that_it_is_free
 from registry_cache.cli.stopping import Stopping, over
 from registry_cache.model import events
-from registry_cache.model.errors import StoreError
+from registry_cache.model.errors import SettingsError, StoreError
 from registry_cache.model.units import format_size
 from registry_cache.observe import logs
 from registry_cache.runtime.pointers import announced, runtime_directory
@@ -28,7 +25,6 @@ from registry_cache.settings.load import load_settings, not_honoured
 from registry_cache.settings.model import Settings
 from registry_cache.settings.suggestions import unknown_environment
 
-_BACKLOG = 1024
 # For the rest of the log when the grace is over.
 _LAST_WORDS_SECONDS = 0.2
 
@@ -55,6 +51,8 @@ def command(config: Path | None, **flags: Any) -> None:
     """
     settings = load_settings(config, flags)
     warnings = [*unknown_environment(os.environ)[1], *not_honoured(config, os.environ)]
+    if settings.lends_account:
+        raise SettingsError(settings.lends_account)
     bus = events.Events()
     log = logs.Log(settings.log_format or logs.default_format(), settings.log_level)
     bus.subscribe(log)
@@ -76,18 +74,16 @@ def command(config: Path | None, **flags: Any) -> None:
 async def _serve(settings: Settings, bus: events.Events, config: Path | None, stopping: Stopping) -> None:
     _allow_many_files()
     stopping.listen()
-    _see_that_the_address_is_free(settings)
+    see_that_it_is_free(settings.listen)
+    if settings.ops_listen:
+        see_that_it_is_free(settings.ops_listen, "OPS_LISTEN")
     notifier = Notifier(os.environ, warn=lambda message: bus.emit(events.Warned(message=message)))
+    listeners = Listeners(stopping.transfers_seconds)
     async with notifier, open_proxy(settings, bus) as proxy:
-        # aiohttp waits this long twice, before and after it stops reading request bodies, and takes zero for ever.
-        runner = web.ServerRunner(proxy.server, shutdown_timeout=max(stopping.transfers_seconds / 2, 0.001))
-        await runner.setup()
         try:
-            try:
-                await _site(runner, settings).start()
-            except OSError as error:
-                raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno or 0)}") from error
-            address = proxy.identity.address = _address(runner)
+            address = proxy.identity.address = await listeners.listen(proxy.server, settings.listen)
+            if proxy.ops_server is not None and settings.ops_listen:
+                await listeners.listen(proxy.ops_server, settings.ops_listen, "OPS_LISTEN")
             proxy.identity.config = str(config or "")
             _warn(settings, bus)
             bus.emit(
@@ -107,7 +103,7 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
             bus.emit(events.Stopping(grace_seconds=settings.shutdown_grace))
             notifier.stopping(settings.shutdown_grace)
         finally:
-            await runner.cleanup()
+            await listeners.aclose()
             for upstream in proxy.upstreams.values():
                 upstream.interrupt()  # who waits for upstream now waits for nobody's client
 
@@ -120,59 +116,15 @@ def _status(proxy: Proxy, settings: Settings) -> str:
     return f"{count} requests{hits}, {used} of {format_size(settings.max_size)} used"
 
 
-def _see_that_the_address_is_free(settings: Settings) -> None:
-    """Before anything is opened: a start that fails leaves no cache directory behind.
-
-    Raises:
-        OSError: somebody else listens there, or this user may not. Whatever else is wrong shows when it listens.
-    """
-    with contextlib.suppress(socket.gaierror):
-        found = socket.getaddrinfo(
-            settings.listen_host or None, settings.listen_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as trying:
-                trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    trying.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, settings.listen_host != "::")
-                try:
-                    trying.bind(address)
-                except OSError as error:
-                    if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                        raise OSError(f"LISTEN {settings.listen}: {os.strerror(error.errno)}") from error
-
-
-def _site(runner: web.ServerRunner, settings: Settings) -> web.BaseSite:
-    """Where clients connect. ``[::]`` is every address, IPv4 ones too: the event loop would make it IPv6 alone."""
-    if settings.listen_host != "::":
-        return web.TCPSite(runner, settings.listen_host or None, settings.listen_port, backlog=_BACKLOG)
-    listener = socket.create_server(
-        ("::", settings.listen_port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
-    )
-    return web.SockSite(runner, listener, backlog=_BACKLOG)
-
-
 def _allow_many_files() -> None:
     """A client takes up to three files: its socket, the dup that sendfile uses, the blob."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _address(runner: web.ServerRunner) -> str:
-    host, port = runner.addresses[0][:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def _warn(settings: Settings, bus: events.Events) -> None:
     if settings.misnamed:
         bus.emit(events.Warned(message=settings.misnamed))
-    if not settings.is_loopback and settings.username:
-        bus.emit(
-            events.Warned(
-                message=f"LISTEN is {settings.listen} and a credential is configured: whoever reaches this port can "
-                f"pull whatever {settings.username!r} can, private repositories too. Bind to 127.0.0.1, or firewall it."
-            )
-        )
 
 
 def _print_how_to_use(address: str) -> None:

@@ -247,7 +247,7 @@ async def instance_at(url: str) -> str | None:
     """Which cache answers on *url*: empty for something that is none, None for nothing at all."""
     try:
         async with aiohttp.ClientSession(trust_env=False) as session:
-            return (await Puller(session, url).stats()).instance
+            return await Puller(session, url).instance()
     except PullFailed as error:
         return "" if error.status else None
 

@@ -48,6 +48,10 @@ class Misdirected(RegistryCacheError):
     """The Host is no name of this cache: a name was made to resolve here, or HOSTS lacks it."""
 
 
+class OperatorsOnly(RegistryCacheError):
+    """The figures and the page are not for this address."""
+
+
 class RangeNotSatisfiable(RegistryCacheError):
     """The range starts beyond the end of the blob.
 

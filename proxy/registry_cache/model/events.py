@@ -328,7 +328,7 @@ class PrefetchWasted(Event, frozen=True, kw_only=True):
 
 # --- clients ----------------------------------------------------------------------------------------------------
 
-RefusalKind = Literal["malformed", "cross_site", "host", "path"]
+RefusalKind = Literal["malformed", "cross_site", "host", "path", "operator"]
 REFUSAL_KINDS: tuple[RefusalKind, ...] = get_args(RefusalKind)
 
 

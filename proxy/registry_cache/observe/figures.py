@@ -173,7 +173,7 @@ class Stats(Figures, frozen=True, kw_only=True):
         host: the name of the machine, as it calls itself.
         clients: the addresses with the most bytes.
         unstored: None while everything could be kept.
-        refused: by kind: malformed, cross_site, host, path.
+        refused: by kind: malformed, cross_site, host, path, operator.
         upstream: the default registry.
         upstreams: every registry, by its name, the default one first.
     """

@@ -14,12 +14,14 @@ _REFUSED_BECAUSE = {
     "cross_site": "of web pages of other sites",
     "host": "for a Host that is no name of this cache",
     "path": "with something before /v2/",
+    "operator": "for figures or the page",
 }
 _REFUSED_REMEDY = {
     "malformed": "Something else speaks to this port: TLS, a scanner, or a broken client.",
     "cross_site": "Somebody's browser at that address shows a page that tries to pull through the cache.",
     "host": "If it is a name of this cache, put it into HOSTS. If not, somebody made it resolve here.",
     "path": "Clients there have a mirror's URL with a path: it is http://HOST:PORT and nothing behind it.",
+    "operator": "If that address may read them, put it into ADMIN_NETWORKS.",
 }
 
 

@@ -3,7 +3,6 @@
 Where they come from is in :mod:`registry_cache.settings.load`.
 """
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -27,11 +26,14 @@ from registry_cache.settings.types import (
     DiskThreshold,
     Duration,
     HostNames,
+    NetworkList,
     ReadableFile,
     RegistryName,
     Size,
     Url,
     Words,
+    host_and_port,
+    is_loopback,
 )
 from registry_cache.settings.upstreams import UpstreamSettings, by_name, check_upstreams, credential_of
 
@@ -121,6 +123,19 @@ class Settings(BaseSettings):
         [],
         description="Names by which clients call the cache, beside localhost and addresses (the Host header). On "
         "loopback others are refused, on other addresses only if this is set; `*`: none is.",
+    )
+    open_to_all: bool = Field(
+        False,
+        description="Let whoever reaches LISTEN pull what the account can. Without it a cache that has an account "
+        "listens on loopback only.",
+    )
+    admin_networks: NetworkList = Field(
+        [],
+        description="Networks that may read /_stats, /metrics and the page on LISTEN (default: everybody; with "
+        "OPS_LISTEN loopback only).",
+    )
+    ops_listen: Address | None = Field(
+        None, description="A second address, for /_stats, /metrics and the page alone: whoever reaches it reads them."
     )
     cache_dir: Path = Field(
         default_factory=_default_cache_dir,
@@ -255,13 +270,13 @@ class Settings(BaseSettings):
 
     @property
     def listen_host(self) -> str:
-        """The address without brackets; an empty host means every interface."""
-        return self.listen.rpartition(":")[0].strip("[]")
+        """As :func:`host_and_port` has it."""
+        return host_and_port(self.listen)[0]
 
     @property
     def listen_port(self) -> int:
-        """0 lets the kernel choose."""
-        return int(self.listen.rpartition(":")[2])
+        """As :func:`host_and_port` has it."""
+        return host_and_port(self.listen)[1]
 
     @property
     def local_url(self) -> str:
@@ -288,7 +303,18 @@ class Settings(BaseSettings):
         )
 
     @property
+    def lends_account(self) -> str:
+        """What to say where whoever reaches the port could use the account, and nobody said so; empty elsewhere."""
+        accounts = [name for name in (self.username, *(table.username for table in self.upstreams.values())) if name]
+        if self.is_loopback or self.open_to_all or not accounts:
+            return ""
+        return (
+            f"LISTEN: {self.listen!r}: whoever reaches it could pull whatever {accounts[0]!r} can, private "
+            "repositories too: set LISTEN to 127.0.0.1:5000, leave USERNAME out, or set OPEN_TO_ALL=true if everybody "
+            "there may"
+        )
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the cache."""
-        host = self.listen_host
-        return host == "localhost" or (bool(host) and ipaddress.ip_address(host).is_loopback)
+        return is_loopback(self.listen)

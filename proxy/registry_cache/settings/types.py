@@ -27,6 +27,30 @@ def _listen(value: str) -> str:
     return value
 
 
+def host_and_port(listen: str) -> tuple[str, int]:
+    """The two parts of a setting such as LISTEN, the host without brackets.
+
+    An empty host means every interface; port 0 lets the kernel choose.
+    """
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    host, _ = host_and_port(listen)
+    return host == "localhost" or (bool(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _networks(value: list[str]) -> list[str]:
+    for word in value:
+        try:
+            ipaddress.ip_network(word)
+        except ValueError as error:
+            raise ValueError(f"allowed are networks and addresses such as 10.1.0.0/16: {error}") from error
+    return value
+
+
 def _upstream(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
@@ -84,6 +108,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[ByteSize, BeforeValidator(parse_size)]
 DiskThreshold = Annotated[Threshold, BeforeValidator(parse_threshold)]
 Words = Annotated[list[str], BeforeValidator(_words)]
+NetworkList = Annotated[list[str], BeforeValidator(_words), AfterValidator(_networks)]
 ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
 Address = Annotated[str, AfterValidator(_listen)]
 HostNames = Annotated[list[str], BeforeValidator(_words), AfterValidator(_host_names)]

@@ -28,6 +28,7 @@ from registry_cache.warming.platforms import EVERY_PLATFORM, full_platform
 
 _OK = (200, 206)
 _NOT_HERE = 504
+_FORBIDDEN = 403
 _TRIES = 3
 _STATS_MAX_BYTES = 8 * 1024 * 1024
 _ERROR_MAX_BYTES = 64 * 1024
@@ -141,12 +142,31 @@ class Puller:
             raise PullFailed(f"no cache answers on {self._base}: {reason_of(error)}") from error
         except ContentError as error:
             raise PullFailed(f"what answers on {self._base} is no registry-cache", status) from error
+        if status == _FORBIDDEN:
+            raise PullFailed(f"the cache on {self._base} does not show its figures here: see ADMIN_NETWORKS", status)
         if "upstream" not in answer or "store" not in answer:
             raise PullFailed(f"what answers on {self._base} is no registry-cache", status)
         try:
             return read(answer, Stats)
         except OtherSchema as error:
             raise PullFailed(str(error), status) from error
+
+    async def instance(self) -> str:
+        """Which cache it is, which it tells everybody.
+
+        Raises:
+            PullFailed: it does not answer, or is no registry-cache (then with a status).
+        """
+        status = 0
+        try:
+            async with self._session.get(f"{self._base}/_health", timeout=aiohttp.ClientTimeout(10)) as response:
+                status = response.status
+                answer = read_json(await _read(response, _ERROR_MAX_BYTES), dict[str, Any])
+        except (aiohttp.ClientError, OSError) as error:
+            raise PullFailed(f"no cache answers on {self._base}: {reason_of(error)}") from error
+        except ContentError as error:
+            raise PullFailed(f"what answers on {self._base} is no registry-cache", status) from error
+        return str(answer.get("instance", ""))
 
     async def look(self, name: Name, platforms: Sequence[str]) -> Look:
         """What is here, and what the rest would cost. One free ``HEAD`` at most goes upstream.

@@ -19,6 +19,8 @@ from registry_cache.web.refusals import Refusals
 from registry_cache.web.routes import is_api
 from registry_cache.web.v2 import V2
 
+# Of operators and what collects their figures.
+_OPS_CONNECTIONS = 64
 _BUSY_BODY = error_body("TOOMANYREQUESTS", "too many connections")
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
@@ -33,6 +35,26 @@ class _Refusal(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast(asyncio.WriteTransport, transport).write(_BUSY)  # which uvloop's do not inherit
         transport.close()
+
+
+class OpsServer(web.Server):
+    """The operators' pages on an address of their own.
+
+    Args:
+        client_timeout_seconds: as for :class:`Server`.
+    """
+
+    def __init__(self, ops: Ops, refusals: Refusals, *, client_timeout_seconds: float) -> None:
+        super().__init__(
+            ops.handle, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
+        )
+        self._connection = functools.partial(Connection, self, refusals, client_timeout_seconds=client_timeout_seconds)
+
+    def __call__(self) -> Any:
+        """The protocol of a new connection."""
+        if len(self.connections) >= _OPS_CONNECTIONS:
+            return _Refusal()
+        return self._connection(loop=self._loop, **self._kwargs)
 
 
 class Server(web.Server):

@@ -20,6 +20,7 @@ from registry_cache.model.errors import (
     NameInvalid,
     NameUnknown,
     NotCached,
+    OperatorsOnly,
     OriginDown,
     RangeNotSatisfiable,
     RateLimited,
@@ -39,6 +40,7 @@ _TABLE: dict[type[RegistryCacheError], tuple[int, str | None]] = {
     BadRequest: (400, "BAD_REQUEST"),
     CrossSite: (403, "DENIED"),
     Misdirected: (421, "DENIED"),
+    OperatorsOnly: (403, "DENIED"),
     NameInvalid: (400, "NAME_INVALID"),
     NameUnknown: (404, "NAME_UNKNOWN"),
     TagInvalid: (404, "MANIFEST_UNKNOWN"),  # a tag outside the grammar cannot exist

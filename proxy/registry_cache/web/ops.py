@@ -1,4 +1,8 @@
-"""For operators: ``/_health``, ``/_stats`` as JSON or as a page, ``/metrics``."""
+"""For operators: ``/_health``, ``/_stats`` as JSON or as a page, ``/metrics``.
+
+Whether the cache is well, and which one it is, is for everybody: load balancers and ``doctor`` ask. Figures name
+repositories, so they may be for some networks only.
+"""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,7 +10,8 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from registry_cache.model.errors import RegistryCacheError
+from registry_cache.access.networks import Networks
+from registry_cache.model.errors import OperatorsOnly, RegistryCacheError
 from registry_cache.observe.figures import Stats
 from registry_cache.web.errors import error_body, rendered
 from registry_cache.web.exchange import INERT, JSON, client_address
@@ -15,12 +20,16 @@ from registry_cache.web.page import Page
 from registry_cache.web.refusals import Refusals, refusal_kind
 from registry_cache.web.tables import Asked
 
+_CONFIDENTIAL = frozenset({"/_stats", "/metrics"})
+
 
 class Ops:
     """Answers everything outside /v2/.
 
     Args:
         stats: gives the whole of ``/_stats``.
+        instance: which cache this is.
+        readers: who may read the figures and the page; None: everybody.
         gate: whoever it does not let in is told why.
     """
 
@@ -30,9 +39,13 @@ class Ops:
         page: Page,
         prometheus: CollectorRegistry,
         *,
+        instance: str,
+        readers: Networks | None,
         gate: Gate,
         refusals: Refusals,
     ) -> None:
+        self._healthy = msgspec.json.encode({"status": "ok", "instance": instance})
+        self._readers = readers
         self._stats = stats
         self._page = page
         self._prometheus = prometheus
@@ -51,6 +64,7 @@ class Ops:
             return _json(405, error_body("UNSUPPORTED", "only GET and HEAD"), {"Allow": "GET, HEAD"})
         try:
             self._gate.check(request, is_page=True)
+            self._check_reader(request)
         except RegistryCacheError as error:
             if kind := refusal_kind(error):
                 self._refusals.count(kind, client_address(request), str(error))
@@ -60,8 +74,15 @@ class Ops:
             return _json(404, error_body("NAME_UNKNOWN", "no such page: see /_stats, /_health, /metrics and /v2/"))
         return await page(request)
 
+    def _check_reader(self, request: web.BaseRequest) -> None:
+        if self._readers is None or request.rel_url.raw_path not in _CONFIDENTIAL:
+            return
+        client = client_address(request)
+        if client not in self._readers:
+            raise OperatorsOnly(f"figures and page are not for {client or 'this client'}: see ADMIN_NETWORKS")
+
     async def _health(self, _request: web.BaseRequest) -> web.Response:
-        return _json(200, b'{"status":"ok"}')
+        return _json(200, self._healthy)
 
     async def _stats_page(self, request: web.BaseRequest) -> web.Response:
         if _prefers_html(request.headers.get("Accept", "")):

@@ -7,7 +7,14 @@ import asyncio
 from collections.abc import Mapping
 
 from registry_cache.model import events
-from registry_cache.model.errors import BadRequest, CrossSite, Misdirected, MisplacedPath, RegistryCacheError
+from registry_cache.model.errors import (
+    BadRequest,
+    CrossSite,
+    Misdirected,
+    MisplacedPath,
+    OperatorsOnly,
+    RegistryCacheError,
+)
 from registry_cache.model.events import RefusalKind
 
 _TOLD_SECONDS = 60.0
@@ -16,6 +23,7 @@ _KINDS: Mapping[type[RegistryCacheError], RefusalKind] = {
     CrossSite: "cross_site",
     Misdirected: "host",
     MisplacedPath: "path",
+    OperatorsOnly: "operator",
 }
 
 
