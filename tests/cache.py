@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class Cache:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        host, _, port = self.url.partition("://")[2].rpartition(":")
         return host, int(port)
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> Reply:
@@ -106,8 +107,14 @@ class Cache:
 
 
 @contextlib.asynccontextmanager
-async def run_cache(root: Path, hub: Hub, **flags: Any) -> AsyncIterator[Cache]:
-    """Run a cache in front of *hub* with the look-alike's account; *flags* are settings by name."""
+async def run_cache(
+    root: Path, hub: Hub, *, client_tls: ssl.SSLContext | None = None, **flags: Any
+) -> AsyncIterator[Cache]:
+    """Run a cache in front of *hub* with the look-alike's account; *flags* are settings by name.
+
+    Args:
+        client_tls: of the client, where the cache speaks TLS.
+    """
     secret = root.parent / f"{root.name}.pat"
     secret.write_text(hub.account.pat + "\n")
     settings = load_settings(
@@ -131,16 +138,17 @@ async def run_cache(root: Path, hub: Hub, **flags: Any) -> AsyncIterator[Cache]:
     async with open_proxy(settings, bus) as proxy:
         runner = web.ServerRunner(proxy.server, shutdown_timeout=settings.shutdown_grace)
         await runner.setup()
-        site = web.TCPSite(runner, settings.listen_host, 0)
+        tls = proxy.certificates.context if proxy.certificates else None
+        site = web.TCPSite(runner, settings.listen_host, 0, ssl_context=tls)
         await site.start()
         host, port = runner.addresses[0][:2]
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, ssl=client_tls or True)
         # As a registry client does: no body is decoded, nothing is retried behind the test's back.
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             session._retry_connection = False
-            proxy.identity.address = f"http://{host}:{port}"
+            url = proxy.identity.address = f"{'https' if tls else 'http'}://{host}:{port}"
             try:
-                yield Cache(proxy, f"http://{host}:{port}", root, session, bus, seen)
+                yield Cache(proxy, url, root, session, bus, seen)
             finally:
                 await session.close()
                 await runner.cleanup()

@@ -15,6 +15,8 @@ FOREIGN = {
     "urllib3": ("upstream",),
     "sqlite3": ("store.index", "cli.verify"),
     "aiodocker": ("hostprune",),
+    "cryptography": ("web.certificates", "access.authority", "doctor"),
+    "bcrypt": ("access",),
 }
 # What is no layer: the entry, and the map itself.
 NO_LAYER = {"__init__", "__main__"}

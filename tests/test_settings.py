@@ -137,6 +137,30 @@ def test_networks_are_networks(word):
         load_settings(None, {"admin_networks": word})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("tls_cert",), "TLS_CERT is set but TLS_KEY is not"),
+        (("tls_key",), "TLS_KEY is set but TLS_CERT is not"),
+        (("client_ca",), "certificates need TLS"),
+    ],
+)
+def test_a_certificate_is_whole(tmp_path, given, said):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=said):
+        load_settings(None, dict.fromkeys(given, tmp_path / "file"))
+
+
+def test_certificate_and_key_are_credentials_of_the_unit(tmp_path, monkeypatch):
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert load_settings().tls_cert is None
+    (tmp_path / "tls.cert").write_text("")
+    (tmp_path / "tls.key").write_text("")
+    settings = load_settings()
+    assert (settings.tls_cert, settings.tls_key) == (tmp_path / "tls.cert", tmp_path / "tls.key")
+    assert settings.local_url == "https://127.0.0.1:5000"
+
+
 def test_credential_is_whole(tmp_path):
     secret = tmp_path / "pat"
     secret.write_text("x")
@@ -160,7 +184,7 @@ def test_systemd_directories_are_defaults(tmp_path, monkeypatch):
 
 def test_credential_that_cannot_be_looked_at_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", f"{tmp_path}/{'x' * 300}")  # what root cannot look at either
-    with pytest.raises(SettingsError, match=r"PASSWORD_FILE: .* the unit's credential: File name too long"):
+    with pytest.raises(SettingsError, match=r"TLS_CERT: .* the unit's credential: File name too long"):
         load_settings(None, {"username": "a"})
 
 

@@ -63,6 +63,11 @@ let
     [ cfg.username ]
     ++ map (upstream: upstream.username or null) (builtins.attrValues (cfg.settings.upstreams or { }))
   );
+  speaksTls = cfg.tls.certificateFile != null || cfg.settings.tls_cert or null != null;
+  credentials =
+    optional (cfg.passwordFile != null) "password:${cfg.passwordFile}"
+    ++ optional (cfg.tls.certificateFile != null) "tls.cert:${cfg.tls.certificateFile}"
+    ++ optional (cfg.tls.keyFile != null) "tls.key:${cfg.tls.keyFile}";
   inStore = path: path != null && hasPrefix "${builtins.storeDir}/" path;
 
   settingsFile = toml.generate "registry-cache.toml" (
@@ -213,6 +218,26 @@ in
       '';
     };
 
+    tls = {
+      certificateFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        apply = path: if path == null then null else toString path;
+        example = "/var/lib/acme/cache.example.org/fullchain.pem";
+        description = ''
+          The certificate, with its chain, that clients see: they speak TLS then. systemd hands the service a copy of it and
+          of its key when it starts, so a renewed one needs a restart.
+        '';
+      };
+      keyFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        apply = path: if path == null then null else toString path;
+        example = "/var/lib/acme/cache.example.org/key.pem";
+        description = "Its key, outside the Nix store. It needs no owner and no group: root's, mode 0400, is right.";
+      };
+    };
+
     openFirewall = mkOption {
       type = types.bool;
       default = false;
@@ -332,14 +357,23 @@ in
           '';
         }
         {
+          assertion = (cfg.tls.certificateFile == null) == (cfg.tls.keyFile == null);
+          message = "services.registry-cache.tls has a certificateFile or a keyFile: set both, or neither.";
+        }
+        {
+          assertion = !inStore cfg.tls.keyFile;
+          message = "services.registry-cache.tls.keyFile is ${toString cfg.tls.keyFile}: everybody can read the Nix store.";
+        }
+        {
           assertion = cfg.docker.enable -> docker.enable;
           message = "services.registry-cache.docker.enable is set but virtualisation.docker.enable is not: there is no dockerd to use the cache.";
         }
         {
-          assertion = cfg.docker.enable -> (isLoopback || listensEverywhere);
+          assertion = cfg.docker.enable -> (isLoopback || listensEverywhere) && !speaksTls;
           message = ''
             services.registry-cache.docker.enable would make ${mirror} this host's mirror: plain HTTP on an address that
-            is not loopback. Set settings.listen = "127.0.0.1:${port}", or "0.0.0.0:${port}" to serve other hosts too.
+            is not loopback, or on a port that speaks TLS. Set settings.listen = "127.0.0.1:${port}", or "0.0.0.0:${port}" to
+            serve other hosts too; with TLS, name the mirror by the certificate's name in virtualisation.docker.daemon.settings.
           '';
         }
       ];
@@ -381,6 +415,8 @@ in
             # By it the cache tells a killed run from a machine that went down; ProcSubset hides the kernel's own file.
             Environment = [ "BOOT_ID=%b" ];
             ExecStart = "${getExe cfg.package} serve --config ${settingsFile}";
+            # Certificates that it reads by their own names are read again.
+            ExecReload = "${pkgs.coreutils}/bin/kill -HUP $MAINPID";
 
             # A stuck event loop is killed and started again. Wrong settings (exit code 2) wait for a person.
             WatchdogSec = "30s";

@@ -29,6 +29,9 @@ in
       '';
     };
     open_to_all = setting types.bool true "Whether whoever reaches listen may pull what the account can. Without it a cache that has an account listens on loopback only. Default: false.";
+    tls_cert = setting types.str "/var/lib/acme/cache.example.org/fullchain.pem" "PEM file of the certificate, with its chain, that clients see: they speak TLS then. Read again when it changes.";
+    tls_key = setting types.str "/var/lib/acme/cache.example.org/key.pem" "PEM file of its key, readable for the service. Default: what services.registry-cache.tls.keyFile names.";
+    client_ca = setting types.str "/etc/ssl/clients-ca.pem" "PEM file of authorities whose certificates clients may show.";
     admin_networks = setting (types.listOf types.str) [ "10.1.0.0/16" ] "Networks that may read /_stats, /metrics and the page on listen. Default: everybody; with ops_listen loopback only.";
     ops_listen = setting (types.strMatching "(.*):([0-9]+)") "127.0.0.1:5001" "A second address, for /_stats, /metrics and the page alone: whoever reaches it reads them. Default: none.";
     max_size = setting size "200GB" "The cap: blobs and partials together never take more bytes. Default: 20GB.";

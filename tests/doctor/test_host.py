@@ -1,12 +1,15 @@
 """What doctor sees of a machine: secrets, disks, habits."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from registry_cache.access.authority import Authority
 from registry_cache.doctor import host
 from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import Settings
 
 MOUNTINFO = """\
 22 1 8:1 / / rw - ext4 /dev/sda1 rw
@@ -188,3 +191,24 @@ def test_a_name_server_that_the_unit_does_not_reach(tmp_path, servers, said):
 
 def test_no_file_of_name_servers_is_nothing_to_say(tmp_path):
     assert host.name_server(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("days", "state", "text"),
+    [
+        (-1, "broken", "begins in"),
+        (700, "ok", "125 d left"),
+        (815, "warning", "10 d left"),
+        (900, "broken", "ended 75 d"),
+    ],
+)
+def test_how_long_a_certificate_will_do(tmp_path, days, state, text):
+    certificate, _ = Authority.in_directory(tmp_path)[0].server(["cache.corp"])
+    (tmp_path / "cert.pem").write_bytes(certificate)
+    settings = Settings.model_construct(tls_cert=tmp_path / "cert.pem")
+    (check,) = host.certificate(settings, time.time() + days * 86400)
+    assert (check.state, text in check.text) == (state, True), check
+    (tmp_path / "cert.pem").write_text("no PEM")
+    (check,) = host.certificate(settings, time.time())
+    assert check.state == "broken"
+    assert list(host.certificate(Settings.model_construct(tls_cert=None), 0.0)) == []

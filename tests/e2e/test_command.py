@@ -6,13 +6,15 @@ import hashlib
 import json
 import signal
 import socket
+import ssl
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.command import environment, flags, free_port, run_to_end, running, settings_for, start, until
+from tests.e2e.command import PROGRAM, environment, flags, free_port, run_to_end, running, settings_for, start, until
 from tests.e2e.conftest import DOWN, UP
 
 pytestmark = pytest.mark.e2e
@@ -171,6 +173,53 @@ def test_figures_have_a_port_of_their_own(settings):
         assert command.get("/v2/").status == 200
 
 
+def test_speaks_tls_and_reads_a_new_certificate_at_a_hangup(settings, tmp_path):
+    def init(*more):
+        subprocess.run([PROGRAM, "tls", "init", tmp_path / "tls", *more], check=True, stdout=subprocess.DEVNULL)
+
+    def seen():
+        with socket.create_connection(address) as plain, trust.wrap_socket(plain, server_hostname="cache.corp") as tls:
+            return tls.getpeercert()["serialNumber"]
+
+    init("--host", "cache.corp")
+    trust = ssl.create_default_context(cafile=tmp_path / "tls/ca.pem")
+    tls = {"tls_cert": str(tmp_path / "tls/cert.pem"), "tls_key": str(tmp_path / "tls/key.pem")}
+    command = start(settings | tls)
+    try:
+        (ready,) = until(lambda: command.lines(event="ready"), "it is ready")
+        url = httpx.URL(ready["address"])
+        assert url.scheme == "https"
+        address = (url.host, url.port)
+        first = seen()
+        init("--renew")
+        command.process.send_signal(signal.SIGHUP)
+        until(lambda: command.lines(event="certificate_loaded"), "it is read")
+        assert seen() != first
+        doctor = [PROGRAM, "doctor", "--json", "--cache-dir", settings["cache_dir"]]
+        done = subprocess.run(doctor, check=False, capture_output=True, env=environment())
+        checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+        assert (checks["service"]["state"], checks["certificate"]["state"]) == ("ok", "ok")
+        assert command.stop() == 0
+    finally:
+        command.end()
+
+
+def test_a_hangup_is_no_end_without_a_certificate(settings):
+    with running(settings) as command:
+        command.process.send_signal(signal.SIGHUP)
+        assert command.get("/_health").status == 200
+
+
+@pytest.mark.parametrize("missing", ["tls_cert", "tls_key"])
+def test_a_certificate_that_cannot_be_used_is_one_line(settings, tmp_path, missing):
+    subprocess.run([PROGRAM, "tls", "init", tmp_path / "tls"], check=True, stdout=subprocess.DEVNULL)
+    tls = {"tls_cert": str(tmp_path / "tls/cert.pem"), "tls_key": str(tmp_path / "tls/key.pem")}
+    tls[missing] = str(tmp_path / "tls/ca.pem")
+    done = run_to_end(*flags(settings | tls))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert not Path(settings["cache_dir"]).exists()
+
+
 def test_warns_of_a_registry_that_is_called_by_another_name(settings):
     with running(settings | {"upstream": "https://quay.io"}) as command:  # which nobody asks
         (warning,) = [line["message"] for line in command.lines(event="warned")]
@@ -307,7 +356,7 @@ def test_second_signal_stops_at_once(hub, settings, repository, number, code):
 
 
 def test_all_addresses_are_ipv4_ones_too(settings):
-    with running(settings | {"listen": "[::]:0"}) as command:
+    with running(settings | {"listen": "[::]:0"}, arguments=["--open-to-all"]) as command:
         port = command.url.rpartition(":")[2]
         for host in ("127.0.0.1", "[::1]"):
             assert httpx.get(f"http://{host}:{port}/v2/", trust_env=False).status_code == 200

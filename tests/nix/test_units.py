@@ -16,7 +16,7 @@ MOST_EXPOSED = 1.5
 
 # What may differ: where the program, its user, its directory and its credential come from.
 OWN = {
-    "ExecStart", "ExecCondition", "User", "Group", "DynamicUser", "CacheDirectory", "LoadCredential",
+    "ExecStart", "ExecReload", "ExecCondition", "User", "Group", "DynamicUser", "CacheDirectory", "LoadCredential",
     "WantedBy",  # a service without [Install] is the timer's
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from registry_cache.store.index import SqliteIndex
 from registry_cache.web.admin import Admin, listening
 from registry_cache.web.app import OpsServer, Server
 from registry_cache.web.blob_response import BlobResponder
+from registry_cache.web.certificates import Certificates
 from registry_cache.web.fast_connection import missing_attributes
 from registry_cache.web.fast_path import FastPath
 from registry_cache.web.gate import Gate
@@ -41,6 +42,24 @@ def admin_networks(settings: Settings) -> Networks | None:
     if settings.admin_networks:
         return Networks(settings.admin_networks)
     return Networks(LOOPBACK) if settings.ops_listen else None
+
+
+@contextlib.asynccontextmanager
+async def open_certificates(settings: Settings, bus: events.Events) -> AsyncIterator[Certificates | None]:
+    """What clients see of who we are, if they speak TLS.
+
+    Raises:
+        SettingsError: it cannot be used.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        yield None
+        return
+    certificates = Certificates(settings.tls_cert, settings.tls_key, settings.client_ca, events=bus)
+    certificates.start()
+    try:
+        yield certificates
+    finally:
+        await certificates.aclose()
 
 
 @contextlib.asynccontextmanager

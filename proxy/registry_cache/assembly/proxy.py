@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from registry_cache.assembly.faces import open_servers
+from registry_cache.assembly.faces import open_certificates, open_servers
 from registry_cache.assembly.pulls import open_pulls
 from registry_cache.assembly.reports import Identity, Reports
 from registry_cache.assembly.stores import open_catalog, open_store
@@ -19,6 +19,7 @@ from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import SqliteIndex
 from registry_cache.upstream.client import Upstream
 from registry_cache.web.app import OpsServer, Server
+from registry_cache.web.certificates import Certificates
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Proxy:
 
     server: Server
     ops_server: OpsServer | None
+    certificates: Certificates | None
     pull_through: PullThrough
     store: DiskStore
     index: SqliteIndex
@@ -40,6 +42,11 @@ class Proxy:
         """The default registry's."""
         return next(iter(self.upstreams.values()))
 
+    def reload(self) -> None:
+        """Read again what may change while the cache runs."""
+        if self.certificates is not None:
+            self.certificates.reload()
+
 
 @contextlib.asynccontextmanager
 async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Proxy]:
@@ -47,8 +54,10 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
 
     Raises:
         StoreError: the cache directory cannot be used.
+        SettingsError: what a setting names cannot be used.
     """
     async with contextlib.AsyncExitStack() as stack:
+        certificates = await stack.enter_async_context(open_certificates(settings, bus))
         metrics = Metrics()
         bus.subscribe(metrics)
         index, store = await stack.enter_async_context(open_store(settings, bus))
@@ -75,4 +84,6 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         servers = await stack.enter_async_context(
             open_servers(settings, bus, index=index, catalog=catalog, pulls=pulls, reports=reports, metrics=metrics)
         )
-        yield Proxy(*servers, pulls.pull_through, store, index, pulls.upstreams, pulls.flights, metrics, identity)
+        yield Proxy(
+            *servers, certificates, pulls.pull_through, store, index, pulls.upstreams, pulls.flights, metrics, identity
+        )

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from registry_cache.doctor import host, network
 from registry_cache.doctor.check import Check
 from registry_cache.model.errors import RegistryCacheError, SettingsError
 from registry_cache.observe.figures import FullStats, Stats, read
+from registry_cache.runtime.own_certificate import trust
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import registries
 from registry_cache.settings.suggestions import unknown_environment
@@ -95,7 +97,8 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     yield host.secret(settings)
     answer = await _stats(found)
     stats = answer if isinstance(answer, Stats) else None
-    for check in host.cache_directory(settings, stats.store.size_bytes if stats else None):
+    used_bytes = stats.store.size_bytes if stats else None
+    for check in (*host.certificate(settings, time.time()), *host.cache_directory(settings, used_bytes)):
         yield check
     yield network.service(answer, found.url, settings)
     async for check in _registries(settings, image):
@@ -107,7 +110,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
         yield check
     yield host.prune_habits()
     if pull:
-        yield await network.real_pull(found.url, image)
+        yield await network.real_pull(found.url, image, trust(settings.tls_cert))
 
 
 async def _registries(settings: Settings, image: str) -> AsyncIterator[Check]:
@@ -126,7 +129,10 @@ async def _registries(settings: Settings, image: str) -> AsyncIterator[Check]:
 
 async def _stats(found: Running) -> Stats | PullFailed:
     """The figures from where clients ask; from the socket, where they are not shown there to this address."""
-    async with aiohttp.ClientSession(headers={"User-Agent": own_user_agent("doctor")}) as session:
+    async with aiohttp.ClientSession(
+        headers={"User-Agent": own_user_agent("doctor")},
+        connector=aiohttp.TCPConnector(ssl=trust(found.settings.tls_cert)),
+    ) as session:
         try:
             return await Puller(session, found.url).stats()
         except PullFailed as failure:

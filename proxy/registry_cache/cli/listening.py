@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 
 from aiohttp import web
 
@@ -24,7 +25,9 @@ class Listeners:
         self._timeout_seconds = max(transfers_seconds / 2, 0.001)
         self._runners: list[web.ServerRunner] = []
 
-    async def listen(self, server: web.Server, address: str, setting: str = "LISTEN") -> str:
+    async def listen(
+        self, server: web.Server, address: str, setting: str = "LISTEN", *, tls: ssl.SSLContext | None = None
+    ) -> str:
         """Serve *server* on *address*, which *setting* has; the URL.
 
         Raises:
@@ -34,11 +37,12 @@ class Listeners:
         await runner.setup()
         self._runners.append(runner)
         try:
-            await _site(runner, address).start()
+            await _site(runner, address, tls).start()
         except OSError as error:
             raise OSError(f"{setting} {address}: {os.strerror(error.errno or 0)}") from error
         host, port = runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def aclose(self) -> None:
         """No new connections; those that are there have their time. The one that was opened first goes first."""
@@ -46,13 +50,13 @@ class Listeners:
             await runner.cleanup()
 
 
-def _site(runner: web.ServerRunner, address: str) -> web.BaseSite:
+def _site(runner: web.ServerRunner, address: str, tls: ssl.SSLContext | None) -> web.BaseSite:
     """Where clients connect. ``[::]`` is every address, IPv4 ones too: the event loop would make it IPv6 alone."""
     host, port = host_and_port(address)
     if host != "::":
-        return web.TCPSite(runner, host or None, port, backlog=_BACKLOG)
+        return web.TCPSite(runner, host or None, port, ssl_context=tls, backlog=_BACKLOG)
     listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
-    return web.SockSite(runner, listener, backlog=_BACKLOG)
+    return web.SockSite(runner, listener, ssl_context=tls, backlog=_BACKLOG)
 
 
 def see_that_it_is_free(address: str, setting: str = "LISTEN") -> None:

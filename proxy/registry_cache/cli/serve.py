@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,10 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
     listeners = Listeners(stopping.transfers_seconds)
     async with notifier, open_proxy(settings, bus) as proxy:
         try:
-            address = proxy.identity.address = await listeners.listen(proxy.server, settings.listen)
+            address = proxy.identity.address = await listeners.listen(
+                proxy.server, settings.listen, tls=proxy.certificates.context if proxy.certificates else None
+            )
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, proxy.reload)
             if proxy.ops_server is not None and settings.ops_listen:
                 await listeners.listen(proxy.ops_server, settings.ops_listen, "OPS_LISTEN")
             proxy.identity.config = str(config or "")

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import ssl
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from registry_cache.model import events
 from registry_cache.model.errors import StoreLocked
 from registry_cache.model.oci import Digest
 from registry_cache.model.units import format_size
+from registry_cache.runtime.own_certificate import trust
 from registry_cache.store.scrub import find_rot, stored_files
 
 
@@ -117,16 +119,18 @@ async def _repair(service: Running, rotten: list[Rot]) -> dict[Digest, bool]:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             port = runner.addresses[0][1]
             try:
-                return await _refetch(f"http://127.0.0.1:{port}", asked)
+                return await _refetch(f"http://127.0.0.1:{port}", asked, tls=True)
             finally:
                 await runner.cleanup()
     except StoreLocked:
-        return await _refetch(service.url, asked)
+        return await _refetch(service.url, asked, tls=trust(settings.tls_cert))
 
 
-async def _refetch(address: str, asked: dict[Digest, list[str]]) -> dict[Digest, bool]:
+async def _refetch(address: str, asked: dict[Digest, list[str]], *, tls: ssl.SSLContext | bool) -> dict[Digest, bool]:
     async with aiohttp.ClientSession(
-        headers={"User-Agent": own_user_agent("verify")}, auto_decompress=False
+        headers={"User-Agent": own_user_agent("verify")},
+        auto_decompress=False,
+        connector=aiohttp.TCPConnector(ssl=tls),
     ) as session:
         return {
             digest: any([await _pull(session, address + path) for path in paths]) for digest, paths in asked.items()

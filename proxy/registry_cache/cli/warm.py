@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from registry_cache.cli.common import own_user_agent, say, service_config_option
 from registry_cache.cli.output import say_folded
 from registry_cache.cli.warm_output import Report, summary
 from registry_cache.cli.warm_sources import wishes_from
+from registry_cache.runtime.own_certificate import trust
 from registry_cache.warming.platforms import host_platform
 from registry_cache.warming.puller import Puller, PullFailed
 from registry_cache.warming.warm import NotServed, Warmer, Wish, platforms_text, served, would_be
@@ -133,7 +135,9 @@ def command(
     if pin and found.instance is None:
         Service(settings.cache_dir).ask("about")  # says why it cannot be asked
     report = Report(show=not as_json)
-    work = _work((url or found.url).rstrip("/"), wishes, report, parallel, quota_floor, dry_run=dry_run)
+    # Another cache is trusted as any other host is.
+    tls = True if url else trust(found.settings.tls_cert)
+    work = _work((url or found.url).rstrip("/"), tls, wishes, report, parallel, quota_floor, dry_run=dry_run)
     try:
         result = asyncio.run(work)
     except PullFailed as error:
@@ -152,12 +156,19 @@ def command(
 
 
 async def _work(
-    url: str, wishes: list[Wish], report: Report, parallel: int, quota_floor: int, *, dry_run: bool
+    url: str,
+    tls: ssl.SSLContext | bool,
+    wishes: list[Wish],
+    report: Report,
+    parallel: int,
+    quota_floor: int,
+    *,
+    dry_run: bool,
 ) -> dict[str, Any]:
     async with aiohttp.ClientSession(
         headers={"User-Agent": own_user_agent("warm")},
         auto_decompress=False,
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, ssl=tls),
     ) as session:
         puller = Puller(session, url)
         stats = await puller.stats()

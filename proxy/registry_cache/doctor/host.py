@@ -7,8 +7,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cryptography import x509
+
 from registry_cache.doctor.check import Check
-from registry_cache.model.units import format_size
+from registry_cache.model.units import format_ago, format_size
 from registry_cache.settings.model import Settings
 
 # Filesystems that lose data, locks or sockets in ways that a cache directory does not bear.
@@ -36,6 +38,7 @@ _HABITS = (
 )
 # The unit of NixOS's virtualisation.docker.autoPrune, whatever flags it has: it removes stopped containers too.
 _AUTO_PRUNE = ("etc/systemd/system/docker-prune.timer", "etc/systemd/system/docker-prune.service")
+_SOON_SECONDS = 14 * 86400.0
 _READ_BYTES = 1024 * 1024
 _SCRIPT = re.compile(r"(?<![\w.$/-])/[\w.+/@-]+")
 _FEW_INODES = 0.05
@@ -115,6 +118,32 @@ def secret(settings: Settings) -> Check:
             remedy = "everybody reads the Nix store: name a file outside it, and write the token there"
         return Check("credential file", "warning", f"{path}: others may read or change it ({mode & 0o777:o})", remedy)
     return Check("credential file", "ok", f"{path}: nobody else reads it")
+
+
+def certificate(settings: Settings, now: float) -> Iterator[Check]:
+    """The certificate that clients see, if there is one, and how long it will do.
+
+    Args:
+        now: Unix seconds.
+    """
+    name, path = "certificate", settings.tls_cert
+    if path is None:
+        return
+    try:
+        found = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        yield Check(name, "broken", f"{path}: {error}", "write the certificate, with its chain, into it as PEM")
+        return
+    begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+    remedy = "renew it (registry-cache tls init DIRECTORY --renew, if that made it): it is read again by itself"
+    if now >= ends:
+        yield Check(name, "broken", f"{path} ended {format_ago(now - ends)} ago", remedy)
+    elif now < begins:
+        yield Check(name, "broken", f"{path} begins in {format_ago(begins - now)}", "look at the clock: date -u")
+    else:
+        # Of one that lives for days only, the last part.
+        is_late = ends - now < min(_SOON_SECONDS, (ends - begins) / 5)
+        yield Check(name, "warning" if is_late else "ok", f"{path}: {format_ago(ends - now)} left", remedy)
 
 
 def _is_in_the_open(path: Path) -> bool:

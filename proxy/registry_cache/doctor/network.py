@@ -2,6 +2,7 @@
 
 import email.utils
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from registry_cache.model.errors import (
 from registry_cache.model.oci import Reference, Repository
 from registry_cache.model.units import format_duration, format_size
 from registry_cache.observe.figures import Stats
+from registry_cache.runtime.own_certificate import trust
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import RegistrySettings, registries
 from registry_cache.upstream.client import Upstream
@@ -225,7 +227,7 @@ async def docker(
         socket = engine_socket(settings.prune.docker_host, environ)
         async with connect(socket) as engine:
             mirrors = [mirror.rstrip("/") for mirror in engine.info.registry_mirrors]
-            found = [await instance_at(mirror) for mirror in mirrors]
+            found = [await instance_at(mirror, trust(settings.tls_cert)) for mirror in mirrors]
             yield mirror_check(mirrors, found, url, instance)
             disk = engine.disk()
     except (EngineUnreachable, SettingsError) as error:
@@ -243,10 +245,10 @@ async def docker(
         yield Check("docker disk", "ok", text)
 
 
-async def instance_at(url: str) -> str | None:
+async def instance_at(url: str, tls: ssl.SSLContext | bool = True) -> str | None:
     """Which cache answers on *url*: empty for something that is none, None for nothing at all."""
     try:
-        async with aiohttp.ClientSession(trust_env=False) as session:
+        async with aiohttp.ClientSession(trust_env=False, connector=aiohttp.TCPConnector(ssl=tls)) as session:
             return await Puller(session, url).instance()
     except PullFailed as error:
         return "" if error.status else None
@@ -295,12 +297,12 @@ def _mirror_remedy(url: str) -> str:
     return f'put "registry-mirrors": ["{url}"] into {_DAEMON_JSON}, then: {reload}'
 
 
-async def real_pull(url: str, image: str) -> Check:
+async def real_pull(url: str, image: str, tls: ssl.SSLContext | bool = True) -> Check:
     """A small image, through the running cache, every byte verified."""
     size = hits = 0
     try:
         name = Name.parse(image)
-        async with aiohttp.ClientSession(auto_decompress=False) as session:
+        async with aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(ssl=tls)) as session:
             puller = Puller(session, url)
             pulled = await puller.manifests(name, [host_platform()])
             for blob in pulled.blobs:

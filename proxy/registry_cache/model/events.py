@@ -69,6 +69,12 @@ class Ready(Event, frozen=True, kw_only=True):
     upstream: str
 
 
+class CertificateLoaded(Event, frozen=True, kw_only=True):
+    """Clients see another certificate from now on; ``ends_at`` (Unix seconds) is its end."""
+
+    ends_at: float
+
+
 class Stopping(Event, frozen=True, kw_only=True):
     """No new connections; running transfers have ``grace_seconds``."""
 

@@ -6,7 +6,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "The service": (
         "listen", "hosts", "log_format", "log_level", "shutdown_grace", "max_connections", "client_timeout",
     ),
-    "Who may ask": ("open_to_all", "admin_networks", "ops_listen"),
+    "Who may ask": ("tls_cert", "tls_key", "client_ca", "open_to_all", "admin_networks", "ops_listen"),
     "The disk": ("cache_dir", "max_size", "min_free", "scrub_rate"),
     "Upstream and the account": (
         "default_registry", "aliases", "upstream", "username", "password_file", "ca_file", "trusted_realms",

@@ -106,11 +106,11 @@ def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
     return settings.model_copy(update=values)
 
 
+_PATHS = frozenset({"cache_dir", "password_file", "ca_file", "tls_cert", "tls_key", "client_ca"})
+
+
 def _with_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: Path(value) if name in ("cache_dir", "password_file", "ca_file") and value is not None else value
-        for name, value in values.items()
-    }
+    return {name: Path(value) if name in _PATHS and value is not None else value for name, value in values.items()}
 
 
 def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,13 +50,18 @@ def _default_cache_dir() -> Path:
 
 
 def credential_file() -> Path | None:
-    """The credential ``password`` of systemd's LoadCredential=, if the unit was given one."""
+    """The account's token, if the unit was given one."""
+    return unit_credential("password", "PASSWORD_FILE")
+
+
+def unit_credential(name: str, setting: str) -> Path | None:
+    """The credential *name* of systemd's LoadCredential=, if the unit was given one, for *setting*."""
     if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
-        path = Path(directory) / "password"
+        path = Path(directory) / name
         try:
             return path if path.is_file() else None
         except OSError as error:
-            raise SettingsError(f"PASSWORD_FILE: {str(path)!r}: the unit's credential: {error.strerror}") from error
+            raise SettingsError(f"{setting}: {str(path)!r}: the unit's credential: {error.strerror}") from error
     return None
 
 
@@ -128,6 +133,18 @@ class Settings(BaseSettings):
         False,
         description="Let whoever reaches LISTEN pull what the account can. Without it a cache that has an account "
         "listens on loopback only.",
+    )
+    tls_cert: ReadableFile | None = Field(
+        default_factory=lambda: unit_credential("tls.cert", "TLS_CERT"),
+        description="PEM file of the certificate, with its chain, that clients see on LISTEN: they speak TLS then. "
+        "Read again when it changes, and on SIGHUP (default: the credential `tls.cert` of a systemd unit).",
+    )
+    tls_key: ReadableFile | None = Field(
+        default_factory=lambda: unit_credential("tls.key", "TLS_KEY"),
+        description="PEM file of its key, without a password (default: the credential `tls.key` of a systemd unit).",
+    )
+    client_ca: ReadableFile | None = Field(
+        None, description="PEM file of authorities whose certificates clients may show."
     )
     admin_networks: NetworkList = Field(
         [],
@@ -256,6 +273,15 @@ class Settings(BaseSettings):
                 )
         return self
 
+    @model_check(mode="after")
+    def _certificate_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            there, missing = ("TLS_CERT", "TLS_KEY") if self.tls_cert else ("TLS_KEY", "TLS_CERT")
+            raise ValueError(f"{there} is set but {missing} is not: allowed is both or neither")
+        if self.client_ca and not self.tls_cert:
+            raise ValueError("CLIENT_CA is set but TLS_CERT is not: certificates need TLS")
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -284,7 +310,8 @@ class Settings(BaseSettings):
         host = self.listen_host
         if host in ("", "0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
             host = "127.0.0.1"
-        return f"http://{'[' + host + ']' if ':' in host else host}:{self.listen_port}"
+        scheme = "https" if self.tls_cert else "http"
+        return f"{scheme}://{'[' + host + ']' if ':' in host else host}:{self.listen_port}"
 
     @property
     def upstream_host(self) -> str:

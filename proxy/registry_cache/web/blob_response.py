@@ -17,6 +17,7 @@ from registry_cache.web.exchange import Exchange, blob_headers, client_address, 
 from registry_cache.web.parts import Plan, plan
 from registry_cache.web.repeats import Repeats
 from registry_cache.web.sending import SocketSink
+from registry_cache.web.tls_sending import TlsSink
 
 # Of a blob that is not stored: each part is a request upstream.
 _DIRECT_PARTS_MAX = 16
@@ -147,7 +148,8 @@ class BlobResponder:
 
     def sink(self, protocol: BaseProtocol, head: bytes = b"") -> SocketSink:
         """Where the next body on this connection goes, behind *head*; whoever asks closes it."""
-        return SocketSink(protocol, head, timeout_seconds=self._client_timeout_seconds, threads=self._threads)
+        kind = TlsSink if getattr(protocol, "is_encrypted", False) else SocketSink
+        return kind(protocol, head, timeout_seconds=self._client_timeout_seconds, threads=self._threads)
 
     async def send(
         self,

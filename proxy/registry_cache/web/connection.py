@@ -29,7 +29,7 @@ class Connection(web.RequestHandler):
         client_timeout_seconds: how long the client may leave sent bytes unacknowledged, or its window closed.
     """
 
-    __slots__ = ("_client_timeout_seconds", "_gone", "_peer", "_refusals")
+    __slots__ = ("_client_timeout_seconds", "_gone", "_peer", "_refusals", "is_encrypted")
 
     def __init__(
         self, manager: web.Server, refusals: Refusals, *, client_timeout_seconds: float, **options: Any
@@ -39,6 +39,7 @@ class Connection(web.RequestHandler):
         self._refusals = refusals
         self._client_timeout_seconds = client_timeout_seconds
         self._peer = ""
+        self.is_encrypted = False  # what is sent has to go through the transport
         self._gone = asyncio.Event()  # the client sends no more
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -46,6 +47,7 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self._peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
+        self.is_encrypted = transport.get_extra_info("ssl_object") is not None
         sock = transport.get_extra_info("socket")
         if sock is not None:
             # The kernel drops who takes nothing: small bodies are in its hands, nobody here waits for them.

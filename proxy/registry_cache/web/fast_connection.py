@@ -79,8 +79,8 @@ class FastConnection(Connection):
         something.
         """
         super().eof_received()
-        if self._sending is None and self._waits_for_a_request():
-            return False
+        if self.is_encrypted or (self._sending is None and self._waits_for_a_request()):
+            return False  # TLS has no half-closed connections here: its transport ends
         self._ended = True
         self.begins(self._current_request)
         return True

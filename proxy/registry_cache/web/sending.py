@@ -69,7 +69,7 @@ class SocketSink:
         transport, count = self._protocol.transport, min(stop - start, _TURN_BYTES)
         if transport is None or transport.is_closing() or transport.get_write_buffer_size():
             return start
-        if not _is_resident(fd, start, count):
+        if not is_resident(fd, start, count):
             return start
         sock = transport.get_extra_info("socket").fileno()  # nobody closes it before we return
         try:
@@ -88,7 +88,7 @@ class SocketSink:
         while start < stop:
             count = min(stop - start, turn)
             try:
-                if _is_resident(fd, start, count):
+                if is_resident(fd, start, count):
                     sent = os.sendfile(self._socket, fd, start, count)
                 else:
                     # It will block on the disk: in the event loop that would be every client's disk.
@@ -172,7 +172,7 @@ def _meaning(error: OSError, offset: int) -> Exception:
     return ReadFailed(f"reading failed at {offset}: {error.strerror}", offset=offset)
 
 
-def _is_resident(fd: int, start: int, count: int) -> bool:
+def is_resident(fd: int, start: int, count: int) -> bool:
     """Whether the bytes are in the page cache, by the first and the last one: a blob comes and goes in long runs."""
     page = bytearray(1)
     try:

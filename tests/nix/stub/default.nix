@@ -39,6 +39,7 @@ let
     };
   };
   pkgs = {
+    coreutils = store "coreutils";
     registry-cache = {
       outPath = store "registry-cache";
       meta.mainProgram = "registry-cache";

@@ -1,0 +1,132 @@
+"""The certificate that clients see, and whose certificates of their own count; reread while connections go on.
+
+Source: ``ssl.SSLContext.sni_callback`` is called for each handshake, with and without a name in it; the context that it
+puts in place brings its own chain and its own authorities.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+
+from registry_cache.model import events
+from registry_cache.model.errors import SettingsError
+from registry_cache.runtime.background import Background
+
+_LOOK_SECONDS = 30.0
+
+
+class _Seen(NamedTuple):
+    """By what a file that was replaced or written anew is told from what it was."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+
+class Certificates:
+    """See the module. Whoever makes it closes it.
+
+    Attributes:
+        context: for whoever listens; it stays the same when what it serves changes.
+        ends_at: of the certificate, Unix seconds.
+
+    Args:
+        client_ca: PEM of the authorities whose certificates count; clients are asked for theirs, and need not have one.
+
+    Raises:
+        SettingsError: a file cannot be read, or key and certificate do not belong together.
+    """
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None, *, events: events.Events) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._client_ca = client_ca
+        self._events = events
+        self.context, self.ends_at = self._load(), self._end()
+        self._current = self.context
+        self.context.sni_callback = self._choose
+        self._seen = self._look()
+        self._watch = Background("certificates", self._look_again, interval_seconds=_LOOK_SECONDS, events=events)
+
+    def start(self) -> None:
+        """Look at the files from time to time."""
+        self._watch.start()
+
+    async def aclose(self) -> None:
+        """Look no more."""
+        await self._watch.aclose()
+
+    def reload(self) -> None:
+        """Read the files, for connections from now on. What is wrong with them leaves all as it is."""
+        self._seen = self._look()
+        try:
+            self._current, self.ends_at = self._load(), self._end()
+        except SettingsError as error:
+            self._events.emit(events.Warned(message=f"{error}; the certificate from before is served on"))
+        else:
+            self._events.emit(events.CertificateLoaded(ends_at=self.ends_at))
+
+    async def _look_again(self) -> None:
+        seen = await asyncio.to_thread(self._look)
+        if seen != self._seen:
+            self.reload()
+
+    def _look(self) -> list[_Seen | None]:
+        """How the files are now; links are followed, and one that cannot be looked at is not there."""
+        found: list[_Seen | None] = []
+        for path in filter(None, (self._certificate, self._key, self._client_ca)):
+            seen = None
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                seen = _Seen(status.st_ino, status.st_size, status.st_mtime_ns)
+            found.append(seen)
+        return found
+
+    def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = self._current
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["http/1.1"])
+        # A resumed session would bring a client's certificate back that nobody has looked at since.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+        try:
+            context.load_cert_chain(self._certificate, self._key, password=_no_password)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"TLS_CERT, TLS_KEY: {self._reason(error)}") from error
+        if self._client_ca is not None:
+            context.verify_mode = ssl.CERT_OPTIONAL
+            try:
+                context.load_verify_locations(self._client_ca)
+            except OSError as error:
+                raise SettingsError(f"CLIENT_CA: {self._client_ca}: {_why(error)}") from error
+        return context
+
+    def _reason(self, error: Exception) -> str:
+        return f"{self._certificate} and {self._key}: {_why(error)}"
+
+    def _end(self) -> float:
+        try:
+            return x509.load_pem_x509_certificate(self._certificate.read_bytes()).not_valid_after_utc.timestamp()
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"TLS_CERT: {self._certificate}: {_why(error)}") from error
+
+
+def _no_password() -> str:
+    """Asked for where the key is encrypted; without this, OpenSSL asks the terminal."""
+    raise ValueError("the key is encrypted: it has to be without a password")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return {"KEY_VALUES_MISMATCH": "they do not belong together"}.get(
+            error.reason or "", (error.reason or "this is no PEM").replace("_", " ").lower()
+        )
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error)
