@@ -60,14 +60,9 @@ let
   # Below /var/cache the directory is systemd's to make, for a user that exists only while the service runs.
   isDynamic = hasPrefix "/var/cache/" cfg.cacheDir;
   accounts = builtins.filter (name: name != null) (
-    [ cfg.username ]
-    ++ map (upstream: upstream.username or null) (builtins.attrValues (cfg.settings.upstreams or { }))
+    [ cfg.username ] ++ map (registry: registry.username) (builtins.attrValues cfg.upstreams)
   );
   speaksTls = cfg.tls.certificateFile != null || cfg.settings.tls_cert or null != null;
-  credentials =
-    optional (cfg.passwordFile != null) "password:${cfg.passwordFile}"
-    ++ optional (cfg.tls.certificateFile != null) "tls.cert:${cfg.tls.certificateFile}"
-    ++ optional (cfg.tls.keyFile != null) "tls.key:${cfg.tls.keyFile}";
   inStore = path: path != null && hasPrefix "${builtins.storeDir}/" path;
 
   settingsFile = toml.generate "registry-cache.toml" (
@@ -88,7 +83,9 @@ let
   credentials = optional (cfg.passwordFile != null) "password:${cfg.passwordFile}"
     ++ mapAttrsToList (name: registry: "password.${name}:${registry.passwordFile}") (
       filterAttrs (_: registry: registry.passwordFile != null) cfg.upstreams
-    );
+    )
+    ++ optional (cfg.tls.certificateFile != null) "tls.cert:${cfg.tls.certificateFile}"
+    ++ optional (cfg.tls.keyFile != null) "tls.key:${cfg.tls.keyFile}";
   passwordFile = mkOption {
     type = types.nullOr types.path;
     default = null;
