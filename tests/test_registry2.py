@@ -159,15 +159,21 @@ def test_a_registry_to_push_to_is_pointed_out(write):
 
 
 REFUSED = [
-    ("http: {tls: {certificate: /c.pem, key: /k.pem}}", {}, "http.tls.certificate: ", "reverse proxy"),
-    ("http: {tls: {letsencrypt: {email: a@b}}}", {}, "http.tls.letsencrypt: ", "reverse proxy"),
-    ("auth: {htpasswd: {realm: r, path: /p}}", {}, "auth: ", "127.0.0.1:5000"),
+    ("http: {tls: {letsencrypt: {email: a@b}}}", {}, "http.tls.letsencrypt: ", "certbot"),
+    ("auth: {htpasswd: {realm: r}}", {}, "auth: ", "auth.htpasswd"),
+    ("auth: {silly: {realm: r}}", {}, "auth: ", "auth.htpasswd"),
+    ("http: {tls: {clientcas: [/a, /b]}}", {}, "http.tls.clientcas: ", "into one"),
+    (
+        "auth: {htpasswd: {path: /p}}\nhttp: {tls: {clientcas: [/a]}}",
+        {},
+        "http.tls.clientcas and auth.htpasswd.path: ",
+        "both users and certificates",
+    ),
     ("storage: {s3: {bucket: b, secretkey: KEY}}", {}, "storage.s3: ", "rootdirectory"),
     ("storage: {inmemory: {}}", {}, "storage.inmemory: ", "rootdirectory"),
     ("http: {net: unix, addr: 127.0.0.1:5000}", {}, "http.net: ", "address and port"),
-    ("", {"REGISTRY_AUTH": "htpasswd"}, "REGISTRY_AUTH: ", "127.0.0.1:5000"),
-    ("", {"REGISTRY_AUTH_TOKEN_REALM": "https://x"}, "REGISTRY_AUTH_TOKEN_REALM: ", "reverse proxy"),
-    ("", {"REGISTRY_HTTP_TLS_CERTIFICATE": "/c.pem"}, "REGISTRY_HTTP_TLS_CERTIFICATE: ", "reverse proxy"),
+    ("", {"REGISTRY_AUTH": "htpasswd"}, "REGISTRY_AUTH: ", "auth.htpasswd"),
+    ("", {"REGISTRY_AUTH_TOKEN_REALM": "https://x"}, "REGISTRY_AUTH_TOKEN_REALM: ", "auth.htpasswd"),
     ("", {"REGISTRY_STORAGE": "s3"}, "REGISTRY_STORAGE=s3: ", "rootdirectory"),
 ]
 
@@ -181,6 +187,26 @@ def test_what_would_be_unsafe_to_leave_out_is_refused_with_a_remedy(text, enviro
     assert lines[0].startswith(name)
     assert remedy in lines[0]
     assert "KEY" not in lines[0]
+
+
+def test_tls_and_passwords_are_taken_over(write, tmp_path):
+    for name in ("cert", "key", "users"):
+        (tmp_path / name).write_text("")
+    file = write(f"""version: 0.1
+http: {{addr: ":5000", tls: {{certificate: {tmp_path}/cert, key: {tmp_path}/key, minimumtls: tls1.2}}}}
+auth: {{htpasswd: {{realm: r, path: {tmp_path}/users}}}}
+proxy: {{remoteurl: https://mirror.example}}
+""")
+    settings = load_settings(file)
+    assert (settings.tls_cert, settings.tls_key) == (tmp_path / "cert", tmp_path / "key")
+    assert (settings.htpasswd, settings.has_rules) == (tmp_path / "users", True)
+    assert [line.partition(" ")[0] for line in not_honoured(file, {})] == ["http.tls.minimumtls"]
+    variables = {"REGISTRY_AUTH": "htpasswd", "REGISTRY_AUTH_HTPASSWD_PATH": "/p", "REGISTRY_AUTH_HTPASSWD_REALM": "r"}
+    assert not_honoured(None, variables) == []
+    assert registry2.translate(None, variables).values == {"htpasswd": "/p"}
+    clients = write(f"version: 0.1\nhttp: {{tls: {{certificate: /c, key: /k, clientcas: [{tmp_path}/cert]}}}}")
+    assert registry2.translate(clients, {}).values["client_ca"] == f"{tmp_path}/cert"
+    assert registry2.translate(clients, {}).refusals == []
 
 
 @pytest.mark.parametrize("text", ["auth: none", "auth: {}", "http: {tls: {certificate: '', key: ''}}", "auth:"])

@@ -62,6 +62,9 @@ let
   accounts = builtins.filter (name: name != null) (
     [ cfg.username ] ++ map (registry: registry.username) (builtins.attrValues cfg.upstreams)
   );
+  hasRules =
+    cfg.htpasswdFile != null
+    || any (name: cfg.settings.${name} or null != null) [ "access" "htpasswd" "client_ca" ];
   speaksTls = cfg.tls.certificateFile != null || cfg.settings.tls_cert or null != null;
   inStore = path: path != null && hasPrefix "${builtins.storeDir}/" path;
 
@@ -84,6 +87,7 @@ let
     ++ mapAttrsToList (name: registry: "password.${name}:${registry.passwordFile}") (
       filterAttrs (_: registry: registry.passwordFile != null) cfg.upstreams
     )
+    ++ optional (cfg.htpasswdFile != null) "htpasswd:${cfg.htpasswdFile}"
     ++ optional (cfg.tls.certificateFile != null) "tls.cert:${cfg.tls.certificateFile}"
     ++ optional (cfg.tls.keyFile != null) "tls.key:${cfg.tls.keyFile}";
   passwordFile = mkOption {
@@ -212,6 +216,17 @@ in
       description = ''
         Where cached content lives. Below {file}`/var/cache` it belongs to a dynamic user; anywhere else to the static
         user `registry-cache`. It is no part of the system's closure, and nothing ever removes it.
+      '';
+    };
+
+    htpasswdFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      apply = path: if path == null then null else toString path;
+      example = "/run/secrets/registry-cache-users";
+      description = ''
+        Users that may log in, as `htpasswd -B` makes it, outside the Nix store. systemd hands the service a copy when it
+        starts: another user needs a restart.
       '';
     };
 
@@ -346,16 +361,20 @@ in
           '';
         }
         {
-          assertion = isLoopback || accounts == [ ] || cfg.settings.open_to_all or null == true;
+          assertion = isLoopback || accounts == [ ] || hasRules || cfg.settings.open_to_all or null == true;
           message = ''
             services.registry-cache listens on ${cfg.settings.listen} and has an account: whoever reaches this port could
             pull whatever ${builtins.head accounts} can, private repositories too. Set settings.listen = "127.0.0.1:${port}",
-            leave usernames out, or set settings.open_to_all = true if everybody there may.
+            say who may pull (settings.access), leave usernames out, or set settings.open_to_all = true if everybody there may.
           '';
         }
         {
           assertion = (cfg.tls.certificateFile == null) == (cfg.tls.keyFile == null);
           message = "services.registry-cache.tls has a certificateFile or a keyFile: set both, or neither.";
+        }
+        {
+          assertion = !inStore cfg.htpasswdFile;
+          message = "services.registry-cache.htpasswdFile is ${toString cfg.htpasswdFile}: everybody can read the Nix store.";
         }
         {
           assertion = !inStore cfg.tls.keyFile;

@@ -24,14 +24,17 @@ in
       example = "[::1]:5000";
       description = ''
         Address and port to listen on. On another address than loopback, whoever reaches the port could pull whatever
-        {option}`services.registry-cache.username` can, private repositories too: with an account it needs
-        {option}`services.registry-cache.settings.open_to_all`.
+        {option}`services.registry-cache.username` can, private repositories too: with an account it needs rules
+        ({option}`services.registry-cache.settings.access`), or {option}`services.registry-cache.settings.open_to_all`.
       '';
     };
     open_to_all = setting types.bool true "Whether whoever reaches listen may pull what the account can. Without it a cache that has an account listens on loopback only. Default: false.";
     tls_cert = setting types.str "/var/lib/acme/cache.example.org/fullchain.pem" "PEM file of the certificate, with its chain, that clients see: they speak TLS then. Read again when it changes.";
     tls_key = setting types.str "/var/lib/acme/cache.example.org/key.pem" "PEM file of its key, readable for the service. Default: what services.registry-cache.tls.keyFile names.";
     client_ca = setting types.str "/etc/ssl/clients-ca.pem" "PEM file of authorities whose certificates clients may show.";
+    htpasswd = setting types.str "/etc/registry-cache/htpasswd" "File of users that may log in, as htpasswd -B makes it. Default: what services.registry-cache.htpasswdFile names.";
+    public_url = setting types.str "https://cache.example.org" "By which clients call the cache, where a proxy in front speaks TLS for it.";
+    access = setting (types.listOf types.attrs) [ { networks = [ "10.1.0.0/16" ]; } ] "Who may pull what, in order: the tables [[access]] of docs/access.md. Default: with htpasswd or client_ca whoever is known, else everybody.";
     admin_networks = setting (types.listOf types.str) [ "10.1.0.0/16" ] "Networks that may read /_stats, /metrics and the page on listen. Default: everybody; with ops_listen loopback only.";
     ops_listen = setting (types.strMatching "(.*):([0-9]+)") "127.0.0.1:5001" "A second address, for /_stats, /metrics and the page alone: whoever reaches it reads them. Default: none.";
     max_size = setting size "200GB" "The cap: blobs and partials together never take more bytes. Default: 20GB.";

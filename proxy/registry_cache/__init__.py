@@ -13,13 +13,13 @@ not know each other. The import test and ``docs/architecture.md`` go by this lis
     catalog       what is here and whose it is: list, purge, pins, proven links
     store         verified bytes on a disk, and the index of them
     | upstream    the registry to fetch from: tokens, limits, breaker, transports
-    | access      who may ask for what: networks, logins, rules
     | hostprune   which images of a Docker Engine may go
     | clients     the files by which clients ask the cache
     | warming     pulls images through the running cache before somebody needs them
     ports         what the rest asks of a store and an index, as Protocols
     | observe     figures, metrics, logs, history, notices
     | settings    what can be set, and where it comes from
+    access        who may ask for what: networks, logins, rules
     runtime       threads, background loops, shared work, systemd
     model         values and small tools that know nothing of the rest
 """

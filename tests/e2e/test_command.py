@@ -150,13 +150,14 @@ def test_another_registrys_account_is_not_lent_either(settings, tmp_path):
 
 
 @pytest.mark.parametrize(("listen", "account", "more"), [
-    ("0.0.0.0:0", True, ["--open-to-all"]), ("0.0.0.0:0", False, []), ("127.0.0.1:0", True, []), ("[::1]:0", True, []),
+    ("0.0.0.0:0", True, {"REGISTRY_CACHE_OPEN_TO_ALL": "true"}), ("0.0.0.0:0", False, {}), ("127.0.0.1:0", True, {}),
+    ("[::1]:0", True, {}),
 ])  # fmt: skip
 def test_starts_where_nobody_uses_the_account_unasked(settings, listen, account, more):
     settings["listen"] = listen
     if not account:
         del settings["username"], settings["password_file"]
-    with running(settings, arguments=more) as command:
+    with running(settings, env=environment(**more)) as command:
         assert command.lines(event="warned") == []
         assert command.get("/_health").status == 200
 
@@ -356,7 +357,7 @@ def test_second_signal_stops_at_once(hub, settings, repository, number, code):
 
 
 def test_all_addresses_are_ipv4_ones_too(settings):
-    with running(settings | {"listen": "[::]:0"}, arguments=["--open-to-all"]) as command:
+    with running(settings | {"listen": "[::]:0"}, env=environment(REGISTRY_CACHE_OPEN_TO_ALL="true")) as command:
         port = command.url.rpartition(":")[2]
         for host in ("127.0.0.1", "[::1]"):
             assert httpx.get(f"http://{host}:{port}/v2/", trust_env=False).status_code == 200

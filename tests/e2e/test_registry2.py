@@ -153,13 +153,13 @@ def test_the_same_config_yml_starts_both_and_the_content_goes_along(old, hub, re
 
 
 def test_refusals_end_the_start_with_code_2_and_say_what_to_do(old):
-    text = old.config.read_text().replace("http:\n", "http:\n  tls: {certificate: /c.pem, key: /k.pem}\n")
-    old.config.write_text(text + "auth: {htpasswd: {realm: r, path: /p}}\n")
+    text = old.config.read_text().replace("http:\n", "http:\n  tls: {letsencrypt: {email: a@b.example}}\n")
+    old.config.write_text(text + "auth: {token: {realm: https://x.example}}\n")
     done = run_to_end("--config", str(old.config), env=old.environment())
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("registry-cache: http.tls.certificate: ")
+    assert lines[0].startswith("registry-cache: http.tls.letsencrypt: ")
     assert lines[1].startswith("registry-cache: auth: ")
     assert not old.root.exists()
 

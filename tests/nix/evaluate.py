@@ -67,12 +67,18 @@ def settings(unit: dict[str, Any]) -> dict[str, Any]:
 
 def toml(document: dict[str, Any], *path: str) -> str:
     """Plain values are written in TOML as in JSON; tables come last."""
-    lines = [f"{name} = {json.dumps(value)}" for name, value in document.items() if not isinstance(value, dict)]
+    lines = [f"{name} = {_value(value)}" for name, value in document.items() if not isinstance(value, dict)]
     for name, table in document.items():
         if isinstance(table, dict):
             inner = (*path, name)
             lines += [f"[{'.'.join(map(json.dumps, inner))}]", toml(table, *inner)]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_value(inner)}" for name, inner in value.items()) + "}"
+    return "[" + ", ".join(map(_value, value)) + "]" if isinstance(value, list) else json.dumps(value)
 
 
 def unit_text(unit: dict[str, Any]) -> str:

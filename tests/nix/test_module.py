@@ -84,8 +84,9 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
         listen = "[::1]:5001"; max_size = lib.mkForce "1TB"; min_free = 0; upstream = "https://registry.example";
         ca_file = "{ca}"; trusted_realms = [ "auth.example" ]; anonymous_fallback = true; tag_ttl = "1h";
         hosts = [ "cache.example.org" ]; default_registry = "registry.example"; aliases = [ "registry.example:5443" ];
-        private_hosts = [ "blobs.internal" ]; open_to_all = true; admin_networks = [ "10.1.0.0/16" ];
+        private_hosts = [ "blobs.internal" ]; open_to_all = false; admin_networks = [ "10.1.0.0/16" ];
         ops_listen = "[::1]:5002"; tls_cert = "{ca}"; tls_key = "{ca}"; client_ca = "{ca}";
+        htpasswd = "{ca}"; public_url = "https://cache.example.org"; access = [ {{ users = [ "ci" ]; }} ];
         keep_deleted_tags = true; connect_timeout = 5; read_timeout = "15s"; request_timeout = "25s";
         stale_timeout = "2500ms"; rate_limit_wait = "15s"; negative_ttl = "5s"; retries = 3;
         max_flights = 8; max_connections = 100;
@@ -219,6 +220,8 @@ def test_the_firewall_is_closed_until_it_is_opened(nix, host):
     assert "could\npull whatever ci can" in failed
     for way_out in (
         "services.registry-cache.settings.open_to_all = true;",
+        'services.registry-cache.settings.access = [ { networks = [ "10.1.0.0/16" ]; } ];',
+        'services.registry-cache.htpasswdFile = "/run/users";',
         "services.registry-cache.username = lib.mkForce null; services.registry-cache.passwordFile = lib.mkForce null;",
     ):
         facts = nix.host(f"{{ {opened} {way_out} }}")
@@ -236,11 +239,13 @@ def test_certificate_and_key_are_handed_over(nix):
     change = """{
       services.registry-cache.docker.enable = lib.mkForce false;
       services.registry-cache.tls = { certificateFile = "/run/tls/cert.pem"; keyFile = "/run/tls/key.pem"; };
+      services.registry-cache.htpasswdFile = "/run/users";
     }"""
     facts = nix.host(change)
     service = facts["units"][CACHE]["serviceConfig"]
     assert facts["failedAssertions"] == []
-    assert service["LoadCredential"][1:] == ["tls.cert:/run/tls/cert.pem", "tls.key:/run/tls/key.pem"]
+    handed_over = ["htpasswd:/run/users", "tls.cert:/run/tls/cert.pem", "tls.key:/run/tls/key.pem"]
+    assert service["LoadCredential"][1:] == handed_over
     assert "kill -HUP $MAINPID" in service["ExecReload"]
 
 
@@ -260,6 +265,7 @@ def test_backoff_where_systemd_knows_it(nix, host):
         ('services.registry-cache.cacheDir = stub.store "cache";', "a directory of its own"),
         ('services.registry-cache.settings.cache_dir = "/x";', "options of"),
         ('services.registry-cache.tls.keyFile = "/run/keys/tls";', "set both, or neither"),
+        ('services.registry-cache.htpasswdFile = stub.store "users";', "everybody can read the Nix store"),
         ('services.registry-cache.tls.keyFile = stub.store "key";', "everybody can read the Nix store"),
         ('services.registry-cache.settings.tls_cert = "/etc/cert.pem";', "a port that speaks TLS"),
         ('services.registry-cache.settings.listen = "10.0.0.1:5000";', "plain HTTP on an address that"),

@@ -5,6 +5,7 @@ import functools
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+from registry_cache.access.control import Access
 from registry_cache.access.networks import LOOPBACK, Networks
 from registry_cache.assembly.pulls import Pulls
 from registry_cache.assembly.reports import Reports
@@ -19,10 +20,11 @@ from registry_cache.store.index import SqliteIndex
 from registry_cache.web.admin import Admin, listening
 from registry_cache.web.app import OpsServer, Server
 from registry_cache.web.blob_response import BlobResponder
-from registry_cache.web.certificates import Certificates
 from registry_cache.web.fast_connection import missing_attributes
 from registry_cache.web.fast_path import FastPath
 from registry_cache.web.gate import Gate
+from registry_cache.web.guarded_fast_path import GuardedFastPath
+from registry_cache.web.identity import Identity
 from registry_cache.web.names import Registries
 from registry_cache.web.ops import Ops
 from registry_cache.web.page import Page
@@ -41,25 +43,7 @@ def admin_networks(settings: Settings) -> Networks | None:
     """Who may read figures and page on the pull port; None: everybody."""
     if settings.admin_networks:
         return Networks(settings.admin_networks)
-    return Networks(LOOPBACK) if settings.ops_listen else None
-
-
-@contextlib.asynccontextmanager
-async def open_certificates(settings: Settings, bus: events.Events) -> AsyncIterator[Certificates | None]:
-    """What clients see of who we are, if they speak TLS.
-
-    Raises:
-        SettingsError: it cannot be used.
-    """
-    if settings.tls_cert is None or settings.tls_key is None:
-        yield None
-        return
-    certificates = Certificates(settings.tls_cert, settings.tls_key, settings.client_ca, events=bus)
-    certificates.start()
-    try:
-        yield certificates
-    finally:
-        await certificates.aclose()
+    return Networks(LOOPBACK) if settings.ops_listen or settings.has_rules else None
 
 
 @contextlib.asynccontextmanager
@@ -72,6 +56,7 @@ async def open_servers(
     pulls: Pulls,
     reports: Reports,
     metrics: Metrics,
+    access: Access | None,
 ) -> AsyncIterator[Servers]:
     """The HTTP servers; the admin socket listens already."""
     async with contextlib.AsyncExitStack() as stack:
@@ -80,6 +65,7 @@ async def open_servers(
         refusals = Refusals(bus)
         stack.callback(refusals.close)
         gate = Gate.of(settings.hosts, is_loopback=settings.is_loopback)
+        identity = Identity(access, gate, public_url=settings.public_url) if access else None
         blobs = BlobResponder(
             pulls.pull_through, pulls.flights, client_timeout_seconds=settings.client_timeout, threads=reads
         )
@@ -90,6 +76,7 @@ async def open_servers(
             gate=gate,
             refusals=refusals,
             registries=Registries.of(settings),
+            identity=identity,
             events=bus,
         )
         if missing := missing_attributes():
@@ -103,11 +90,15 @@ async def open_servers(
             instance=reports.instance,
             refusals=refusals,
         )
+        fast = FastPath(pulls.pull_through, blobs, bus)
+        if access is not None:
+            fast = GuardedFastPath(pulls.pull_through, blobs, bus, access)
         server = Server(
             v2,
             ops(readers=admin_networks(settings), gate=gate),
-            FastPath(pulls.pull_through, blobs, bus),
+            fast,
             refusals,
+            identity=identity,
             max_connections=settings.max_connections,
             client_timeout_seconds=settings.client_timeout,
         )

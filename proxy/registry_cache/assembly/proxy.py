@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from registry_cache.assembly.faces import open_certificates, open_servers
+from registry_cache.assembly.faces import open_servers
+from registry_cache.assembly.guards import Guard, check_users, open_certificates, open_guard
 from registry_cache.assembly.pulls import open_pulls
 from registry_cache.assembly.reports import Identity, Reports
 from registry_cache.assembly.stores import open_catalog, open_store
@@ -29,6 +30,7 @@ class Proxy:
     server: Server
     ops_server: OpsServer | None
     certificates: Certificates | None
+    guard: Guard | None
     pull_through: PullThrough
     store: DiskStore
     index: SqliteIndex
@@ -44,8 +46,9 @@ class Proxy:
 
     def reload(self) -> None:
         """Read again what may change while the cache runs."""
-        if self.certificates is not None:
-            self.certificates.reload()
+        for each in (self.certificates, self.guard):
+            if each is not None:
+                each.reload()
 
 
 @contextlib.asynccontextmanager
@@ -57,10 +60,12 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         SettingsError: what a setting names cannot be used.
     """
     async with contextlib.AsyncExitStack() as stack:
+        check_users(settings)
         certificates = await stack.enter_async_context(open_certificates(settings, bus))
         metrics = Metrics()
         bus.subscribe(metrics)
         index, store = await stack.enter_async_context(open_store(settings, bus))
+        guard = await stack.enter_async_context(open_guard(settings, bus))
         history = History(index, metrics.counts, index.clock.now, bus)
         history.start()
         quota = QuotaLog(settings.default_registry)
@@ -82,8 +87,26 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             flights=pulls.flights,
         )
         servers = await stack.enter_async_context(
-            open_servers(settings, bus, index=index, catalog=catalog, pulls=pulls, reports=reports, metrics=metrics)
+            open_servers(
+                settings,
+                bus,
+                index=index,
+                catalog=catalog,
+                pulls=pulls,
+                reports=reports,
+                metrics=metrics,
+                access=guard.access if guard else None,
+            )
         )
         yield Proxy(
-            *servers, certificates, pulls.pull_through, store, index, pulls.upstreams, pulls.flights, metrics, identity
+            *servers,
+            certificates,
+            guard,
+            pulls.pull_through,
+            store,
+            index,
+            pulls.upstreams,
+            pulls.flights,
+            metrics,
+            identity,
         )

@@ -71,7 +71,14 @@ async def open_catalog(
         # What one account reads is handed out under no name of another registry either.
         served = registries(settings)
         has_account = any(registry.has_account for registry in served.values())
-        proof = Proof(index, store, manifests, is_required=has_account, tells_registries_apart=len(served) > 1)
+        # And where not everybody may pull everything, a name that one may pull gives no content of another.
+        proof = Proof(
+            index,
+            store,
+            manifests,
+            is_required=has_account or settings.has_rules,
+            tells_registries_apart=len(served) > 1,
+        )
         curator = Curator(
             store,
             index,

@@ -7,7 +7,7 @@ import keyword
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 import click
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize
@@ -34,6 +34,7 @@ def own_user_agent(command: str) -> str:
 GROUPS = {
     "The cache": ("serve", "stats", "doctor", "client-config"),
     "The cache": ("serve", "stats", "doctor", "tls"),
+    "The cache": ("serve", "stats", "doctor", "tls", "access"),
     "What is cached": ("list", "pin", "unpin", "purge", "warm", "verify", "import"),
     "The host's own images": ("prune", "guard"),
     "Your shell": ("completion",),
@@ -117,6 +118,10 @@ class SettingsCommand(click.Command):
             formatter.write_dl(list(rows.values()))
 
 
+# Tables of the settings file: no flag could hold one.
+_TABLES = ("upstreams", "access")
+
+
 def settings_flags(
     model: type[BaseModel], *, without: Collection[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -127,7 +132,7 @@ def settings_flags(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, field in reversed(model.model_fields.items()):
-            if name in without or field.annotation is PruneSettings or get_origin(field.annotation) is dict:
+            if name in without or field.annotation is PruneSettings or name in _TABLES:
                 continue
             flag = "--" + name.replace("_", "-")
             shown = default_text(field)

@@ -16,6 +16,10 @@ class NameInvalid(RegistryCacheError):
     """A repository name outside the grammar of the OCI distribution spec."""
 
 
+# Of a name that does not exist and of one that may not be seen, where some may not be.
+NOT_KNOWN = "repository name not known to registry"
+
+
 class NameUnknown(RegistryCacheError):
     """The repository, or the registry named by ``?ns=``, is not known here or upstream."""
 
@@ -46,6 +50,29 @@ class CrossSite(RegistryCacheError):
 
 class Misdirected(RegistryCacheError):
     """The Host is no name of this cache: a name was made to resolve here, or HOSTS lacks it."""
+
+
+class LoginNeeded(RegistryCacheError):
+    """Without a login, or with a wrong one, this is not for the client; another one may help.
+
+    Args:
+        scope: what the token that the client may fetch is asked for.
+    """
+
+    def __init__(self, text: str, scope: str = "") -> None:
+        super().__init__(text)
+        self.scope = scope
+
+
+class Hidden(NameUnknown):
+    """No rule lets the client pull this; it is told the same as of a name that does not exist."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_KNOWN)
+
+
+class TooManyLogins(RegistryCacheError):
+    """Passwords are not looked at for now: too many were wrong, or wait."""
 
 
 class OperatorsOnly(RegistryCacheError):

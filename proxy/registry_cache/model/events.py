@@ -39,6 +39,9 @@ class Request(Event, frozen=True, kw_only=True):
 
     ``bytes`` are body bytes handed to the kernel; ``repeated_bytes`` those of them that the same client had been sent
     before, by open-ended ranges of one pull. ``detail`` says why a tag was a miss, or served stale.
+
+    Where there are rules, ``principal`` is who asked, ``auth`` what that was proven by (login, certificate, none),
+    ``decision`` allow, deny or login (asked for one), and ``rule`` the number of the one that decided; 0: none.
     """
 
     cache: CacheResult
@@ -57,6 +60,10 @@ class Request(Event, frozen=True, kw_only=True):
     error: str = ""
     detail: str = ""
     repeated_bytes: int = 0
+    principal: str = ""
+    auth: str = ""
+    decision: str = ""
+    rule: int = 0
 
 
 class Ready(Event, frozen=True, kw_only=True):

@@ -6,7 +6,9 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "The service": (
         "listen", "hosts", "log_format", "log_level", "shutdown_grace", "max_connections", "client_timeout",
     ),
-    "Who may ask": ("tls_cert", "tls_key", "client_ca", "open_to_all", "admin_networks", "ops_listen"),
+    "Who may ask": (
+        "tls_cert", "tls_key", "client_ca", "htpasswd", "public_url", "open_to_all", "admin_networks", "ops_listen",
+    ),
     "The disk": ("cache_dir", "max_size", "min_free", "scrub_rate"),
     "Upstream and the account": (
         "default_registry", "aliases", "upstream", "username", "password_file", "ca_file", "trusted_realms",
@@ -23,6 +25,6 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 def grouped_settings() -> dict[str, list[str]]:
     """The settings by group, those of no group last; ``prune`` has a command and a section of its own."""
     found = {title: [name for name in names if name in Settings.model_fields] for title, names in _GROUPS.items()}
-    known = {"prune", "upstreams", *(name for names in found.values() for name in names)}
+    known = {"prune", "upstreams", "access", *(name for names in found.values() for name in names)}
     others = [name for name in Settings.model_fields if name not in known]
     return found | ({"Others": others} if others else {})

@@ -20,6 +20,7 @@ from pydantic_settings import (
 from registry_cache.model.errors import SettingsError
 from registry_cache.model.registries import HUB_NAMES, url_of, well_known
 from registry_cache.model.units import Threshold
+from registry_cache.settings.access import AccessRule
 from registry_cache.settings.types import (
     Address,
     Aliases,
@@ -146,10 +147,18 @@ class Settings(BaseSettings):
     client_ca: ReadableFile | None = Field(
         None, description="PEM file of authorities whose certificates clients may show."
     )
+    htpasswd: ReadableFile | None = Field(
+        default_factory=lambda: unit_credential("htpasswd", "HTPASSWD"),
+        description="File of users that may log in, as `htpasswd -B` makes it; read again when it changes, and on "
+        "SIGHUP (default: the credential `htpasswd` of a systemd unit).",
+    )
+    public_url: Url | None = Field(
+        None, description="By which clients call the cache, where a proxy in front speaks TLS for it."
+    )
     admin_networks: NetworkList = Field(
         [],
         description="Networks that may read /_stats, /metrics and the page on LISTEN (default: everybody; with "
-        "OPS_LISTEN loopback only).",
+        "OPS_LISTEN or rules loopback only).",
     )
     ops_listen: Address | None = Field(
         None, description="A second address, for /_stats, /metrics and the page alone: whoever reaches it reads them."
@@ -250,6 +259,12 @@ class Settings(BaseSettings):
         {}, description="Registries that are served beside the default one, and what is its own of each."
     )
 
+    access: list[AccessRule] = Field(
+        [],
+        description="Who may pull what, in order: the first rule that fits decides (default: with HTPASSWD or "
+        "CLIENT_CA whoever logs in or shows a certificate, else everybody).",
+    )
+
     # Whether an account without its token is an error: it is for whoever uses it.
     needs_token: ClassVar[bool] = True
 
@@ -271,6 +286,19 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"UPSTREAMS__{name}__USERNAME is set but its PASSWORD_FILE is not: allowed is both or neither"
                 )
+        return self
+
+    @model_check(mode="after")
+    def _rules_can_be_kept(self) -> Self:
+        if self.open_to_all and self.has_rules:
+            raise ValueError("OPEN_TO_ALL is set beside rules (ACCESS, HTPASSWD, CLIENT_CA): allowed is one of both")
+        if self.htpasswd and not self.tls_cert and not self.is_loopback:
+            raise ValueError("HTPASSWD is set, but LISTEN is reached without TLS: passwords would be read on the way")
+        for number, rule in enumerate(self.access, 1):
+            if rule.users is not None and self.htpasswd is None:
+                raise ValueError(f"ACCESS: rule {number} names users, but HTPASSWD is not set: nobody could log in")
+            if rule.certificates is not None and self.client_ca is None:
+                raise ValueError(f"ACCESS: rule {number} names certificates, but CLIENT_CA is not set: none counts")
         return self
 
     @model_check(mode="after")
@@ -333,13 +361,18 @@ class Settings(BaseSettings):
     def lends_account(self) -> str:
         """What to say where whoever reaches the port could use the account, and nobody said so; empty elsewhere."""
         accounts = [name for name in (self.username, *(table.username for table in self.upstreams.values())) if name]
-        if self.is_loopback or self.open_to_all or not accounts:
+        if self.is_loopback or self.open_to_all or self.has_rules or not accounts:
             return ""
         return (
             f"LISTEN: {self.listen!r}: whoever reaches it could pull whatever {accounts[0]!r} can, private "
-            "repositories too: set LISTEN to 127.0.0.1:5000, leave USERNAME out, or set OPEN_TO_ALL=true if everybody "
-            "there may"
+            "repositories too: set LISTEN to 127.0.0.1:5000, say who may pull (ACCESS, HTPASSWD, CLIENT_CA), leave "
+            "USERNAME out, or set OPEN_TO_ALL=true if everybody there may"
         )
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether not everybody may pull everything: the cache asks who is there."""
+        return bool(self.access or self.htpasswd or self.client_ca)
 
     @property
     def is_loopback(self) -> bool:

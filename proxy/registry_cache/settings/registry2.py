@@ -47,6 +47,8 @@ _NOT_HONOURED = {
     "http.http2": "HTTP/1.1 is what is spoken",
     "http.h2c": "HTTP/1.1 is what is spoken",
     "http.net": "",
+    "http.tls.minimumtls": "TLS 1.2 and 1.3 are what is spoken",
+    "http.tls.ciphersuites": "OpenSSL's own choice is taken",
     "notifications": "no events are sent: every request is a log line",
     "redis": "what is known of blobs is kept in memory and in the index: nothing to set",
     "health": "GET /_health tells it, and systemd is told",
@@ -59,22 +61,24 @@ _NOT_HONOURED = {
     "catalog": "pages of _catalog are bounded already",
 }
 _TLS = (
-    "TLS is not spoken here, and without it everybody on the way could read along: put a reverse proxy that does in "
-    "front, set http.addr to 127.0.0.1:5000 and take http.tls out"
+    "certificates are not fetched here: let certbot or the like do that, and name its files in "
+    "http.tls.certificate and http.tls.key"
 )
 _AUTH = (
-    "clients are not asked for a password here, so that everybody who reaches the port could pull: put a reverse proxy "
-    "that asks in front, or set http.addr to 127.0.0.1:5000, and take auth out"
+    "only htpasswd is known here, and without it everybody who reaches the port could pull: use auth.htpasswd, or say "
+    "who may pull with [[access]] (docs/access.md), and take auth out"
 )
+_BOTH = (
+    "there a client needs a certificate and a password, here either would do: say so with a rule that has both users "
+    "and certificates (docs/access.md), name the files with HTPASSWD and CLIENT_CA, and take both out here"
+)
+_SEVERAL = "several files: put the authorities into one"
 _DRIVER = (
     "content is kept in files here, and a cache in another place than you think would be a surprise: take it out and "
     "set storage.filesystem.rootdirectory (or CACHE_DIR) to a local directory"
 )
 _UNIX = "Unix sockets are not served here: take it out and set http.addr to an address and port"
 _REFUSED = {
-    "http.tls.certificate": _TLS,
-    "http.tls.key": _TLS,
-    "http.tls.clientcas": _TLS,
     "http.tls.letsencrypt": _TLS,
     "auth": _AUTH,
 }
@@ -120,7 +124,8 @@ def translate(config: Path | None, environ: Mapping[str, str]) -> Translation:
     Raises:
         SettingsError: *config* is no registry:2's.
     """
-    values = dict(_leaves(_document(config))) if config is not None else {}
+    leaves = list(_leaves(_document(config))) if config is not None else []
+    values = dict(leaves)
     has_driver = any(path.startswith("storage.filesystem") for path in values)
     values |= _variables(environ)
     values = {path: value for path, value in values.items() if value.text.lower() not in _UNSET or _is_driver(path)}
@@ -140,7 +145,7 @@ def translate(config: Path | None, environ: Mapping[str, str]) -> Translation:
         dict(_honoured(values, root)),
         SecretStr(password.text) if password else None,
         notes,
-        list(_refusals(values).values()),
+        [*_refusals(values).values(), *_of_clients(values, [path for path, _ in leaves])],
     )
 
 
@@ -213,6 +218,10 @@ def _honoured(values: Mapping[str, Value], root: Value | None) -> Iterator[tuple
         "proxy.username": "username",
         "http.addr": "listen",
         "http.draintimeout": "shutdown_grace",
+        "http.tls.certificate": "tls_cert",
+        "http.tls.key": "tls_key",
+        "http.tls.clientcas": "client_ca",
+        "auth.htpasswd.path": "htpasswd",
     }.items():
         if path in values:
             yield setting, values[path].text
@@ -221,7 +230,19 @@ def _honoured(values: Mapping[str, Value], root: Value | None) -> Iterator[tuple
         yield "cache_dir", str(Path(root.text) / "registry-cache")
 
 
-_HONOURED = frozenset({"proxy.remoteurl", "proxy.username", "proxy.password", "http.addr", "http.draintimeout"})
+_HONOURED = frozenset(
+    {"proxy.remoteurl", "proxy.username", "proxy.password", "http.addr", "http.draintimeout"}
+    | {"http.tls.certificate", "http.tls.key", "http.tls.clientcas", "auth.htpasswd.path"}
+)
+
+
+def _of_clients(values: Mapping[str, Value], paths: list[str]) -> Iterator[str]:
+    """What is asked of clients there, and would be asked less of here."""
+    authorities = values.get("http.tls.clientcas")
+    if authorities and "auth.htpasswd.path" in values:
+        yield f"{authorities.name} and {values['auth.htpasswd.path'].name}: {_BOTH}"
+    elif authorities and paths.count("http.tls.clientcas") > 1:
+        yield f"{authorities.name}: {_SEVERAL}"
 
 
 def _refusals(values: Mapping[str, Value]) -> dict[str, str]:
@@ -230,6 +251,8 @@ def _refusals(values: Mapping[str, Value]) -> dict[str, str]:
     for path, (name, text) in values.items():
         first, _, rest = path.partition(".")
         driver = rest.partition(".")[0] or text
+        if path in _HONOURED or (path.startswith("auth") and _is_htpasswd(path, text, values)):
+            continue
         if reason := _longest(_REFUSED, path):
             found.setdefault(reason, f"{_short(name, _key(_REFUSED, path))}: {reason}")
         elif first == "storage" and driver not in _PARTS_OF_STORAGE:
@@ -239,10 +262,16 @@ def _refusals(values: Mapping[str, Value]) -> dict[str, str]:
     return found
 
 
+def _is_htpasswd(path: str, text: str, values: Mapping[str, Value]) -> bool:
+    """Whether a key of ``auth`` belongs to a file with passwords, which is honoured."""
+    chosen = path == "auth.htpasswd.realm" or (path == "auth" and text == "htpasswd")
+    return chosen and "auth.htpasswd.path" in values
+
+
 def _notes(values: Mapping[str, Value]) -> Iterator[str]:
     for path, (name, _) in values.items():
-        if path in _HONOURED or path.startswith("storage.filesystem.rootdirectory"):
-            continue
+        if path in _HONOURED or path.startswith(("storage.filesystem.rootdirectory", "auth")):
+            continue  # what of auth is not honoured stops the start
         reason = _longest(_NOT_HONOURED, path)
         if reason is None:
             yield f"{name} is not honoured: it is not known here"

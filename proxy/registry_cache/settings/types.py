@@ -60,7 +60,7 @@ def _upstream(value: str) -> str:
     return value.rstrip("/")
 
 
-def _words(value: object) -> object:
+def words(value: object) -> object:
     """A list from ``a,b c``: environment variables and flags carry lists as text."""
     return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
 
@@ -107,11 +107,11 @@ def _readable_file(value: Path) -> Path:
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[ByteSize, BeforeValidator(parse_size)]
 DiskThreshold = Annotated[Threshold, BeforeValidator(parse_threshold)]
-Words = Annotated[list[str], BeforeValidator(_words)]
-NetworkList = Annotated[list[str], BeforeValidator(_words), AfterValidator(_networks)]
+Words = Annotated[list[str], BeforeValidator(words)]
+NetworkList = Annotated[list[str], BeforeValidator(words), AfterValidator(_networks)]
 ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
 Address = Annotated[str, AfterValidator(_listen)]
-HostNames = Annotated[list[str], BeforeValidator(_words), AfterValidator(_host_names)]
+HostNames = Annotated[list[str], BeforeValidator(words), AfterValidator(_host_names)]
 RegistryName = Annotated[str, AfterValidator(registry_name)]
-Aliases = Annotated[list[str], BeforeValidator(_words), AfterValidator(_aliases)]
+Aliases = Annotated[list[str], BeforeValidator(words), AfterValidator(_aliases)]
 Url = Annotated[str, AfterValidator(_upstream)]

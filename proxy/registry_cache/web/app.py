@@ -14,6 +14,7 @@ from registry_cache.web.connection import Connection
 from registry_cache.web.errors import error_body
 from registry_cache.web.fast_connection import FastConnection, missing_attributes
 from registry_cache.web.fast_path import FastPath
+from registry_cache.web.identity import TOKEN_PATH, Identity
 from registry_cache.web.ops import Ops
 from registry_cache.web.refusals import Refusals
 from registry_cache.web.routes import is_api
@@ -71,6 +72,7 @@ class Server(web.Server):
         fast: FastPath,
         refusals: Refusals,
         *,
+        identity: Identity | None = None,
         max_connections: int,
         client_timeout_seconds: float,
     ) -> None:
@@ -82,6 +84,7 @@ class Server(web.Server):
         self._connection = functools.partial(kind, self, refusals, client_timeout_seconds=client_timeout_seconds)
         self._v2 = v2
         self._ops = ops
+        self._identity = identity
         self._max_connections = max_connections
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -94,6 +97,8 @@ class Server(web.Server):
                 # The body cannot be finished, or nobody takes it: aiohttp's way to end a connection without a word.
                 request.protocol.force_close()
                 raise asyncio.CancelledError(str(error)) from error
+        if self._identity is not None and request.rel_url.raw_path == TOKEN_PATH:
+            return await self._identity.token(request)
         return await self._ops.handle(request)
 
     def __call__(self) -> Any:

@@ -5,26 +5,18 @@ puts in place brings its own chain and its own authorities.
 """
 
 import asyncio
-import contextlib
 import ssl
 from pathlib import Path
-from typing import NamedTuple
+from typing import cast
 
 from cryptography import x509
 
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError
 from registry_cache.runtime.background import Background
+from registry_cache.runtime.file_marks import marks
 
 _LOOK_SECONDS = 30.0
-
-
-class _Seen(NamedTuple):
-    """By what a file that was replaced or written anew is told from what it was."""
-
-    inode: int
-    size_bytes: int
-    modified_ns: int
 
 
 class Certificates:
@@ -45,11 +37,12 @@ class Certificates:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
+        self._files = (certificate, key, client_ca)
         self._events = events
         self.context, self.ends_at = self._load(), self._end()
         self._current = self.context
         self.context.sni_callback = self._choose
-        self._seen = self._look()
+        self._seen = marks(self._files)
         self._watch = Background("certificates", self._look_again, interval_seconds=_LOOK_SECONDS, events=events)
 
     def start(self) -> None:
@@ -62,7 +55,7 @@ class Certificates:
 
     def reload(self) -> None:
         """Read the files, for connections from now on. What is wrong with them leaves all as it is."""
-        self._seen = self._look()
+        self._seen = marks(self._files)
         try:
             self._current, self.ends_at = self._load(), self._end()
         except SettingsError as error:
@@ -71,20 +64,9 @@ class Certificates:
             self._events.emit(events.CertificateLoaded(ends_at=self.ends_at))
 
     async def _look_again(self) -> None:
-        seen = await asyncio.to_thread(self._look)
+        seen = await asyncio.to_thread(marks, self._files)
         if seen != self._seen:
             self.reload()
-
-    def _look(self) -> list[_Seen | None]:
-        """How the files are now; links are followed, and one that cannot be looked at is not there."""
-        found: list[_Seen | None] = []
-        for path in filter(None, (self._certificate, self._key, self._client_ca)):
-            seen = None
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                seen = _Seen(status.st_ino, status.st_size, status.st_mtime_ns)
-            found.append(seen)
-        return found
 
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         connection.context = self._current
@@ -115,6 +97,18 @@ class Certificates:
             return x509.load_pem_x509_certificate(self._certificate.read_bytes()).not_valid_after_utc.timestamp()
         except (OSError, ValueError) as error:
             raise SettingsError(f"TLS_CERT: {self._certificate}: {_why(error)}") from error
+
+
+def certificate_names(connection: ssl.SSLObject) -> tuple[str, ...]:
+    """The names in the certificate that a client has shown: DNS names and URIs, else its common name."""
+    if connection.session_reused:  # nobody has looked at it this time
+        return ()
+    found = connection.getpeercert() or {}
+    alternatives = cast("tuple[tuple[str, str], ...]", found.get("subjectAltName", ()))
+    if names := tuple(value for kind, value in alternatives if kind in ("DNS", "URI")):
+        return names
+    subject = cast("tuple[tuple[tuple[str, str], ...], ...]", found.get("subject", ()))
+    return tuple(value for part in subject for key, value in part if key == "commonName")[:1]
 
 
 def _no_password() -> str:

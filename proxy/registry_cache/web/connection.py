@@ -10,8 +10,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
+from registry_cache.access.rules import Principal
 from registry_cache.model.errors import BadRequest
 from registry_cache.model.units import well_formed
+from registry_cache.web.certificates import certificate_names
 from registry_cache.web.errors import rendered
 from registry_cache.web.exchange import INERT, JSON, plain_address
 from registry_cache.web.refusals import Refusals
@@ -29,7 +31,7 @@ class Connection(web.RequestHandler):
         client_timeout_seconds: how long the client may leave sent bytes unacknowledged, or its window closed.
     """
 
-    __slots__ = ("_client_timeout_seconds", "_gone", "_peer", "_refusals", "is_encrypted")
+    __slots__ = ("_client_timeout_seconds", "_gone", "_peer", "_refusals", "is_encrypted", "principal")
 
     def __init__(
         self, manager: web.Server, refusals: Refusals, *, client_timeout_seconds: float, **options: Any
@@ -39,6 +41,7 @@ class Connection(web.RequestHandler):
         self._refusals = refusals
         self._client_timeout_seconds = client_timeout_seconds
         self._peer = ""
+        self.principal = Principal("")
         self.is_encrypted = False  # what is sent has to go through the transport
         self._gone = asyncio.Event()  # the client sends no more
 
@@ -47,7 +50,9 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self._peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
-        self.is_encrypted = transport.get_extra_info("ssl_object") is not None
+        tls = transport.get_extra_info("ssl_object")
+        self.is_encrypted = tls is not None
+        self.principal = Principal(self._peer, certificate_names(tls) if tls is not None else ())
         sock = transport.get_extra_info("socket")
         if sock is not None:
             # The kernel drops who takes nothing: small bodies are in its hands, nobody here waits for them.

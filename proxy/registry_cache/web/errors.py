@@ -15,6 +15,7 @@ from registry_cache.model.errors import (
     CrossSite,
     Denied,
     DigestInvalid,
+    LoginNeeded,
     ManifestUnknown,
     Misdirected,
     NameInvalid,
@@ -26,6 +27,7 @@ from registry_cache.model.errors import (
     RateLimited,
     RegistryCacheError,
     TagInvalid,
+    TooManyLogins,
     Unauthorized,
     Unsupported,
     UpstreamBusy,
@@ -41,6 +43,8 @@ _TABLE: dict[type[RegistryCacheError], tuple[int, str | None]] = {
     CrossSite: (403, "DENIED"),
     Misdirected: (421, "DENIED"),
     OperatorsOnly: (403, "DENIED"),
+    LoginNeeded: (401, "UNAUTHORIZED"),
+    TooManyLogins: (429, "TOOMANYREQUESTS"),
     NameInvalid: (400, "NAME_INVALID"),
     NameUnknown: (404, "NAME_UNKNOWN"),
     TagInvalid: (404, "MANIFEST_UNKNOWN"),  # a tag outside the grammar cannot exist
@@ -65,7 +69,8 @@ _CODE_OF_KIND: dict[Kind, str] = {"blob": "BLOB_UNKNOWN", "manifest": "MANIFEST_
 def rendered(error: RegistryCacheError, kind: Kind, hint: str = "") -> tuple[int, bytes, dict[str, str]]:
     """Status, JSON body and headers for *error*; *hint* goes behind its text.
 
-    No challenge goes with a 401: dockerd would answer it with the user's own Hub credential.
+    No challenge goes with a 401 here: dockerd would answer it with the user's own Hub credential. Where the cache has
+    users of its own, ``web/identity.py`` adds one.
     """
     status, code = next(_TABLE[cls] for cls in type(error).__mro__ if cls in _TABLE)
     headers = {}
@@ -75,6 +80,8 @@ def rendered(error: RegistryCacheError, kind: Kind, hint: str = "") -> tuple[int
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if isinstance(error, Unsupported):
         headers["Allow"] = "GET, HEAD"
+    if isinstance(error, TooManyLogins):
+        headers["Retry-After"] = "5"
     if isinstance(error, UpstreamError) and error.told_seconds > 0:
         headers["Retry-After"] = str(math.ceil(error.told_seconds))
     return status, error_body(code or _CODE_OF_KIND.get(kind, "NAME_UNKNOWN"), f"{error}{hint}"), headers

@@ -1,9 +1,11 @@
 """One request while it is answered: what the log line and the headers of the answer are made of."""
 
 import time
+from typing import NamedTuple
 
 from aiohttp import web
 
+from registry_cache.access.rules import Principal
 from registry_cache.model import events
 from registry_cache.model.events import CacheResult, Kind
 from registry_cache.model.oci import Digest, Repository
@@ -28,12 +30,24 @@ _STATUS: dict[CacheResult, str] = {
 }
 
 
+class Audit(NamedTuple):
+    """Who asked, and what was decided; see :class:`registry_cache.model.events.Request`."""
+
+    principal: str = ""
+    auth: str = ""
+    decision: str = ""
+    rule: int = 0
+
+
+NOBODY = Audit()
+
+
 class Exchange:
     """What becomes known of one request while it is answered; its log line in the end."""
 
     __slots__ = (
-        "began", "body_begun", "body_bytes", "digest", "error", "kind", "open_ended", "reference", "registry",
-        "repeated_bytes", "repository", "request", "served",
+        "audit", "began", "body_begun", "body_bytes", "digest", "error", "kind", "open_ended", "principal",
+        "reference", "registry", "repeated_bytes", "repository", "request", "served",
     )  # fmt: skip
 
     def __init__(self, request: web.BaseRequest, registry: str) -> None:
@@ -50,6 +64,8 @@ class Exchange:
         self.open_ended = False  # the client may leave when it has what it wanted
         self.repeated_bytes = 0  # of body_bytes: what it had been sent before, and did not want again
         self.error = ""
+        self.audit = NOBODY
+        self.principal: Principal | None = None  # where the cache asks who is there
 
     def refused(self, error: Exception) -> None:
         """No answer was looked for: neither a hit nor a miss, and nothing of the cache's has failed."""
@@ -84,6 +100,7 @@ class Exchange:
             error=self.error,
             detail=self.served.detail,
             repeated_bytes=self.repeated_bytes,
+            **self.audit._asdict(),
         )
 
 

@@ -27,7 +27,7 @@ from registry_cache.ports.blobs import OpenBlob
 from registry_cache.pull.answers import Served
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.web.blob_response import BlobResponder
-from registry_cache.web.exchange import blob_headers, manifest_headers, user_agent
+from registry_cache.web.exchange import NOBODY, Audit, blob_headers, manifest_headers, user_agent
 from registry_cache.web.routes import Route
 from registry_cache.web.sending import SocketSink
 
@@ -56,10 +56,13 @@ class Hit(NamedTuple):
     served: Served
     began: float
     client: str
+    audit: Audit
 
 
 class FastPath:
     """The heads that are known, and the answers to them that are at hand."""
+
+    plain = _PLAIN
 
     def __init__(self, pull_through: PullThrough, blobs: BlobResponder, events: events.Events) -> None:
         self._pull_through = pull_through
@@ -69,24 +72,27 @@ class FastPath:
 
     def learn(self, head: bytes, request: web.BaseRequest, route: Route) -> None:
         """*request*, which came as *head* and was let in, asks for *route*: remember it, if it is a plain one."""
+        if all(name.title() in self.plain for name in request.headers):
+            self._learn(head, request, route)
+
+    def _learn(self, head: bytes, request: web.BaseRequest, route: Route) -> None:
         repository = route.repository
         if repository is None or route.kind not in ("manifest", "blob"):
             return
         if not head or request.version != HttpVersion11 or not request.keep_alive:
             return
-        if all(name.title() in _PLAIN for name in request.headers):
-            if len(self._asked) >= _HEADS:
-                self._asked.clear()  # somebody makes up heads; those in use come back with their next request
-            target = route.digest if route.reference is None else route.reference.target
-            self._asked[head] = Asked(
-                request.method,
-                repository,
-                route.reference,
-                route.digest,
-                route.kind,
-                str(target),
-                user_agent(request),
-            )
+        if len(self._asked) >= _HEADS:
+            self._asked.clear()  # somebody makes up heads; those in use come back with their next request
+        target = route.digest if route.reference is None else route.reference.target
+        self._asked[head] = Asked(
+            request.method,
+            repository,
+            route.reference,
+            route.digest,
+            route.kind,
+            str(target),
+            user_agent(request),
+        )
 
     def answer(self, head: bytes, protocol: BaseProtocol, client: str) -> "bytes | FileAnswer | None":
         """What to send for *head*, if it is known and at hand: a whole response, which is logged as sent, or a file.
@@ -95,8 +101,9 @@ class FastPath:
             client: its address, for the log.
         """
         asked = self._asked.get(head)
-        if asked is None:
-            return None
+        return None if asked is None else self._at_hand(asked, protocol, client, NOBODY)
+
+    def _at_hand(self, asked: Asked, protocol: BaseProtocol, client: str, audit: Audit) -> "bytes | FileAnswer | None":
         began = time.perf_counter()
         wants_body = asked.method == "GET"
         if asked.reference is not None:
@@ -118,7 +125,7 @@ class FastPath:
                 blob.close()
             elif body is None:
                 sink = self._blobs.sink(protocol, start + _end(rfc822_formatted_time()))
-                return FileAnswer(self, self._blobs, sink, blob, Hit(asked, digest, served, began, client))
+                return FileAnswer(self, self._blobs, sink, blob, Hit(asked, digest, served, began, client, audit))
         else:
             return None
         if served.age_seconds is not None:
@@ -128,7 +135,7 @@ class FastPath:
         if wants_body and body is not None:
             sent = len(body)
             response += body
-        self.log(asked, digest, served, began, client, sent)
+        self.log(asked, digest, served, began, client, audit, sent)
         return response
 
     def crashed(self, error: Exception) -> None:
@@ -142,6 +149,7 @@ class FastPath:
         served: Served,
         began: float,
         client: str,
+        audit: Audit,
         sent: int,
         status: int = 200,
         error: str = "",
@@ -163,6 +171,10 @@ class FastPath:
                 client=client,
                 user_agent=asked.user_agent,
                 error=error,
+                principal=audit.principal,
+                auth=audit.auth,
+                decision=audit.decision,
+                rule=audit.rule,
             )
         )
 

@@ -13,10 +13,13 @@ from registry_cache.model import events
 from registry_cache.model.errors import (
     BlobUnknown,
     Denied,
+    Hidden,
+    LoginNeeded,
     ManifestUnknown,
     NameUnknown,
     NotCached,
     RegistryCacheError,
+    TooManyLogins,
     Unauthorized,
     Unsupported,
 )
@@ -26,6 +29,7 @@ from registry_cache.model.units import well_formed
 from registry_cache.ports.index import Index
 from registry_cache.pull.answers import ListAnswer, ManifestAnswer, Served
 from registry_cache.pull.pullthrough import PullThrough
+from registry_cache.web.admission import admit
 from registry_cache.web.blob_response import BlobResponder
 from registry_cache.web.errors import rendered
 from registry_cache.web.exchange import (
@@ -40,6 +44,7 @@ from registry_cache.web.exchange import (
 )
 from registry_cache.web.fast_connection import FastConnection
 from registry_cache.web.gate import Gate
+from registry_cache.web.identity import Identity
 from registry_cache.web.names import Registries
 from registry_cache.web.refusals import Refusals, refusal_kind
 from registry_cache.web.routes import Query, Route, hint, next_query, parse_path
@@ -47,6 +52,8 @@ from registry_cache.web.sending import ClientStalled
 
 _CATALOG_MAX = 1000
 _CONTINUATIONS = 1000
+# No answer is looked for.
+_NOT_LET_IN = (Hidden, LoginNeeded, TooManyLogins)
 # What a name that was written wrongly leads to.
 _NOT_THERE = (Unauthorized, Denied, NameUnknown, ManifestUnknown, BlobUnknown)
 
@@ -56,6 +63,7 @@ class V2:
 
     Args:
         registries: those that are served, and how clients name them.
+        identity: who asks, where not everybody may pull everything.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class V2:
         gate: Gate,
         refusals: Refusals,
         registries: Registries,
+        identity: Identity | None = None,
         events: events.Events,
     ) -> None:
         self._pull_through = pull_through
@@ -74,6 +83,7 @@ class V2:
         self._blobs = blobs
         self._gate = gate
         self._refusals = refusals
+        self._identity = identity
         self._registries = registries
         self._events = events
         # What upstream is asked for a next page; the oldest first.
@@ -116,6 +126,8 @@ class V2:
             raise Unsupported("this is a read-only cache: push to the registry itself")
         route = parse_path(request.rel_url.raw_path, registry, self._registries)
         exchange.kind, exchange.repository = route.kind, route.repository
+        if self._identity is not None:
+            await admit(self._identity, exchange, route)
         if isinstance(request.protocol, FastConnection):
             request.protocol.learn(request, route)
         if route.reference is not None:
@@ -191,6 +203,7 @@ class V2:
         query = exchange.request.query
         limit = min(int(query.get("n", "")[:6]) if query.get("n", "").isdecimal() else 100, _CATALOG_MAX)
         names = await self._shown_repositories(query.get("last", "")[:512], limit + 1)
+        names = await self._names(exchange, query.get("last", "")[:256], limit + 1)
         exchange.served = Served("bypass")
         headers = answer_headers(exchange.served)
         if len(names) > limit:
@@ -208,25 +221,46 @@ class V2:
                 behind = after.removeprefix(prefix) if after.startswith(prefix) else ""
                 found += [prefix + name for name in await self._index.repositories(registry, behind, limit)]
         return sorted(found)[:limit]
+    async def _names(self, exchange: Exchange, last: str, limit: int) -> list[str]:
+        """Repositories behind *last*, as far as whoever asks may pull from them."""
+        registry, found = self._registries.default, list[str]()
+        while len(found) < limit:
+            page = await self._index.repositories(registry, last, _CATALOG_MAX if self._identity else limit)
+            found += [name for name in page if self._may_see(exchange, Repository(registry, name))]
+            if self._identity is None or len(page) < _CATALOG_MAX:
+                break
+            last = page[-1]
+        return found[:limit]
+
+    def _may_see(self, exchange: Exchange, repository: Repository) -> bool:
+        if self._identity is None or exchange.principal is None:
+            return self._identity is None
+        return self._identity.access.decide(exchange.principal, repository).allowed
 
     def _error_response(self, exchange: Exchange, error: RegistryCacheError) -> web.Response:
         kind = refusal_kind(error)
-        if kind is not None:
+        if kind is not None or isinstance(error, _NOT_LET_IN):
             exchange.refused(error)
-            self._refusals.count(kind, client_address(exchange.request), exchange.error)
+            if kind is not None:
+                self._refusals.count(kind, client_address(exchange.request), exchange.error)
         else:
             # A "no" to only-if-cached is an answer, not an error, and no miss either: nobody was refused an image.
             result: CacheResult = "bypass" if isinstance(error, NotCached) else "error"
             exchange.served = Served(result, exchange.served.upstream_seconds)
             exchange.error = "" if result == "bypass" else well_formed(str(error))
-        what_is_meant = hint(exchange.repository) if isinstance(error, _NOT_THERE) else ""
+        told, what_is_meant = exchange.served, hint(exchange.repository) if isinstance(error, _NOT_THERE) else ""
+        if self._identity is not None and isinstance(error, NameUnknown) and kind is None:
+            # What may not be seen and what does not exist are told the same, to the byte.
+            error, told, what_is_meant = Hidden(), Served("error"), ""
         status, body, headers = rendered(error, exchange.kind, what_is_meant)
+        if self._identity is not None and isinstance(error, LoginNeeded):
+            headers |= self._identity.challenge(exchange.request, error)
         exchange.body_bytes = 0 if exchange.request.method == "HEAD" else len(body)
         namespaced = namespace(exchange.repository.registry) if exchange.repository else {}
         return web.Response(
             status=status,
             body=body,
-            headers={**answer_headers(exchange.served), **namespaced, **JSON, **headers},
+            headers={**answer_headers(told), **namespaced, **JSON, **headers},
         )
 
 

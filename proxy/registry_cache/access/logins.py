@@ -1,0 +1,107 @@
+"""Whether a password is right, off the event loop, without letting a flood of wrong ones take the machine.
+
+What was right stays so for some minutes, under a keyed hash: neither passwords nor what they hash to are kept in clear.
+"""
+
+import hmac
+import os
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from registry_cache.access.htpasswd import Users
+from registry_cache.model.errors import TooManyLogins
+from registry_cache.runtime.singleflight import SingleFlight
+from registry_cache.runtime.threads import Threads
+
+_KNOWN_SECONDS = 300.0
+_KNOWN_MAX = 4096
+_THREADS = 2
+_WAITING_MAX = 32
+# Of one address: then what is not known to be right is not looked at for a while.
+_FAILURES_MAX = 20
+_FAILURES_SECONDS = 60.0
+_ADDRESSES_MAX = 4096
+_NICE = 10
+
+
+class Logins:
+    """See the module. Whoever makes it closes it.
+
+    Args:
+        now: monotonic seconds.
+    """
+
+    def __init__(self, users: Users, *, now: Callable[[], float] = time.monotonic) -> None:
+        self.users = users
+        self._now = now
+        self._key = secrets.token_bytes(32)
+        self._known: OrderedDict[bytes, float] = OrderedDict()  # until when
+        self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since when, how many
+        self._threads = Threads("login", _THREADS)
+        self._flights: SingleFlight[bool] = SingleFlight()
+        self._waiting = 0
+
+    async def verify(self, user: str, password: str, address: str) -> bool:
+        """Whether it is *user*'s password.
+
+        Args:
+            address: of who says so.
+
+        Raises:
+            TooManyLogins: too many are wrong, or wait.
+        """
+        kept = self.users.hash_of(user) or b""
+        # With what it is compared to in it: a changed password, or a user who is gone, is not known any more.
+        login = b"\0".join((user.encode("utf-8", "surrogatepass"), password.encode("utf-8", "surrogatepass"), kept))
+        key = hmac.digest(self._key, login, "sha256")
+        until = self._known.get(key)
+        if until is not None and until > self._now():
+            return True
+        self._check_failures(address)
+        is_right = (await self._flights.do(key, lambda: self._ask(user, password))).value
+        if is_right:
+            self._known[key] = self._now() + _KNOWN_SECONDS
+            self._known.move_to_end(key)
+            while len(self._known) > _KNOWN_MAX:
+                self._known.popitem(last=False)
+        else:
+            self._failed(address)
+        return is_right
+
+    async def aclose(self) -> None:
+        """End what runs."""
+        await self._flights.aclose()
+        self._threads.close()
+
+    async def _ask(self, user: str, password: str) -> bool:
+        if self._waiting >= _THREADS + _WAITING_MAX:
+            raise TooManyLogins("too many logins at once: try again")
+        self._waiting += 1
+        try:
+            return await self._threads.run(_verify, self.users, user, password)
+        finally:
+            self._waiting -= 1
+
+    def _check_failures(self, address: str) -> None:
+        since, count = self._failures.get(address, (0.0, 0))
+        if count >= _FAILURES_MAX and self._now() < since + _FAILURES_SECONDS:
+            raise TooManyLogins("too many wrong logins from this address: wait a minute")
+
+    def _failed(self, address: str) -> None:
+        since, count = self._failures.pop(address, (self._now(), 0))
+        if self._now() >= since + _FAILURES_SECONDS:
+            since, count = self._now(), 0
+        self._failures[address] = (since, count + 1)
+        while len(self._failures) > _ADDRESSES_MAX:
+            self._failures.popitem(last=False)
+
+
+def _verify(users: Users, user: str, password: str) -> bool:
+    """In a thread that gives way: hits are more urgent than logins."""
+    own = threading.get_native_id()
+    if os.getpriority(os.PRIO_PROCESS, own) < _NICE:
+        os.setpriority(os.PRIO_PROCESS, own, _NICE)
+    return users.verify(user, password)

@@ -1,0 +1,106 @@
+"""What a cache that asks who is there is guarded by: its certificate, and who may pull what."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from registry_cache.access.control import Access
+from registry_cache.access.htpasswd import read_users
+from registry_cache.access.rules import Rule
+from registry_cache.access.tokens import kept_key
+from registry_cache.model import events
+from registry_cache.model.errors import SettingsError
+from registry_cache.runtime.background import Background
+from registry_cache.runtime.file_marks import marks
+from registry_cache.settings.model import Settings
+from registry_cache.web.certificates import Certificates
+
+_LOOK_SECONDS = 30.0
+
+
+@contextlib.asynccontextmanager
+async def open_certificates(settings: Settings, bus: events.Events) -> AsyncIterator[Certificates | None]:
+    """What clients see of who we are, if they speak TLS.
+
+    Raises:
+        SettingsError: it cannot be used.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        yield None
+        return
+    certificates = Certificates(settings.tls_cert, settings.tls_key, settings.client_ca, events=bus)
+    certificates.start()
+    try:
+        yield certificates
+    finally:
+        await certificates.aclose()
+
+
+def check_users(settings: Settings) -> None:
+    """Before anything is opened: a start that fails leaves no cache directory behind.
+
+    Raises:
+        SettingsError: HTPASSWD cannot be used.
+    """
+    if settings.htpasswd is not None:
+        read_users(settings.htpasswd)
+
+
+def rules_of(settings: Settings) -> list[Rule]:
+    """The rules in their order; where there are none, whoever is known may pull everything."""
+    return [each.rule() for each in settings.access] or [Rule(identified=True)]
+
+
+def access_of(settings: Settings, token_key: bytes = b"") -> Access | None:
+    """Who may pull what, where that is not everybody everything.
+
+    Raises:
+        SettingsError: HTPASSWD cannot be used.
+    """
+    if not settings.has_rules:
+        return None
+    return Access(rules_of(settings), htpasswd=settings.htpasswd, token_key=token_key)
+
+
+class Guard:
+    """Rules that follow their file while the cache runs."""
+
+    def __init__(self, access: Access, settings: Settings, bus: events.Events) -> None:
+        self.access = access
+        self._files = [settings.htpasswd]
+        self._events = bus
+        self._seen = marks(self._files)
+        self.watch = Background("logins", self._look_again, interval_seconds=_LOOK_SECONDS, events=bus)
+
+    def reload(self) -> None:
+        """Read the users anew. What is wrong with them leaves all as it is."""
+        self._seen = marks(self._files)
+        try:
+            self.access.reload()
+        except SettingsError as error:
+            self._events.emit(events.Warned(message=f"{error}; the users from before count on"))
+
+    async def _look_again(self) -> None:
+        if await asyncio.to_thread(marks, self._files) != self._seen:
+            self.reload()
+
+
+@contextlib.asynccontextmanager
+async def open_guard(settings: Settings, bus: events.Events) -> AsyncIterator[Guard | None]:
+    """Who may pull what, where that is not everybody everything. After the store: its directory keeps a key.
+
+    Raises:
+        SettingsError: HTPASSWD cannot be used.
+    """
+    key = kept_key(settings.cache_dir / "token.key") if settings.htpasswd else b""
+    access = access_of(settings, key)
+    if access is None:
+        yield None
+        return
+    guard = Guard(access, settings, bus)
+    guard.watch.start()
+    try:
+        yield guard
+    finally:
+        await guard.watch.aclose()
+        await access.aclose()

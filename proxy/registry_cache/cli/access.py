@@ -1,0 +1,91 @@
+"""``registry-cache access check``: what the rules say of somebody and an image, and which one decides."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from registry_cache.access.control import Access
+from registry_cache.access.rules import Principal
+from registry_cache.assembly.guards import access_of
+from registry_cache.cli.common import say, service_config_option
+from registry_cache.model.errors import RegistryCacheError
+from registry_cache.model.oci import Repository
+from registry_cache.model.registries import looks_like_registry
+from registry_cache.settings.load import load_settings
+from registry_cache.settings.model import Settings
+from registry_cache.web.names import Registries
+
+_REFUSED = 1
+_NOBODY = "-"
+
+
+@click.command(
+    "access",
+    epilog="""\b
+Examples:
+  registry-cache access check ci ghcr.io/org/app:1.0
+  registry-cache access check - nginx --address 10.1.2.3                  # without a login
+  registry-cache access check - nginx --certificate node1.nodes.corp
+""",
+)
+@click.argument("action", type=click.Choice(["check"]))
+@click.argument("user")
+@click.argument("image")
+@click.option("--address", default="127.0.0.1", show_default=True, help="The address that it would come from.")
+@click.option("--certificate", "certificates", multiple=True, metavar="NAME", help="A name in the certificate shown.")
+@service_config_option
+def command(
+    action: str,  # noqa: ARG001 -- there is one; others may follow
+    user: str,
+    image: str,
+    address: str,
+    certificates: tuple[str, ...],
+    config: Path | None,
+) -> None:
+    """Say whether USER (- for nobody) may pull IMAGE by the rules in the settings, and which rule decides.
+
+    No password is asked for, and no running cache.
+
+    Exit codes: 0 for yes, 1 for no.
+    """
+    settings = load_settings(config, {}, with_token=False)
+    access = access_of(settings)
+    try:
+        repository = _repository(settings, image)
+    except RegistryCacheError as error:
+        raise click.UsageError(str(error)) from error
+    if access is None:
+        say(f"{repository}: yes, there are no rules: whoever reaches {settings.listen} may pull everything")
+        return
+    principal = Principal(address, certificates, "" if user == _NOBODY else user)
+    allowed, text = _judged(access, settings, principal, repository)
+    say(f"{repository}: {text}")
+    sys.exit(0 if allowed else _REFUSED)
+
+
+def _judged(access: Access, settings: Settings, principal: Principal, repository: Repository) -> tuple[bool, str]:
+    if principal.user and (access.logins is None or access.logins.users.hash_of(principal.user) is None):
+        return False, f"no, {principal.user!r} is not in HTPASSWD" if access.logins else "no, there are no logins"
+    decision = access.decide(principal, repository)
+    if not settings.access:
+        why = "whoever is known may pull everything" if decision.allowed else "who is not known may pull nothing"
+        return decision.allowed, f"{'yes' if decision.allowed else 'no'}, {why} (there is no [[access]])"
+    if not decision.rule:
+        return False, f"no, none of {len(settings.access)} rules fits"
+    return (
+        decision.allowed,
+        f"{'yes' if decision.allowed else 'no'}, rule {decision.rule} of {len(settings.access)} says so",
+    )
+
+
+def _repository(settings: Settings, image: str) -> Repository:
+    """The repository that an image's name means, as a request for it would."""
+    name = image.partition("@")[0]
+    last = name.rpartition("/")[2]
+    name = name.removesuffix(f":{last.partition(':')[2]}") if ":" in last else name
+    first, slash, rest = name.partition("/")
+    registries = Registries.of(settings)
+    if slash and looks_like_registry(first):
+        return registries.repository(rest, registries.named(first, ""))
+    return registries.repository(name, None)

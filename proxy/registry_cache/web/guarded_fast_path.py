@@ -1,0 +1,62 @@
+"""The fast path of a cache that asks who is there: the same heads, answered to those who may have what they ask for."""
+
+from aiohttp import hdrs, web
+from aiohttp.base_protocol import BaseProtocol
+
+from registry_cache.access.control import Access
+from registry_cache.model import events
+from registry_cache.model.oci import Repository
+from registry_cache.pull.pullthrough import PullThrough
+from registry_cache.web.blob_response import BlobResponder
+from registry_cache.web.connection import Connection
+from registry_cache.web.exchange import Audit
+from registry_cache.web.fast_path import FastPath, FileAnswer
+from registry_cache.web.routes import Route
+
+# As Go's clients and curl write it; in another way it is not cut out, and the head not learned.
+_TOKEN_LINE = b"\r\nAuthorization: Bearer "
+
+
+class GuardedFastPath(FastPath):
+    """See the module. Each pull has a token of its own, so a head is known without the line that carries it."""
+
+    def __init__(self, pull_through: PullThrough, blobs: BlobResponder, events: events.Events, access: Access) -> None:
+        super().__init__(pull_through, blobs, events)
+        self._access = access
+
+    def learn(self, head: bytes, request: web.BaseRequest, route: Route) -> None:
+        """See :class:`FastPath`."""
+        head, token = without_token(head)
+        others = sum(name.title() not in self.plain for name in request.headers)
+        if others == (hdrs.AUTHORIZATION in request.headers) == bool(token):
+            self._learn(head, request, route)
+
+    def answer(self, head: bytes, protocol: BaseProtocol, client: str) -> bytes | FileAnswer | None:
+        """See :class:`FastPath`. Whom it says no to, the other way tells so."""
+        head, token = without_token(head)
+        asked = self._asked.get(head)
+        audit = None if asked is None else self._audit(protocol, token, asked.repository)
+        return None if asked is None or audit is None else self._at_hand(asked, protocol, client, audit)
+
+    def _audit(self, protocol: BaseProtocol, token: bytes, repository: Repository) -> Audit | None:
+        """Who asks, if they may."""
+        if not isinstance(protocol, Connection):
+            return None
+        principal = protocol.principal
+        if token and self._access.asks_for_logins:
+            user = self._access.token_user(token)
+            if user is None:
+                return None
+            if user:
+                principal = principal._replace(user=user)
+        decision = self._access.decide(principal, repository)
+        return Audit(principal.name, principal.auth, "allow", decision.rule) if decision.allowed else None
+
+
+def without_token(head: bytes) -> tuple[bytes, bytes]:
+    """A head without the line that carries a token, and the token; a head with none as it is."""
+    start = head.find(_TOKEN_LINE)
+    if start < 0:
+        return head, b""
+    end = head.find(b"\r\n", start + 2)
+    return head[:start] + head[end:], head[start + len(_TOKEN_LINE) : end]

@@ -1,0 +1,166 @@
+"""Who sends a request, by its connection and its ``Authorization``; and what is said to those who may log in.
+
+The challenge is Bearer, with a realm of our own: to a Basic one a client without a login gives up, and dockerd sends
+the user's Docker Hub password with every request.
+
+Source: distribution docs, "Token authentication"; RFC 7617 (Basic), RFC 6750 (Bearer).
+"""
+
+import base64
+import binascii
+import datetime as dt
+import re
+
+import msgspec
+from aiohttp import hdrs, web
+
+from registry_cache.access.control import Access
+from registry_cache.access.rules import Principal
+from registry_cache.access.tokens import TOKEN_SECONDS
+from registry_cache.model.errors import BadRequest, LoginNeeded, RegistryCacheError, Unsupported
+from registry_cache.web.connection import Connection
+from registry_cache.web.errors import rendered
+from registry_cache.web.exchange import INERT, JSON, client_address
+from registry_cache.web.gate import Gate
+
+TOKEN_PATH = "/token"  # noqa: S105 -- a path
+_AUTHORITY = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+_SCOPE = re.compile(r"[A-Za-z0-9._:/@-]{1,300}")
+_HEADER_MAX = 4096
+_NO_STORE = {"Cache-Control": "no-store"}
+_WRONG = "the login is not known here, or its password is wrong"
+
+
+class Login(msgspec.Struct, frozen=True):
+    """What a request says of who sends it.
+
+    Attributes:
+        came: with a login or token that counts, be it nobody's: there is no use in asking for another one.
+    """
+
+    principal: Principal
+    came: bool
+
+
+class Identity:
+    """See the module.
+
+    Args:
+        public_url: by which clients call the cache, where that is not what its connections say.
+    """
+
+    def __init__(self, access: Access, gate: Gate, *, public_url: str | None = None) -> None:
+        self.access = access
+        self._gate = gate
+        self._public_url = public_url
+
+    async def of(self, request: web.BaseRequest) -> Login:
+        """Who sends *request*.
+
+        Raises:
+            LoginNeeded: its login or token is none.
+            TooManyLogins: it is not looked at.
+        """
+        principal = connected(request)
+        header = _authorization(request) if self.access.asks_for_logins else ""
+        scheme, _, value = header.partition(" ")
+        if not header:
+            return Login(principal, came=False)
+        if scheme.lower() == "bearer":
+            user = self.access.token_user(value.strip().encode("ascii", "replace"))
+            if user is None:
+                raise LoginNeeded("the token is none, or over")
+            return Login(principal._replace(user=user), came=True)
+        if scheme.lower() != "basic":
+            raise LoginNeeded("allowed are Bearer and Basic")
+        user = await self._user(value, principal.address)
+        return Login(principal._replace(user=user), came=True)
+
+    async def token(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The token endpoint: a login, or none, for a token."""
+        try:
+            self._gate.check(request)
+            user = await self._who_wants_a_token(request)
+        except RegistryCacheError as error:
+            status, body, headers = rendered(error, "other")
+            if isinstance(error, LoginNeeded):
+                headers["WWW-Authenticate"] = 'Basic realm="registry-cache"'
+            if isinstance(error, Unsupported):
+                headers["Allow"] = "GET"
+            return web.Response(status=status, body=body, headers={**INERT, **JSON, **_NO_STORE, **headers})
+        token = self.access.make_token(user)
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        answer = {"token": token, "access_token": token, "expires_in": TOKEN_SECONDS, "issued_at": now}
+        return web.Response(body=msgspec.json.encode(answer), headers={**INERT, **JSON, **_NO_STORE})
+
+    async def _who_wants_a_token(self, request: web.BaseRequest) -> str:
+        if request.method != "GET":
+            raise Unsupported("a token is asked for with GET")  # containerd then does
+        scheme, _, value = _authorization(request).partition(" ")
+        if scheme and scheme.lower() != "basic":
+            raise LoginNeeded("a token is given for a login: Basic")
+        principal = connected(request)
+        has_scope = "scope" in request.query
+        try:
+            user = await self._user(value, principal.address) if scheme else ""
+        except LoginNeeded:
+            # Somebody else's login, as dockerd sends Docker Hub's to a mirror. Whether the user is known makes no
+            # difference, so that nobody finds out who is.
+            if not has_scope or not self.access.may_pull_anything(principal):
+                raise
+            user = ""
+        if not user and not has_scope:
+            raise LoginNeeded("a login is needed")  # `docker login` asks for no scope, and wants to hear this
+        return user
+
+    async def _user(self, basic: str, address: str) -> str:
+        """The user of the value of a Basic header; empty for the empty user and password that skopeo sends."""
+        user, password = _decoded(basic)
+        if not user and not password:
+            return ""
+        logins = self.access.logins
+        if logins is None or not user or not await logins.verify(user, password, address):
+            raise LoginNeeded(_WRONG)
+        return user
+
+    def challenge(self, request: web.BaseRequest, error: LoginNeeded) -> dict[str, str]:
+        """The header that tells a client where to log in."""
+        if not self.access.asks_for_logins:
+            return {}
+        base = self._public_url or _base(request)
+        if not base:
+            return {}
+        scope = f',scope="{error.scope}"' if _SCOPE.fullmatch(error.scope) else ""
+        dead = ',error="invalid_token"' if hdrs.AUTHORIZATION in request.headers else ""
+        return {"WWW-Authenticate": f'Bearer realm="{base}{TOKEN_PATH}",service="registry-cache"{scope}{dead}'}
+
+
+def _base(request: web.BaseRequest) -> str:
+    """By what the client has called the cache; empty where that cannot be part of a URL."""
+    encrypted = isinstance(request.protocol, Connection) and request.protocol.is_encrypted
+    host = request.headers.get(hdrs.HOST, "")
+    return f"{'https' if encrypted else 'http'}://{host}" if _AUTHORITY.fullmatch(host) else ""
+
+
+def connected(request: web.BaseRequest) -> Principal:
+    """Who is at the other end of *request*'s connection."""
+    protocol = request.protocol
+    return protocol.principal if isinstance(protocol, Connection) else Principal(client_address(request))
+
+
+def _authorization(request: web.BaseRequest) -> str:
+    values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if len(values) > 1:
+        raise BadRequest("a request has one Authorization")
+    return values[0].strip() if values else ""
+
+
+def _decoded(basic: str) -> tuple[str, str]:
+    try:
+        text = base64.b64decode(basic.strip()[:_HEADER_MAX], validate=True).decode()
+    except (binascii.Error, ValueError) as error:
+        raise LoginNeeded("the login cannot be read") from error
+    user, colon, password = text.partition(":")
+    if not colon:
+        raise LoginNeeded("the login cannot be read")
+    return user, password

@@ -1,0 +1,63 @@
+"""`registry-cache access check`: it says what the cache would do."""
+
+import subprocess
+
+import bcrypt
+import pytest
+
+from tests.e2e.command import PROGRAM, environment
+
+
+@pytest.fixture
+def check(tmp_path):
+    (tmp_path / "htpasswd").write_text(f"ci:{bcrypt.hashpw(b'x', bcrypt.gensalt(4)).decode()}\n")
+    config = tmp_path / "settings.toml"
+
+    def run(rules, *arguments):
+        config.write_text(f'htpasswd = "{tmp_path}/htpasswd"\n{rules}' if rules is not None else "")
+        done = subprocess.run(
+            [PROGRAM, "access", "check", "--config", config, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment(),
+        )
+        assert done.stderr == ""
+        return done.returncode, done.stdout.strip()
+
+    return run
+
+
+RULES = """
+[[access]]
+networks = ["10.1.0.0/16"]
+repositories = ["docker.io/nginx"]
+[[access]]
+users = ["ci"]
+repositories = ["docker.io/org/**"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["ci", "org/app:1.0"], 0, "docker.io/org/app: yes, rule 2 of 2 says so"),
+        (["ci", "docker.io/org/app@sha256:" + "0" * 64], 0, "docker.io/org/app: yes, rule 2 of 2 says so"),
+        (["-", "nginx:1", "--address", "10.1.2.3"], 0, "docker.io/library/nginx: yes, rule 1 of 2 says so"),
+        (["-", "nginx"], 1, "docker.io/library/nginx: no, none of 2 rules fits"),
+        (["nobody", "org/app"], 1, "docker.io/org/app: no, 'nobody' is not in HTPASSWD"),
+    ],
+)
+def test_rules(check, arguments, code, said):
+    assert check(RULES, *arguments) == (code, said)
+
+
+def test_without_rules(check):
+    assert check("", "ci", "nginx")[0] == 0
+    assert check("", "-", "nginx") == (
+        1, "docker.io/library/nginx: no, who is not known may pull nothing (there is no [[access]])"
+    )  # fmt: skip
+    assert check(None, "-", "nginx") == (
+        0, "docker.io/library/nginx: yes, there are no rules: whoever reaches 127.0.0.1:5000 may pull everything"
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Passwords: read with care, checked in few threads, and never kept."""
+
+import asyncio
+import threading
+
+import bcrypt
+import pytest
+
+from registry_cache.access import logins as module
+from registry_cache.access.htpasswd import Users, read_users
+from registry_cache.access.logins import Logins
+from registry_cache.model.errors import SettingsError, TooManyLogins
+
+SECRET = "correct horse"
+
+
+def hashed(password, cost=4):
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
+
+
+@pytest.fixture
+def users():
+    return Users({"ci": hashed(SECRET).encode(), "dev": hashed("x", 5).encode()})
+
+
+@pytest.fixture
+async def logins(users):
+    made = Logins(users)
+    yield made
+    await made.aclose()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ci:$apr1$x$y", "line 2: allowed is USER:HASH"),
+        ("ci:plain", "line 2: allowed is USER:HASH"),
+        ("ci", "line 2: allowed is USER:HASH"),
+        (f":{hashed('x')}", "line 2: allowed is USER:HASH"),
+        (f"c\x1bi:{hashed('x')}", "line 2: allowed is USER:HASH"),
+        (f"ci:{hashed('x').replace('$04$', '$17$')}", "line 2: allowed is a cost from 4 to 14"),
+        (f"ok:{hashed('x')}", "line 2: 'ok' is there twice"),
+    ],
+)
+def test_a_line_that_is_not_understood_is_named_and_not_shown(tmp_path, line, said):
+    file = tmp_path / "htpasswd"
+    file.write_text(f"ok:{hashed('y')}\n{line}\n")
+    with pytest.raises(SettingsError) as error:
+        read_users(file)
+    assert said in str(error.value)
+    assert "$" not in str(error.value)
+    assert "plain" not in str(error.value)
+
+
+def test_what_apache_writes_is_understood(tmp_path):
+    file = tmp_path / "htpasswd"
+    file.write_text(f"# users\n\nci:{hashed(SECRET).replace('$2b$', '$2y$')}\r\n")
+    users = read_users(file)
+    assert users.verify("ci", SECRET)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="no text"):
+        read_users(file)
+    file.write_text("")
+    assert len(read_users(file)) == 0
+
+
+@pytest.mark.parametrize("password", ["", "x" * 73, "x" * 10_000, "a\0b", "\udcff", "wrong"])
+def test_odd_passwords_are_wrong(users, password):
+    assert not users.verify("ci", password)
+    assert not users.verify("nobody", password)
+
+
+def test_a_password_is_not_its_beginning():
+    long = "x" * 72
+    users = Users({"ci": hashed(long).encode()})
+    assert users.verify("ci", long)
+    assert not users.verify("ci", long + "y")
+
+
+def test_an_unknown_user_costs_what_the_slowest_known_one_does(users, monkeypatch):
+    asked = []
+    checks = bcrypt.checkpw
+    monkeypatch.setattr(bcrypt, "checkpw", lambda given, kept: asked.append(kept[:7]) or checks(given, kept))
+    assert not users.verify("nobody", SECRET)
+    assert not users.verify("dev", SECRET)
+    assert asked[0] == asked[1] == b"$2b$05$"
+
+
+async def test_what_was_right_is_not_asked_again_and_not_kept(logins, monkeypatch):
+    assert await logins.verify("ci", SECRET, "10.0.0.1")
+    monkeypatch.setattr(module, "_verify", lambda *_: pytest.fail("asked"))
+    assert await logins.verify("ci", SECRET, "10.0.0.2")
+    kept = repr(vars(logins))
+    assert SECRET not in kept
+    assert all(len(key) == 32 for key in logins._known)
+
+
+async def test_what_was_right_is_over_with_another_password_and_with_time(users):
+    clock = [0.0]
+    logins = Logins(users, now=lambda: clock[0])
+    assert await logins.verify("ci", SECRET, "")
+    logins.users = Users({"ci": hashed("new").encode()})
+    assert not await logins.verify("ci", SECRET, "")
+    logins.users = users
+    clock[0] = 301.0
+    logins.users = Users({})
+    assert not await logins.verify("ci", SECRET, "")
+    await logins.aclose()
+
+
+async def test_many_with_one_login_ask_once(logins, monkeypatch):
+    asked = []
+    verify = module._verify
+    monkeypatch.setattr(module, "_verify", lambda *given: asked.append(1) or verify(*given))
+    found = await asyncio.gather(*[logins.verify("ci", SECRET, "10.0.0.1") for _ in range(200)])
+    assert (all(found), len(asked)) == (True, 1)
+
+
+async def test_an_address_with_many_wrong_ones_waits_and_others_do_not(users):
+    clock = [0.0]
+    logins = Logins(users, now=lambda: clock[0])
+    assert await logins.verify("ci", SECRET, "10.0.0.1")
+    for number in range(20):
+        assert not await logins.verify("ci", f"wrong {number}", "10.0.0.1")
+    with pytest.raises(TooManyLogins):
+        await logins.verify("dev", "x", "10.0.0.1")
+    assert await logins.verify("ci", SECRET, "10.0.0.1")  # known to be right
+    assert await logins.verify("dev", "x", "10.0.0.2")
+    clock[0] = 61.0
+    assert not await logins.verify("ci", "wrong", "10.0.0.1")
+    await logins.aclose()
+
+
+async def test_few_wait_and_the_others_are_told_so(logins, monkeypatch):
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    def held(*_):
+        begun.release()
+        go.wait(10)
+        return False
+
+    monkeypatch.setattr(module, "_verify", held)
+    tasks = [asyncio.ensure_future(logins.verify("ci", f"{n}", f"10.0.0.{n}")) for n in range(34)]
+    await asyncio.to_thread(begun.acquire)
+    with pytest.raises(TooManyLogins):
+        await logins.verify("ci", "more", "10.0.1.1")
+    go.set()
+    assert await asyncio.gather(*tasks) == [False] * 34
+
+
+async def test_failures_are_remembered_of_so_many_addresses_only(logins, monkeypatch):
+    monkeypatch.setattr(module, "_ADDRESSES_MAX", 3)
+    for number in range(10):
+        logins._failed(f"10.0.0.{number}")
+    assert len(logins._failures) == 3

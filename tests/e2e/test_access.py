@@ -1,0 +1,162 @@
+"""Real clients of a cache that asks who is there: certificates and logins, over TLS and on loopback."""
+
+import contextlib
+import json
+import ssl
+import subprocess
+import urllib.request
+
+import bcrypt
+import pytest
+
+from tests.e2e.command import PROGRAM, settings_for, start, until
+from tests.e2e.dockerd import require_daemons
+
+pytestmark = pytest.mark.e2e
+
+PASSWORD = "correct horse battery"
+CLIENT = "node1.nodes.corp"
+RULES = """
+[[access]]
+certificates = ["*.nodes.corp"]
+[[access]]
+users = ["ci"]
+[[access]]
+networks = ["127.0.0.0/8"]
+repositories = ["docker.io/library/open-*"]
+"""
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """Certificates as the program makes them."""
+    folder = tmp_path / "tls"
+    made = [PROGRAM, "tls", "init", folder, "--host", "127.0.0.1", "--client", CLIENT]
+    subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def guarded(hub, tmp_path, tls):
+    """Start a cache with these rules; its address."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*, encrypted: bool = True, listen: str = "127.0.0.1:0"):
+            (tmp_path / "htpasswd").write_text(f"ci:{bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()}\n")
+            config = tmp_path / "settings.toml"
+            files = {"htpasswd": tmp_path / "htpasswd", "client_ca": tls / "ca.pem"}
+            files |= {"tls_cert": tls / "cert.pem", "tls_key": tls / "key.pem"}
+            if not encrypted:
+                files = {"htpasswd": files["htpasswd"]}
+            rules = RULES if encrypted else RULES.partition('corp"]\n')[2]
+            config.write_text("".join(f'{name} = "{path}"\n' for name, path in files.items()) + rules)
+            command = start(settings_for(hub, tmp_path) | {"listen": listen, "config": str(config)})
+            stack.callback(command.end)
+            (ready,) = until(lambda: command.lines(event="ready"), "it is ready")
+            command.url = ready["address"]
+            return command
+
+        yield begin
+
+
+@pytest.fixture
+def skopeo(tmp_path):
+    require_daemons("skopeo", root=False)
+
+    def run(address, repository, *options):
+        source = f"docker://{address.partition('://')[2]}/{repository}:1"
+        command = ["skopeo", "inspect", "--raw", "--authfile", tmp_path / "none.json", *options, source]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def audits(cache):
+    return {(line["principal"], line["auth"], line["decision"]) for line in cache.lines(event="request")}
+
+
+def test_skopeo_with_a_certificate_with_a_login_and_with_none(guarded, hub, repository, skopeo, tls, tmp_path):
+    hub.image(repository, "1", make="image")
+    opened = f"library/open-{repository.partition('/')[2]}"
+    hub.image(opened, "1", make="image")
+    cache = guarded()
+    trusting, known = tmp_path / "trusting", tmp_path / "known"
+    for folder in (trusting, known):
+        folder.mkdir()
+        (folder / "ca.crt").write_bytes((tls / "ca.pem").read_bytes())
+    for suffix in ("cert", "key"):
+        (known / f"client.{suffix}").write_bytes((tls / f"clients/{CLIENT}.{suffix}").read_bytes())
+
+    by_certificate = skopeo(cache.url, repository, "--cert-dir", known)
+    assert by_certificate.returncode == 0, by_certificate.stderr
+    by_login = skopeo(cache.url, repository, "--cert-dir", trusting, "--creds", f"ci:{PASSWORD}")
+    assert by_login.returncode == 0, by_login.stderr
+    assert json.loads(by_login.stdout) == json.loads(by_certificate.stdout)
+    assert skopeo(cache.url, opened, "--cert-dir", trusting).returncode == 0
+    for options in ([], ["--creds", "ci:wrong"], ["--creds", f"nobody:{PASSWORD}"]):
+        refused = skopeo(cache.url, repository, "--cert-dir", trusting, *options)
+        assert refused.returncode != 0
+    assert audits(cache) >= {
+        (CLIENT, "certificate", "allow"),
+        ("ci", "login", "allow"),
+        ("127.0.0.1", "none", "allow"),
+        ("127.0.0.1", "none", "deny"),
+        ("127.0.0.1", "none", "login"),
+    }
+    assert PASSWORD not in cache.stdout.read_text() + cache.stderr.read_text()
+
+
+def test_containerd_with_a_certificate_and_with_a_login(guarded, hub, repository, containerd, tls):
+    hub.image(repository, "1", make="runnable")
+    cache = guarded()
+    name = f"docker.io/{repository}:1"
+    folder = containerd.directory / "hosts" / "docker.io"
+
+    def pull(more, *options):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts.toml").write_text(
+            f'server = "{cache.url}"\n[host."{cache.url}"]\n  capabilities = ["pull", "resolve"]\n'
+            f'  ca = "{tls}/ca.pem"\n{more}'
+        )
+        return containerd.ctr("images", "pull", "--hosts-dir", str(folder.parent), *options, name)
+
+    certificate = f'  client = [["{tls}/clients/{CLIENT}.cert", "{tls}/clients/{CLIENT}.key"]]\n'
+    for more, options in ((certificate, []), ("", ["--user", f"ci:{PASSWORD}"])):
+        done = pull(more, *options)
+        assert done.returncode == 0, done.stderr
+        assert containerd.run("run", "--rm", name, "it", "echo", "it runs") == "it runs"
+        containerd.remove(name)
+    refused = pull("")
+    assert refused.returncode != 0
+    assert audits(cache) >= {(CLIENT, "certificate", "allow"), ("ci", "login", "allow")}
+
+
+def test_dockerd_as_a_mirror_without_a_login_and_as_a_registry_with_one(guarded, hub, repository, docker, mirror_port):
+    hub.image(repository, "1", make="runnable")
+    opened = f"open-{repository.partition('/')[2]}"
+    hub.image(f"library/{opened}", "1", make="runnable")
+    cache = guarded(encrypted=False, listen=f"127.0.0.1:{mirror_port}")
+    address = f"127.0.0.1:{mirror_port}"
+    # As its mirror: what is open. dockerd fetches a token of nobody's for it.
+    docker.run("pull", f"{opened}:1")
+    assert docker.run("run", "--rm", "--network", "none", f"{opened}:1", "echo", "it runs") == "it runs"
+    closed = f"{address}/{repository}:1"
+    assert docker.try_run("pull", closed).returncode != 0
+    wrong = docker.try_run("login", "--username", "ci", "--password-stdin", address, stdin=b"wrong")
+    assert wrong.returncode != 0
+    docker.run("login", "--username", "ci", "--password-stdin", address, stdin=PASSWORD.encode())
+    try:
+        docker.run("pull", closed)
+        assert docker.run("run", "--rm", "--network", "none", closed, "echo", "it runs") == "it runs"
+    finally:
+        docker.run("logout", address)
+    assert ("ci", "login", "allow") in audits(cache)
+    assert PASSWORD not in cache.stdout.read_text() + cache.stderr.read_text()
+
+
+def test_nothing_is_answered_in_plain_where_there_is_tls(guarded):
+    cache = guarded()
+    with pytest.raises(OSError):
+        urllib.request.urlopen(cache.url.replace("https", "http") + "/v2/", timeout=10)
+    with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(cache.url + "/v2/", timeout=10, context=ssl.create_default_context())
