@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import socket
 import ssl
 
 import aiohttp
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives import serialization as s
 
 from registry_cache.model import events
 from registry_cache.model.errors import ReadFailed, SettingsError
-from registry_cache.web.certificates import Certificates
+from registry_cache.web.certificates import Certificates, certificate_names
 from registry_cache.web.tls_sending import TlsSink
 
 NAME = "library/tls"
@@ -254,16 +255,59 @@ async def test_clients_are_asked_for_a_certificate_and_need_none(start_cache, is
     assert b"200" in await answered(cache, late)
 
 
-async def test_no_session_is_resumed(cache, issuer):
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_session_is_resumed(cache, issuer, version):
     """It would bring a certificate back that nobody looks at again."""
     client = issuer.client()
-    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-        client.maximum_version = version
-        _, writer = await asyncio.open_connection(*cache.address, ssl=client, server_hostname="localhost")
-        writer.write(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        session = writer.get_extra_info("ssl_object").session
-        assert session is None or not session.has_ticket
-        writer.close()
+    client.minimum_version = client.maximum_version = version
+
+    def connect(session=None):
+        with (
+            socket.create_connection(cache.address, 10) as plain,
+            client.wrap_socket(plain, server_hostname="localhost", session=session) as encrypted,
+        ):
+            encrypted.sendall(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in encrypted.recv(1000)
+            return encrypted.session, encrypted.session_reused
+
+    session, _ = await asyncio.to_thread(connect)
+    assert not session.has_ticket
+    assert (await asyncio.to_thread(connect, session))[1] is False or version == ssl.TLSVersion.TLSv1_2
+
+
+async def test_a_certificate_of_a_resumed_session_does_not_count():
+    """TLS 1.2 may resume by a number that the server keeps; Python cannot turn that off."""
+
+    class Resumed:
+        session_reused = True
+
+        def getpeercert(self):
+            return {"subjectAltName": (("DNS", "node.corp"),)}
+
+    assert certificate_names(Resumed()) == ()
+    Resumed.session_reused = False
+    assert certificate_names(Resumed()) == ("node.corp",)
+
+
+@pytest.mark.parametrize(
+    ("shown", "names"),
+    [
+        ({"subjectAltName": (("DNS", "a"), ("URI", "spiffe://b"), ("IP Address", "10.0.0.1"))}, ("a", "spiffe://b")),
+        ({"subject": ((("organizationName", "o"),), (("commonName", "c"),))}, ("c",)),
+        ({"subjectAltName": (("IP Address", "10.0.0.1"),), "subject": ((("commonName", "c"),),)}, ("c",)),
+        ({"subjectAltName": (("DNS", "a"),), "subject": ((("commonName", "c"),),)}, ("a",)),
+        ({}, ()),
+        (None, ()),
+    ],
+)
+def test_what_a_certificate_is_called(shown, names):
+    class Connection:
+        session_reused = False
+
+        def getpeercert(self):
+            return shown
+
+    assert certificate_names(Connection()) == names
 
 
 async def test_what_is_no_tls_harms_nobody(cache):
