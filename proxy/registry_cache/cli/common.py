@@ -32,9 +32,7 @@ def own_user_agent(command: str) -> str:
 
 # Imported only when called for: `guard` and `prune` start without the server's libraries.
 GROUPS = {
-    "The cache": ("serve", "stats", "doctor", "client-config"),
-    "The cache": ("serve", "stats", "doctor", "tls"),
-    "The cache": ("serve", "stats", "doctor", "tls", "access"),
+    "The cache": ("serve", "stats", "doctor", "client-config", "tls", "access"),
     "What is cached": ("list", "pin", "unpin", "purge", "warm", "verify", "import"),
     "The host's own images": ("prune", "guard"),
     "Your shell": ("completion",),

@@ -202,8 +202,7 @@ class V2:
         """What is cached, not what upstream has: Hub has no catalog either."""
         query = exchange.request.query
         limit = min(int(query.get("n", "")[:6]) if query.get("n", "").isdecimal() else 100, _CATALOG_MAX)
-        names = await self._shown_repositories(query.get("last", "")[:512], limit + 1)
-        names = await self._names(exchange, query.get("last", "")[:256], limit + 1)
+        names = await self._visible_repositories(exchange, query.get("last", "")[:512], limit + 1)
         exchange.served = Served("bypass")
         headers = answer_headers(exchange.served)
         if len(names) > limit:
@@ -221,20 +220,27 @@ class V2:
                 behind = after.removeprefix(prefix) if after.startswith(prefix) else ""
                 found += [prefix + name for name in await self._index.repositories(registry, behind, limit)]
         return sorted(found)[:limit]
-    async def _names(self, exchange: Exchange, last: str, limit: int) -> list[str]:
-        """Repositories behind *last*, as far as whoever asks may pull from them."""
-        registry, found = self._registries.default, list[str]()
+
+    async def _visible_repositories(self, exchange: Exchange, after: str, limit: int) -> list[str]:
+        """As :meth:`_shown_repositories`, those that whoever asks may pull from."""
+        if self._identity is None:
+            return await self._shown_repositories(after, limit)
+        found: list[str] = []
         while len(found) < limit:
-            page = await self._index.repositories(registry, last, _CATALOG_MAX if self._identity else limit)
-            found += [name for name in page if self._may_see(exchange, Repository(registry, name))]
-            if self._identity is None or len(page) < _CATALOG_MAX:
+            page = await self._shown_repositories(after, _CATALOG_MAX)
+            found += [name for name in page if self._may_see(exchange, name)]
+            if len(page) < _CATALOG_MAX:
                 break
-            last = page[-1]
+            after = page[-1]
         return found[:limit]
 
-    def _may_see(self, exchange: Exchange, repository: Repository) -> bool:
+    def _may_see(self, exchange: Exchange, name: str) -> bool:
         if self._identity is None or exchange.principal is None:
-            return self._identity is None
+            return False
+        try:
+            repository = self._registries.repository(name, None)
+        except RegistryCacheError:  # from before, when another registry was the default one
+            return False
         return self._identity.access.decide(exchange.principal, repository).allowed
 
     def _error_response(self, exchange: Exchange, error: RegistryCacheError) -> web.Response:
