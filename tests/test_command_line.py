@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -197,3 +198,19 @@ def test_tab_in_bash():
     assert completed("registry-cache", "pu") == ["purge"]
     assert completed("registry-cache", "purge", "--y") == ["--yes"]
     assert "--max-size" in completed("registry-cache", "serve", "--max")
+
+
+def test_a_home_that_is_closed_to_this_user_is_no_crash(monkeypatch, tmp_path):
+    """``setpriv --reuid=registry-cache registry-cache doctor`` keeps root's HOME."""
+    closed = Path("/closed-to-this-user/registry-cache")
+    real = Path.stat
+
+    def stat(path, **how):
+        if path.is_relative_to(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(admin, "load_settings", lambda *_, **__: Settings.model_construct(set(), cache_dir=closed))
+    assert admin.settings_of(None, None).cache_dir == closed

@@ -171,7 +171,7 @@ async def test_rejected_credential_is_shown_by_doctor_stats_and_page(doctor, cac
     assert "registry_cache_credential_rejected 1.0" in (await cache.get("/metrics")).body.decode()
     code, checks = await doctor()
     assert code == 1
-    assert "rejects its credential" in checks["service"]["text"]
+    assert [name for name, state in states(checks).items() if state == "broken"] == ["credential"]
     assert "rejected the credential of 'ci-account'" in checks["credential"]["text"]
     assert "PASSWORD_FILE" in checks["credential"]["remedy"]
 
@@ -184,7 +184,7 @@ async def test_rejected_credential_is_shown_by_doctor_stats_and_page(doctor, cac
     ],
 )
 def test_a_service_that_gives_no_figures_is_told_for_what_it_is(failure, words):
-    check = network.service(failure, "http://x", load_settings(None, {}))
+    check = network.service(failure, "http://x")
     assert check.state == "broken"
     assert words in check.text
 
@@ -194,7 +194,7 @@ def test_a_new_token_goes_where_the_service_takes_it_from():
 
     def remedy(path):
         settings = load_settings(None, {}).model_copy(update={"password_file": Path(path)})
-        return network.service(stats, "http://x", settings).remedy
+        return network.still_rejected(stats, [], settings).remedy
 
     assert "systemctl restart registry-cache" in remedy("/run/credentials/registry-cache.service/password")
     assert "/etc/my-token); the service reads it again by itself" in remedy("/etc/my-token")

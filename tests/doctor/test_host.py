@@ -18,46 +18,8 @@ MOUNTINFO = """\
 """
 
 
-@pytest.fixture
-def secret(tmp_path):
-    """A token in a directory that others may enter, as pytest's own may not be."""
-    path = tmp_path / "pat"
-    path.write_text("dckr_pat_x\n")
-    path.chmod(0o600)
-    return path
-
-
 def settings(tmp_path, **flags):
     return load_settings(None, {"cache_dir": tmp_path / "cache", **flags})
-
-
-@pytest.mark.parametrize(
-    ("mode", "state"), [(0o600, "ok"), (0o640, "ok"), (0o644, "warning"), (0o660, "warning"), (0o602, "warning")]
-)
-def test_secret_that_others_read(tmp_path, secret, monkeypatch, mode, state):
-    monkeypatch.setattr(host, "_is_in_the_open", lambda _path: True)
-    secret.chmod(mode)
-    check = host.secret(settings(tmp_path, username="ci", password_file=secret))
-    assert check.state == state
-    assert (check.remedy == f"chmod 600 {secret}") == (state == "warning")
-
-
-def test_secret_in_a_closed_directory_is_nobody_elses(tmp_path, secret):
-    secret.chmod(0o644)
-    tmp_path.chmod(0o700)
-    assert host.secret(settings(tmp_path, username="ci", password_file=secret)).state == "ok"
-
-
-def test_empty_or_lost_secret_is_broken(tmp_path, secret):
-    given = settings(tmp_path, username="ci", password_file=secret)
-    secret.write_text(" \n")
-    assert (host.secret(given).state, host.secret(given).text) == ("broken", f"{secret} is empty")
-    secret.unlink()
-    assert host.secret(given).state == "broken"
-
-
-def test_no_account_is_a_warning(tmp_path):
-    assert host.secret(settings(tmp_path)).state == "warning"
 
 
 def test_settings_file_that_everybody_writes(tmp_path):
@@ -154,22 +116,6 @@ def test_unreadable_crontab_is_said(tmp_path, monkeypatch):
     assert (check.state, "1 files could not be read" in check.text) == ("warning", True)
 
 
-def test_a_service_that_does_not_run_is_judged_by_the_token_it_would_be_given(tmp_path, monkeypatch):
-    token = tmp_path / "registry-cache.password"
-    monkeypatch.setattr(host, "INSTALLED_TOKEN", token)
-    settings = load_settings(None, {"username": "ci"}, with_token=False)
-    check = host.secret(host.with_installed_token(settings))
-    assert (check.state, str(token) in check.remedy) == ("warning", True)
-    token.write_text("secret")
-    token.chmod(0o600)
-    assert host.secret(host.with_installed_token(settings)).text == f"{token}: nobody else reads it"
-
-
-def test_without_an_account_it_says_where_an_installed_service_takes_the_token_from():
-    check = host.secret(load_settings(None, {}))
-    assert (check.state, str(host.INSTALLED_TOKEN) in check.remedy) == ("warning", True)
-
-
 @pytest.mark.parametrize(
     ("servers", "said"),
     [
@@ -212,3 +158,11 @@ def test_how_long_a_certificate_will_do(tmp_path, days, state, text):
     (check,) = host.certificate(settings, time.time())
     assert check.state == "broken"
     assert list(host.certificate(Settings.model_construct(tls_cert=None), 0.0)) == []
+
+
+def test_a_cache_directory_that_this_user_cannot_see_is_no_crash(tmp_path, monkeypatch):
+    given = settings(tmp_path)
+    monkeypatch.setattr(host.Path, "is_dir", lambda _path: (_ for _ in ()).throw(PermissionError()))
+    monkeypatch.setattr(host.os, "access", lambda *_: False)
+    [check] = host.cache_directory(given, None)
+    assert (check.state, "not writable for this user" in check.text) == ("broken", True)

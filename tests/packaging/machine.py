@@ -77,15 +77,16 @@ class Machine:
             timeout=timeout_seconds,
         )
 
-    def run(self, *command: str, **env: str) -> str:
+    def run(self, *command: str, timeout_seconds: float = 120, **env: str) -> str:
         """As :meth:`try_run`; fails with what was printed."""
-        done = self.try_run(*command, **env)
+        done = self.try_run(*command, timeout_seconds=timeout_seconds, **env)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def make(self, *arguments: str) -> str:
         """``make`` in the source, with nothing but the wheels to install from."""
-        return self.run("make", "-C", "/src", *arguments, PIP_NO_INDEX="1", PIP_FIND_LINKS="/wheels")
+        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"}
+        return self.run("make", "-C", "/src", *arguments, timeout_seconds=280, **offline)
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         target = self.root / path.lstrip("/")

@@ -134,6 +134,31 @@ def test_an_account_without_its_token_is_told_what_is_missing(machine, configure
     assert any("USERNAME is set but PASSWORD_FILE is not" in line for line in journal_since(machine, mark))
 
 
+@pytest.mark.parametrize("fault", ["missing", "empty", "root's own", "in root's home"])
+def test_doctor_says_what_is_wrong_with_the_token_once_to_root_and_to_the_services_user(
+    machine, configure, hub, repository, fault
+):
+    machine.write("/etc/ca.pem", hub.ca_file.read_text())
+    account = {"upstream": hub.url, "ca_file": "/etc/ca.pem", "username": hub.ready["username"]}
+    machine.run("install", "--directory", "--mode=700", "--owner=registry-cache", "/var/cache/registry-cache")
+    if fault == "empty":
+        machine.write(CREDENTIAL, "\n", 0o600)
+    elif fault != "missing":
+        account["password_file"] = "/etc/pat" if fault == "root's own" else "/root/pat"
+        machine.write(account["password_file"], hub.ready["pat"], 0o600 if fault == "root's own" else 0o644)
+    configure(**account)
+    machine.try_run("systemctl", "restart", CACHE)
+    hub.image(repository, "1", make="image")
+    look = ["registry-cache", "doctor", "--json", "--image", f"{repository.removeprefix('library/')}:1"]
+    as_user = ["setpriv", "--reuid=registry-cache", "--regid=registry-cache", "--clear-groups"]
+    for command in (look, [*as_user, *look]):
+        checks = json.loads(machine.run("sh", "-c", '"$@" || true', "sh", *command))["checks"]
+        broken = [check["name"] for check in checks if check["state"] == "broken"]
+        assert broken in (["credential file"], ["settings"]), checks
+        if command is look:
+            assert broken == ["credential file"]
+
+
 def test_another_directory_needs_the_drop_in_that_the_settings_file_names(machine, configure):
     machine.run("install", "--directory", "--owner=registry-cache", "--mode=700", "/srv/cache")
     configure(cache_dir="/srv/cache")

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import click
 
-from registry_cache.cli.common import INSTALLED_CONFIG
+from registry_cache.cli.common import INSTALLED_CACHE, INSTALLED_CONFIG
 from registry_cache.runtime.pointers import running_caches, runtime_directory
 from registry_cache.settings.load import as_running, load_settings
 from registry_cache.settings.model import Settings
@@ -127,14 +127,22 @@ def settings_of(config: Path | None, cache_dir: Path | None) -> Settings:
         UsageError: several caches run here.
     """
     settings = load_settings(config, {"cache_dir": cache_dir}, with_token=False)
-    if "cache_dir" in settings.model_fields_set or (settings.cache_dir / SOCKET_NAME).exists():
+    is_named = "cache_dir" in settings.model_fields_set
+    if config == INSTALLED_CONFIG and not is_named:
+        settings = settings.model_copy(update={"cache_dir": INSTALLED_CACHE})  # whoever asks
+    if is_named or _is_there(settings.cache_dir / SOCKET_NAME):
         return settings
-    found = [each for each in running_caches(runtime_directory(os.environ)) if (each / SOCKET_NAME).exists()]
+    found = [each for each in running_caches(runtime_directory(os.environ)) if _is_there(each / SOCKET_NAME)]
     if len(found) > 1:
         raise click.UsageError(
             f"several caches run here, in {', '.join(map(str, found))}: choose one with --cache-dir."
         )
     return settings.model_copy(update={"cache_dir": found[0]}) if found else settings
+
+
+def _is_there(path: Path) -> bool:
+    """Not exists(): it raises where a folder on the way is closed to this user."""
+    return os.access(path, os.F_OK)
 
 
 def service(config: Path | None, cache_dir: Path | None) -> Service:

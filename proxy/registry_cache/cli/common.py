@@ -6,6 +6,7 @@ import importlib
 import keyword
 import os
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,13 +86,20 @@ config_option = click.option(
 )
 
 
-# What make install lays down and its unit reads.
+# What make install lays down and its unit reads; and what its service owns.
 INSTALLED_CONFIG = Path("/etc/registry-cache.toml")
+INSTALLED_CACHE = Path("/var/cache/registry-cache")
 
 
 def _installed_config() -> Path | None:
-    """For root, who alone may ask the service that reads it."""
-    return INSTALLED_CONFIG if os.geteuid() == 0 and INSTALLED_CONFIG.is_file() else None
+    """For root and the service's own user: they may ask the service that reads it."""
+    return INSTALLED_CONFIG if _may_ask() and INSTALLED_CONFIG.is_file() else None
+
+
+def _may_ask() -> bool:
+    with suppress(OSError):
+        return os.geteuid() in (0, INSTALLED_CACHE.stat().st_uid)
+    return os.geteuid() == 0
 
 
 # For the commands that look at a service which somebody else has started.
@@ -100,7 +108,7 @@ service_config_option = click.option(
     type=click.Path(path_type=Path, readable=False),
     envvar=["REGISTRY_CACHE_CONFIG", "REGISTRY_CONFIGURATION_PATH"],
     default=_installed_config,
-    help=f"The service's settings file.  [default: {INSTALLED_CONFIG}, for root where it is there]",
+    help=f"The service's settings file.  [default: {INSTALLED_CONFIG}, for root and the service's user]",
 )
 
 

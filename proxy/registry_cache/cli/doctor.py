@@ -18,6 +18,7 @@ from registry_cache.cli.common import INSTALLED_CONFIG, own_user_agent, say, ser
 from registry_cache.cli.output import console, styled
 from registry_cache.doctor import host, network
 from registry_cache.doctor.check import Check
+from registry_cache.doctor.secret import secret, service_user, with_installed_token
 from registry_cache.model.errors import RegistryCacheError, SettingsError
 from registry_cache.observe.figures import FullStats, Stats, read
 from registry_cache.runtime.own_certificate import trust
@@ -90,18 +91,24 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
         yield Check("settings", "broken", str(error), "correct it: registry-cache serve --help lists every setting")
         return
     found = running(settings)
-    settings = host.with_installed_token(found.settings)
+    settings = with_installed_token(found.settings)
     yield _settings(settings, found.config or config)
     if check := host.settings_file(found.config or config):
         yield check
-    yield host.secret(settings)
+    installed = (found.config or config) == INSTALLED_CONFIG
+    token = secret(settings, user=service_user(settings), installed=installed)
+    yield token
     answer = await _stats(found)
     stats = answer if isinstance(answer, Stats) else None
     used_bytes = stats.store.size_bytes if stats else None
     for check in (*host.certificate(settings, time.time()), *host.cache_directory(settings, used_bytes)):
+        yield check if stats else _follows(check, token)
+    yield _follows(network.service(answer, found.url), token)
+    told = []
+    async for check in _registries(settings, image, with_account=token.state != "broken"):
+        told.append(check)
         yield check
-    yield network.service(answer, found.url, settings)
-    async for check in _registries(settings, image):
+    if stats and token.state != "broken" and (check := network.still_rejected(stats, told, settings)):
         yield check
     instance = found.instance or (stats.instance if stats else None)
     async for check in network.docker(settings, os.environ, found.url, instance):
@@ -113,14 +120,28 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
         yield await network.real_pull(found.url, image, trust(settings.tls_cert))
 
 
-async def _registries(settings: Settings, image: str) -> AsyncIterator[Check]:
+def _follows(check: Check, cause: Check) -> Check:
+    """One fault counts once: a service that does not start without its token is no second one."""
+    if check.state != "broken" or cause.state != "broken":
+        return check
+    return check._replace(state="warning", remedy=f"first see to the {cause.name}")
+
+
+async def _registries(settings: Settings, image: str, *, with_account: bool) -> AsyncIterator[Check]:
     """The default registry's checks and the others', in that order; all are asked at the same time."""
     tasks = []
     async with asyncio.TaskGroup() as group:
         for name, served in registries(settings).items():
             is_default = name == settings.default_registry
             tasks.append(
-                group.create_task(network.registry(served, is_default=is_default, image=image if is_default else ""))
+                group.create_task(
+                    network.registry(
+                        served,
+                        is_default=is_default,
+                        image=image if is_default else "",
+                        with_account=with_account or not is_default,
+                    )
+                )
             )
     for task in tasks:
         for check in task.result():

@@ -1,4 +1,4 @@
-"""Looks at this machine: settings file, secret, cache directory, space, habits that undo the cache."""
+"""Looks at this machine: settings file, cache directory, space, habits that undo the cache."""
 
 import ipaddress
 import os
@@ -42,8 +42,6 @@ _SOON_SECONDS = 14 * 86400.0
 _READ_BYTES = 1024 * 1024
 _SCRIPT = re.compile(r"(?<![\w.$/-])/[\w.+/@-]+")
 _FEW_INODES = 0.05
-# Where packaging/systemd/registry-cache.service has systemd take the token from.
-INSTALLED_TOKEN = Path("/etc/credstore/registry-cache.password")
 
 
 def name_server(resolv_conf: Path = Path("/etc/resolv.conf")) -> Check | None:
@@ -85,41 +83,6 @@ def settings_file(path: Path | None) -> Check | None:
     return Check("settings file", "ok", f"{path}")
 
 
-def with_installed_token(settings: Settings) -> Settings:
-    """*settings* with the token that the installed unit would be given, where they have an account without one."""
-    if settings.username and settings.password_file is None and os.access(INSTALLED_TOKEN, os.R_OK):
-        return settings.model_copy(update={"password_file": INSTALLED_TOKEN})
-    return settings
-
-
-def secret(settings: Settings) -> Check:
-    """The file with the credential: nobody else may read it."""
-    path = settings.password_file
-    if path is None or not settings.username:
-        remedy = "set USERNAME, and PASSWORD_FILE to a file with an access token that may only read; with make "
-        remedy += f"install, write the token into {INSTALLED_TOKEN}, mode 600, and restart the service"
-        text = "no account: Docker Hub allows few anonymous pulls"
-        if settings.username:
-            remedy = f"set PASSWORD_FILE; with make install: write it into {INSTALLED_TOKEN}, mode 600"
-            text = f"no token is known for {settings.username}, or only its unit knows it"
-        return Check("credential file", "warning", text, remedy)
-    try:
-        mode, content = path.stat().st_mode, path.read_bytes().strip()
-    except OSError as error:
-        if isinstance(error, PermissionError) and os.geteuid() != 0:
-            remedy = "run doctor as root, or as the service's user"
-            return Check("credential file", "warning", f"{path}: this user may not look at it", remedy)
-        return Check("credential file", "broken", f"{path}: {error.strerror}", "write the access token into it")
-    if not content:
-        return Check("credential file", "broken", f"{path} is empty", "write the access token into it")
-    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP) and _is_in_the_open(path):
-        remedy = f"chmod 600 {path}"
-        if path.resolve().is_relative_to("/nix/store"):
-            remedy = "everybody reads the Nix store: name a file outside it, and write the token there"
-        return Check("credential file", "warning", f"{path}: others may read or change it ({mode & 0o777:o})", remedy)
-    return Check("credential file", "ok", f"{path}: nobody else reads it")
-
-
 def certificate(settings: Settings, now: float) -> Iterator[Check]:
     """The certificate that clients see, if there is one, and how long it will do.
 
@@ -146,11 +109,6 @@ def certificate(settings: Settings, now: float) -> Iterator[Check]:
         yield Check(name, "warning" if is_late else "ok", f"{path}: {format_ago(ends - now)} left", remedy)
 
 
-def _is_in_the_open(path: Path) -> bool:
-    """Whether others get as far as *path*: one closed directory above it keeps them out."""
-    return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents)
-
-
 def cache_directory(settings: Settings, used_bytes: int | None) -> Iterator[Check]:
     """It is there, on a filesystem that is fit for it, with room for the cap.
 
@@ -158,7 +116,7 @@ def cache_directory(settings: Settings, used_bytes: int | None) -> Iterator[Chec
         used_bytes: what the running cache says it holds; None to count.
     """
     path = settings.cache_dir
-    if not path.is_dir():
+    if _is_missing(path):
         remedy = "start the service once, or name the right one with --cache-dir"
         yield Check("cache directory", "broken", f"{path} does not exist", remedy)
         return
@@ -178,6 +136,14 @@ def cache_directory(settings: Settings, used_bytes: int | None) -> Iterator[Chec
     else:
         yield Check("cache directory", "ok", f"{path} on {kind}")
     yield _space(settings, used_bytes if used_bytes is not None else _used_bytes(path / "blobs"))
+
+
+def _is_missing(path: Path) -> bool:
+    """Not where a folder on the way is closed to this user: nobody knows then."""
+    try:
+        return not path.is_dir()
+    except PermissionError:
+        return False
 
 
 def _space(settings: Settings, used: int) -> Check:

@@ -11,6 +11,7 @@ import aiohttp
 
 from registry_cache.assembly.pulls import build_upstream
 from registry_cache.doctor.check import Check
+from registry_cache.doctor.secret import new_token
 from registry_cache.hostprune.address import engine_socket
 from registry_cache.hostprune.engine import connect
 from registry_cache.model import events
@@ -25,11 +26,11 @@ from registry_cache.model.errors import (
     UpstreamError,
 )
 from registry_cache.model.oci import Reference, Repository
-from registry_cache.model.units import format_duration, format_size
+from registry_cache.model.units import format_ago, format_duration, format_size
 from registry_cache.observe.figures import Stats
 from registry_cache.runtime.own_certificate import trust
 from registry_cache.settings.model import Settings
-from registry_cache.settings.registries import RegistrySettings, registries
+from registry_cache.settings.registries import RegistrySettings
 from registry_cache.upstream.client import Upstream
 from registry_cache.upstream.ratelimit import Quota
 from registry_cache.upstream.tls import tls_context
@@ -45,8 +46,8 @@ _NIXOS = Path("/etc/NIXOS")
 _DAEMON_JSON = Path("/etc/docker/daemon.json")
 
 
-def service(answer: Stats | PullFailed, url: str, settings: Settings) -> Check:
-    """The service answers, and what it says of its credential.
+def service(answer: Stats | PullFailed, url: str) -> Check:
+    """The service answers.
 
     Args:
         answer: its ``/_stats``, or why they could not be had.
@@ -56,25 +57,26 @@ def service(answer: Stats | PullFailed, url: str, settings: Settings) -> Check:
     if isinstance(answer, PullFailed):
         remedy = "start it: systemctl start registry-cache, or registry-cache serve; why it stopped: journalctl -u "
         return Check("service", "broken", f"no cache answers on {url}", remedy + "registry-cache")
-    if answer.upstream.credential_rejected:
-        text = f"{url} answers, but upstream rejects its credential"
-        return Check("service", "broken", text, _new_token(registries(settings)[settings.default_registry]))
     return Check("service", "ok", f"{url} answers, version {answer.version}")
 
 
-def _new_token(registry: RegistrySettings) -> str:
-    path = registry.password_file
-    if path is not None and path.is_relative_to("/run/credentials"):
-        # systemd copied it when the service started: a changed file alone changes nothing.
-        where = "the file that its unit names (make install: /etc/credstore/registry-cache.password)"
-        return f"make a new access token, write it into {where}, then: systemctl restart registry-cache"
-    return f"make a new access token and write it into PASSWORD_FILE ({path}); the service reads it again by itself"
+def still_rejected(stats: Stats, found: list[Check], settings: Settings) -> Check | None:
+    """The service's own credential is rejected, and what was found when it was tried from here does not say so."""
+    if not stats.upstream.credential_rejected or any(each[:2] == ("credential", "broken") for each in found):
+        return None
+    text = "upstream rejects the credential that the service has; the one that is there now was not rejected"
+    remedy = f"systemctl restart registry-cache; if that is no help: {new_token(settings.password_file)}"
+    return Check("credential", "broken", text, remedy)
 
 
-async def registry(served: RegistrySettings, *, is_default: bool, image: str) -> list[Check]:
-    """Everything about one registry: reachable, TLS, clock, account. Of others than the default one, by their names."""
+async def registry(served: RegistrySettings, *, is_default: bool, image: str, with_account: bool = True) -> list[Check]:
+    """Everything about one registry: reachable, TLS, clock, account. Of others than the default one, by their names.
+
+    Args:
+        with_account: False where what is wrong with its token is known already.
+    """
     checks = [check async for check in upstream(served)]
-    if checks[0].state != "broken":
+    if checks[0].state != "broken" and with_account:
         checks += [check async for check in account(served, image)]
     if is_default:
         return checks
@@ -116,7 +118,7 @@ def clock(date: str | None, now: float) -> Check:
         return Check("clock", "warning", "upstream does not say what time it is", "compare it by hand: date -u")
     if abs(off) <= _CLOCK_WARNING_SECONDS:
         return Check("clock", "ok", "within a minute of upstream's")
-    text = f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} upstream's"
+    text = f"{format_ago(abs(off))} {'ahead of' if off > 0 else 'behind'} upstream's"
     state = "broken" if abs(off) > _CLOCK_BROKEN_SECONDS else "warning"
     return Check("clock", state, text, "have it set: timedatectl set-ntp true")  # type: ignore[arg-type]
 
@@ -166,7 +168,7 @@ async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
     try:
         await client.manifest_head(asked, attempts=1)
     except CredentialRefused as error:
-        return Check("credential", "broken", str(error), f"check USERNAME; or {_new_token(registry)}")
+        return Check("credential", "broken", str(error), f"check USERNAME; or {new_token(registry.password_file)}")
     except RateLimited as error:
         remedy = f"{_more_pulls(registry)}; cached images are served meanwhile"
         return Check("quota", "broken", f"upstream limits us: {error}", remedy)

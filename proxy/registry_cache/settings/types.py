@@ -99,8 +99,12 @@ def _aliases(value: list[str]) -> list[str]:
 
 def _readable_file(value: Path) -> Path:
     # Not is_file(): it raises where a folder on the way is closed to this user.
-    if not os.access(value, os.R_OK) or not value.is_file():
-        raise ValueError("allowed is an existing, readable file")
+    if not os.access(value, os.F_OK):
+        raise ValueError("allowed is a readable file; there is none, or this user may not look into its folder")
+    if not os.access(value, os.R_OK):
+        raise ValueError("allowed is a readable file; this user may not read it")
+    if not value.is_file():
+        raise ValueError("allowed is a readable file; this is no file")
     return value
 
 

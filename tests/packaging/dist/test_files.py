@@ -1,9 +1,12 @@
 """The files of ``make dist``: one version, whole, and with the right checksums."""
 
+import calendar
 import json
+import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 
 from registry_cache import __version__
 from tests.packaging.debian import ROOT, wheels
@@ -44,7 +47,10 @@ def test_the_sdist_builds_the_wheel_without_a_network_and_it_runs(built, tmp_pat
     locks = ["-r", source / "requirements-build.lock", "-r", source / "requirements.lock"]
     subprocess.run([*offline, "--no-deps", "--require-hashes", *locks], check=True)
     build = [tmp_path / "venv/bin/python", "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "out"]
-    subprocess.run(["unshare", "--net", "--map-root-user", *build], cwd=source, check=True, capture_output=True)
+    # Of the time that the other one says it is of.
+    made = calendar.timegm(zipfile.ZipFile(built("*.whl")).infolist()[0].date_time)
+    env = os.environ | {"SOURCE_DATE_EPOCH": str(made)}
+    subprocess.run(["unshare", "--net", "--map-root-user", *build], cwd=source, check=True, capture_output=True, env=env)
     [wheel] = (tmp_path / "out").iterdir()
     assert wheel.read_bytes() == built("*.whl").read_bytes()
     subprocess.run([*offline, "--no-deps", wheel], check=True)
