@@ -57,7 +57,7 @@ in
     negative_ttl = setting duration "10s" "How long upstream's no to a tag, manifest, blob or list is answered from memory; 0: never. Default: 10s.";
     retries = setting types.ints.unsigned 5 "How often a broken transfer from upstream is taken up again. Default: 5.";
     max_flights = setting types.ints.positive 32 "Blobs fetched from upstream at the same time. Default: 32.";
-    blob_connections = setting types.ints.positive 1 "Connections for one large blob, where upstream gives each less than 400 Mbit/s; 1: always one. Default: 1.";
+    blob_connections = setting types.ints.positive 1 "Connections for one blob of which more than 32 MiB are left, where upstream gives each less than 400 Mbit/s; 1: always one. Default: 4.";
     prefetch_concurrency = setting types.ints.unsigned 6 "Layers fetched before a running pull asks for them, at the same time; 0: none. Default: 6.";
     prefetch_max_size = setting size "2GB" "The most bytes fetched ahead that no client has asked for yet (at most a quarter of max_size). Default: 2GB.";
     max_connections = setting types.ints.positive 2048 "Client connections served at the same time. Default: 2048.";

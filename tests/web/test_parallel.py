@@ -18,6 +18,7 @@ REPOSITORY = "library/large"
 @pytest.fixture
 def segments(monkeypatch):
     monkeypatch.setattr(parallel, "SEGMENT_BYTES", 1_000_000)
+    monkeypatch.setattr(parallel, "WORTH_BYTES", 2_000_000)
 
 
 @pytest.fixture
@@ -63,11 +64,25 @@ async def test_a_fast_one_stays_alone(cache, hub, blob):
     assert hub.counters.blob_gets(blob) == 1
 
 
-async def test_by_default_there_is_one(start_cache, hub, blob):
+async def test_by_default_one_that_is_not_large_is_fetched_by_one_get(start_cache, hub, blob, monkeypatch):
+    monkeypatch.setattr(parallel, "WORTH_BYTES", 32 * 1024 * 1024)
     cache = await start_cache()
     slow(hub)
     assert (await cache.blob(REPOSITORY, blob)).status == 200
     assert hub.counters.blob_gets(blob) == 1
+
+
+@pytest.mark.parametrize(("connections", "gets"), [(None, range(2, 20)), (1, range(1, 2))])
+async def test_a_large_one_over_a_slow_link_gets_more_and_no_byte_twice(start_cache, hub, connections, gets):
+    """The default; 1 switches it off. What was under way on the first connection when it is told to stop is all."""
+    size = 48_000_000
+    image = await hub.images.image("library/huge", "1", [size])
+    digest = image.layers[0].digest
+    cache = await start_cache(**({} if connections is None else {"blob_connections": connections}))
+    slow(hub, 20_000_000)
+    assert (await cache.blob("library/huge", digest)).body == hub.images.read(digest)
+    assert hub.counters.blob_gets(digest) in gets
+    assert hub.counters.blob_bytes(digest) <= 1.05 * size
 
 
 async def test_no_more_connections_than_there_are_for_all_blobs(start_cache, hub, segments, monkeypatch, at_once):

@@ -152,6 +152,7 @@ async def test_a_blob_without_length_may_take_longer_than_a_client_waits(start_c
 @pytest.mark.parametrize("status", [403, 404])
 async def test_a_refused_range_among_several_costs_no_pull(start_cache, hub, monkeypatch, status):
     monkeypatch.setattr(parallel, "SEGMENT_BYTES", 50_000)
+    monkeypatch.setattr(parallel, "WORTH_BYTES", 100_000)
     monkeypatch.setattr(parallel, "_WATCHED_SECONDS", 0.0)
     monkeypatch.setattr(parallel, "_SLOW_BYTES_PER_SECOND", 1e12)
     monkeypatch.setattr(parallel, "_WORTH_SECONDS", 0.0)

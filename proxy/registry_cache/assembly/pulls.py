@@ -10,7 +10,7 @@ from registry_cache.model import events
 from registry_cache.pull.asking import Policy
 from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.pull.flights import Flights
-from registry_cache.pull.parallel import EXTRA_CONNECTIONS, ParallelSource
+from registry_cache.pull.parallel import EXTRA_CONNECTIONS, ParallelSource, Spare
 from registry_cache.pull.prefetch import Prefetcher
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.pull.registry import Registry
@@ -51,7 +51,8 @@ async def open_pulls(
             upstream = upstreams[name] = build_upstream(registry, settings.prefetch_concurrency, bus)
             stack.push_async_callback(upstream.aclose)
             stack.callback(upstream.interrupt)  # who was not waited for does not keep the process until READ_TIMEOUT
-        runways = {name: _runway(registry, upstreams[name], bus) for name, registry in served.items()}
+        spare = Spare(len(served))
+        runways = {name: _runway(registry, upstreams[name], spare, bus) for name, registry in served.items()}
         flights = Flights(runways, store, published=_proves(catalog.proof), events=bus)
         stack.push_async_callback(flights.aclose)
         prefetcher = Prefetcher(
@@ -89,10 +90,10 @@ def _registry(settings: Settings, registry: RegistrySettings, upstream: Upstream
     return Registry(upstream, policy, lambda: upstream.auth.credential_rejected)
 
 
-def _runway(registry: RegistrySettings, upstream: Upstream, bus: events.Events) -> Runway:
+def _runway(registry: RegistrySettings, upstream: Upstream, spare: Spare, bus: events.Events) -> Runway:
     source: BlobSource = upstream
     if registry.blob_connections > 1:
-        source = ParallelSource(upstream, connections=registry.blob_connections)
+        source = ParallelSource(upstream, connections=registry.blob_connections, spare=spare)
     return Runway.of(source, limit=registry.max_flights, retries=registry.retries, backoff=backoff_seconds, events=bus)
 
 

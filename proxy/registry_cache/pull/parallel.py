@@ -21,8 +21,12 @@ from registry_cache.runtime.threads import finish
 
 # Long enough to be worth the round trips of its own GET; it is kept in memory until its turn.
 SEGMENT_BYTES = 4 * 1024 * 1024
-# Of all blobs together, beside the first connection of each: 36 MB in memory at most.
+# Of all blobs of a registry together, beside the first connection of each: 36 MB in memory at most.
 EXTRA_CONNECTIONS = 9
+# What each further registry adds to the bound of all together: one that is slow leaves another that many.
+EXTRA_FOR_ANOTHER = 3
+# With less left, a GET more costs upstream more than its client gains.
+WORTH_BYTES = 32 * 1024 * 1024
 # A connection is watched for so long. A faster one is not what the client waits for.
 _WATCHED_SECONDS = 0.25
 _SLOW_BYTES_PER_SECOND = 50_000_000
@@ -96,7 +100,7 @@ class ParallelBody:
             return False
         rate = (self._position - self.start) / seconds
         left = self._stop - self._position
-        return left >= 2 * SEGMENT_BYTES and rate < _SLOW_BYTES_PER_SECOND and left > _WORTH_SECONDS * rate
+        return left > WORTH_BYTES and rate < _SLOW_BYTES_PER_SECOND and left > _WORTH_SECONDS * rate
 
     def _take_more(self) -> None:
         """Further connections, if there are any."""
@@ -183,17 +187,26 @@ class ParallelBody:
         self._source.give_back(self._extra)
 
 
+class Spare:
+    """Further connections that nobody has taken yet, of all registries together: a bound of the memory."""
+
+    def __init__(self, registries: int) -> None:
+        self.count = EXTRA_CONNECTIONS + EXTRA_FOR_ANOTHER * (registries - 1)
+
+
 class ParallelSource:
     """A :class:`registry_cache.pull.flight.BlobSource` of another one.
 
     Args:
         connections: for one blob.
+        spare: shared with the other registries.
     """
 
-    def __init__(self, source: BlobSource, *, connections: int) -> None:
+    def __init__(self, source: BlobSource, *, connections: int, spare: Spare) -> None:
         self.ranges_work = True
         self._source = source
         self._connections = connections
+        self._shared = spare
         self._spare = EXTRA_CONNECTIONS
 
     @contextlib.asynccontextmanager
@@ -221,11 +234,13 @@ class ParallelSource:
     def take(self) -> int:
         """As many further connections as one blob may have, or none if they are not to be had."""
         extra = self._connections - 1
-        if not self.ranges_work or extra > self._spare:
+        if not self.ranges_work or extra > min(self._spare, self._shared.count):
             return 0
         self._spare -= extra
+        self._shared.count -= extra
         return extra
 
     def give_back(self, extra: int) -> None:
         """They are closed."""
         self._spare += extra
+        self._shared.count += extra

@@ -228,10 +228,11 @@ class Settings(BaseSettings):
     retries: int = Field(5, ge=0, le=100, description="How often a broken transfer from upstream is taken up again.")
     max_flights: int = Field(32, ge=1, le=1024, description="Blobs fetched from upstream at the same time.")
     blob_connections: int = Field(
-        1,
+        4,
         ge=1,
         le=8,
-        description="Connections for one large blob, where upstream gives each less than 400 Mbit/s; 1: always one.",
+        description="Connections for one blob of which more than 32 MiB are left, where upstream gives each less than "
+        "400 Mbit/s; 1: always one.",
     )
     prefetch_concurrency: int = Field(
         6, ge=0, le=64, description="Layers fetched before a running pull asks for them, at the same time; 0: none."
