@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_cache.upstream import redact
+from registry_cache.upstream.judged import message_of
 from registry_cache.upstream.redact import WITHHELD, Redactor
 
 PASSWORD = "dckr_pat_A+b/c=="
@@ -108,6 +109,19 @@ def test_a_long_text_takes_no_longer_than_it_is(monkeypatch):
     monkeypatch.setattr(redact, "_LONGEST_TEXT", 10**9)
     for text in ("A" * 1_000_000, "Basic " * 200_000, "Basic%20" * 100_000, "://" * 300_000, "://a" * 200_000):
         Redactor().clean(text)
+
+
+STEERING = "\x1b]0;mine\x07\x9b31m\u202eabc\u2066\u200e\r\nfake\u2028\x85\U000e0041\ud800"
+
+
+def test_what_upstream_says_steers_no_terminal_and_makes_up_no_line():
+    """Docker shows it on its user's."""
+    for text in (STEERING, f"denied: {STEERING}", f"Bearer abcdefgh12345678 {STEERING}"):
+        assert Redactor().clean(text).isprintable()
+    body = json.dumps({"errors": [{"code": "DENIED", "message": f"no\n\n  {STEERING}"}]}).encode()
+    message = message_of(body, Redactor())
+    assert message.isprintable()
+    assert message.startswith("no \\x1b]0;mine")
 
 
 @given(st.text(min_size=4).filter(lambda secret: secret not in "[secret]"), st.text(), st.text())

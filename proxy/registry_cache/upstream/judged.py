@@ -43,7 +43,7 @@ def refuses_head(status: int, headers: Headers) -> bool:
 
 def message_of(body: bytes, redactor: Redactor) -> str:
     """What an error's body says, fit to be shown."""
-    return redactor.clean(refusal_message(body))[:_MESSAGE_MAX_CHARACTERS].strip()
+    return redactor.clean(" ".join(refusal_message(body).split()))[:_MESSAGE_MAX_CHARACTERS]
 
 
 def meaning(

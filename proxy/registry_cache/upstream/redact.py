@@ -12,6 +12,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from urllib.parse import quote, unquote
 
+from registry_cache.model.terminal import shown
+
 _REPLACEMENT = "[secret]"
 WITHHELD = "[a text with a secret in it]"
 _KEPT = 512
@@ -82,13 +84,13 @@ class Redactor:
         )  # parts of it are names of hosts and repositories, which errors have to tell
 
     def clean(self, text: str) -> str:
-        """*text* without them."""
+        """*text* without them, as one line that steers no terminal: clients show it on theirs, and pages show it."""
         text = text[:_LONGEST_TEXT]
         for secret in sorted(self._secrets, key=len, reverse=True):
             if secret in text:
                 text = text.replace(secret, _REPLACEMENT)
         text = _USERINFO.sub("", _CREDENTIAL.sub(rf"\1 {_REPLACEMENT}", text))
-        return WITHHELD if self.is_in(text.replace(_REPLACEMENT, "\0")) else text
+        return WITHHELD if self.is_in(text.replace(_REPLACEMENT, "\0")) else shown(text)
 
     def is_in(self, text: str) -> bool:
         """Whether *text* holds a part of a secret, in any form that an echo has."""
