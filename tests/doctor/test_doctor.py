@@ -313,7 +313,7 @@ async def test_figures_that_are_not_shown_to_this_address_are_asked_for_at_the_s
     found = Running(load_settings(None, {"cache_dir": cache.root}), cache.url, "it")
     answer = await asyncio.to_thread(lambda: asyncio.run(doctor_command._stats(found)))
     assert isinstance(answer, Stats)
-    assert network.service(answer, cache.url, found.settings).state == "ok"
+    assert network.service(answer, cache.url).state == "ok"
 
 
 @pytest.mark.parametrize(
