@@ -241,6 +241,16 @@ def test_what_was_gone_when_its_turn_came_is_not_counted_as_removed(host):
     assert host.log_of("image_prune_skipped", result) == [orphan]
 
 
+def test_podman_is_one_engine_whatever_it_calls_itself(host):
+    """It makes up an ID for each answer (seen of 4.3.1): a new record each time, in which every image is young."""
+    host.engine.info |= {"BuildahVersion": "1.28.2", "ID": "first"}
+    host.age_images()
+    host.engine.info["ID"] = "second"
+    orphan = host.engine.dangling()
+    assert host.prune("--apply").exit_code == 0
+    assert orphan not in host.engine.images
+
+
 def test_a_404_of_the_engine_says_whose_it_is(host):
     host.engine.broken["GET /containers/json"] = answering(404, "page not found")
     result = host.prune()

@@ -93,7 +93,8 @@ class EngineInfo:
         containerd_store = str(status.get("driver-type", "")).startswith("io.containerd.")
         root_dir = Path(info["DockerRootDir"])
         return cls(
-            engine_id=str(info.get("ID") or ""),
+            # Podman makes up another ID for each answer; the place of its images is what stays.
+            engine_id=f"podman {root_dir}" if "BuildahVersion" in info else str(info.get("ID") or ""),
             version=str(info.get("ServerVersion") or ""),
             storage_driver=str(info.get("Driver") or ""),
             containerd_store=containerd_store,
@@ -193,7 +194,7 @@ class Engine:
         """
         found: list[str] = []
         with _unusable_answers():
-            for entry in await self._list("images/json", {"digests": "true"}):
+            for entry in await self._list("images/json", {}):
                 digests = [name for name in entry.get("RepoDigests") or () if not name.startswith("<none>")]
                 known = {name.partition("@")[0] for name in digests}
                 tags = [name for name in entry.get("RepoTags") or () if name.rpartition(":")[0] in known]
@@ -285,7 +286,7 @@ class Engine:
 
     async def _images(self) -> tuple[tuple[Image, ...], tuple[str, ...]]:
         """With what could not be read of the list."""
-        answer = await self._list("images/json", {"all": "true", "digests": "true"})
+        answer = await self._list("images/json", {"all": "true"})
         listed, notes = answers.identified(answer, "image")
         self._spelled = {answers.full_id(entry["Id"]): entry["Id"] for entry in listed}
         gate = asyncio.Semaphore(_PARALLEL_READS)
