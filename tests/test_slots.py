@@ -2,10 +2,12 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_cache.pull.slots import Claim, Slots
+from registry_cache.web.exchange import whose_share
 
 GRACE = 2.0
 
@@ -119,3 +121,19 @@ def test_slots_are_bounded_fair_and_never_idle_beside_a_waiter(limit, steps):
                 for client, number in Counter(claim.client for claim in waiting).items()
             )
             assert sum(claim.asked_back for claim in held) >= owed
+
+
+@pytest.mark.parametrize(
+    ("address", "counts_for"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.8.9.10", "127.0.0.1"),
+        ("::ffff:127.0.0.2", "127.0.0.1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::1", "::1"),
+        ("", ""),
+    ],
+)
+def test_who_has_many_addresses_has_one_share(address, counts_for):
+    assert whose_share(address) == counts_for

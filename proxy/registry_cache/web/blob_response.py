@@ -13,7 +13,14 @@ from registry_cache.pull.flight import FlightReader
 from registry_cache.pull.flights import Flights
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.runtime.threads import Threads
-from registry_cache.web.exchange import Exchange, blob_headers, client_address, matches_etag, only_if_cached
+from registry_cache.web.exchange import (
+    Exchange,
+    blob_headers,
+    client_address,
+    matches_etag,
+    only_if_cached,
+    whose_share,
+)
 from registry_cache.web.parts import Plan, plan
 from registry_cache.web.repeats import Repeats
 from registry_cache.web.sending import SocketSink
@@ -52,7 +59,10 @@ class BlobResponder:
             answer = await self._pull_through.cached_blob(repository, digest)
         else:
             answer = await self._pull_through.blob(
-                repository, digest, head=exchange.request.method == "HEAD", client=exchange.request.remote or ""
+                repository,
+                digest,
+                head=exchange.request.method == "HEAD",
+                client=whose_share(exchange.request.remote or ""),
             )
         exchange.served = answer.served
         try:

@@ -155,6 +155,12 @@ def plain_address(address: str) -> str:
     return address.removeprefix("::ffff:")
 
 
+def whose_share(address: str) -> str:
+    """Whom an address counts for where clients share: on loopback everybody has sixteen million, and one share."""
+    plain = plain_address(address)
+    return "127.0.0.1" if plain.startswith("127.") else plain
+
+
 def only_if_cached(request: web.BaseRequest) -> bool:
     """Whether the client wants what is here or nothing. Source: RFC 9111, section 5.2.1.7."""
     return "only-if-cached" in request.headers.get("Cache-Control", "").lower()
