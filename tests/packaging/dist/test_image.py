@@ -8,6 +8,7 @@ import tempfile
 
 import httpx
 import pytest
+import yaml
 
 from registry_cache import __version__
 from tests.e2e.command import free_port, until
@@ -116,6 +117,24 @@ def test_it_has_no_shell_and_its_user_no_rights(docker):
     assert docker.run(*run, "--entrypoint=python3", IMAGE, "-c", who) == "65532 65532 False False"
     zone = "import time; print(time.tzname[0])"
     assert docker.run(*run, "--env=TZ=Europe/Berlin", "--entrypoint=python3", IMAGE, "-c", zone) == "CET"
+
+
+def test_the_init_container_of_the_daemon_set_does_its_work_in_it(docker, tmp_path):
+    """A node's folders, and no shell to count on."""
+    daemon_set = yaml.safe_load((ROOT / "packaging/kubernetes/node/daemonset.yaml").read_text())
+    [init] = daemon_set["spec"]["template"]["spec"]["initContainers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in init["volumeMounts"]}
+    assert init["image"] == IMAGE
+    for name in ("certs", "cache"):
+        (tmp_path / name).mkdir()
+    volumes = [f"--volume={tmp_path}/{name}:{mounts[name]}" for name in ("certs", "cache")]
+    volumes.append(f"--volume={ROOT}/packaging/kubernetes/node:{mounts['config']}:ro")
+    rights = ["--cap-drop=ALL", *(f"--cap-add={name}" for name in init["securityContext"]["capabilities"]["add"])]
+    run = ["run", "--rm", "--read-only", "--user=0", "--network=none", *rights, *volumes]
+    docker.run(*run, f"--entrypoint={init['command'][0]}", IMAGE, *init["command"][1:], *init["args"])
+    told = (tmp_path / "certs/docker.io/hosts.toml").read_text()
+    assert told == (ROOT / "packaging/kubernetes/node/hosts.toml").read_text()
+    assert (tmp_path / "cache").stat().st_uid == 65532
 
 
 def test_skopeo_reads_it_as_an_oci_image_that_says_what_it_is(built):
