@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from registry_cache.model.errors import SettingsError
 from registry_cache.settings import registry2
 from registry_cache.settings.load import load_settings, not_honoured
-from registry_cache.upstream.credential import Credential
+from registry_cache.upstream.credential import FileCredential
 
 SECRET = "dckr_pat_very-secret"  # the look of a Docker Hub token
 
@@ -248,9 +248,9 @@ def test_the_password_is_in_nothing_that_prints_settings(write):
 async def test_the_password_reaches_the_credential_as_a_file_in_memory(write):
     settings = load_settings(write("version: 0.1\nproxy: {remoteurl: https://x.example, username: ci, password: 0123}"))
     # The text as it stands there, not the octal number that YAML would make of it.
-    credential = Credential("ci", settings.password_file)
+    credential = FileCredential("ci", settings.password_file)
     for _ in range(2):  # read anew each time
-        assert credential.basic(await credential.secret()) == "Basic Y2k6MDEyMw=="
+        assert (await credential.login()).basic == "Basic Y2k6MDEyMw=="
 
 
 def test_only_its_user_opens_the_file_and_no_child_inherits_it():

@@ -104,7 +104,7 @@ def test_a_unit_gives_each_registry_its_credential(load, monkeypatch, tmp_path):
         ('upstreams = ["ghcr.io"]', {}, "UPSTREAMS: "),
         ('[upstreams."ghcr.io"]\nusername = "ci"', {}, "USERNAME is set but its PASSWORD_FILE is not"),
         ('[upstreams."ghcr.io"]\npassword_file = "/etc/hostname"', {}, "username is not"),
-        ('[upstreams."ghcr.io"]\npassword_file = "/nowhere"', {}, "existing, readable file"),
+        ('[upstreams."ghcr.io"]\npassword_file = "/nowhere"', {}, "allowed is a readable file"),
         ('[upstreams."docker.io"]\nurl = "https://a.example"', {"upstream": "https://b.example"}, "are the same"),
         ('[upstreams."ghcr.io"]\naliases = ["quay.io"]\n[upstreams."quay.io"]', {}, "another registry's name"),
         ('[upstreams."ghcr.io"]\naliases = ["x.example"]', {"aliases": "x.example"}, "another registry's name"),

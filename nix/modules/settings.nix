@@ -72,6 +72,8 @@ in
   upstream = {
     url = setting types.str "https://registry.corp:5443" "Where it is asked. Default: https:// and its name.";
     aliases = setting (types.listOf types.str) [ "registry.corp:5443" ] "Other names that images have for it.";
+    credential_helper = setting types.str "ecr-login" "NAME of a docker-credential-NAME in the service's path that knows the account.";
+    credential_lifetime = setting duration "30m" "How long what the helper gives is used, where it does not say itself when it ends. Default: 30m.";
     ca_file = setting types.str "/etc/ssl/internal-ca.pem" "PEM file of certificate authorities to trust for it beside the system's.";
     trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent its credential beside its own host and domain.";
     private_hosts = setting (types.listOf types.str) [ "blobs.internal" ] "Hosts on private addresses that it may redirect to.";

@@ -18,6 +18,8 @@ class RegistrySettings(NamedTuple):
     aliases: tuple[str, ...]
     username: str | None
     password_file: Path | None
+    credential_helper: str | None
+    credential_lifetime: float
     ca_file: Path | None
     trusted_realms: tuple[str, ...]
     private_hosts: tuple[str, ...]
@@ -41,11 +43,14 @@ class RegistrySettings(NamedTuple):
     @property
     def has_account(self) -> bool:
         """Whether it is asked with an account, which may read more than whoever asks the cache."""
-        return bool(self.username and self.password_file)
+        return bool(self.credential_helper or (self.username and self.password_file))
 
 
 # What a registry that is not the default one does not take from the settings for all: whom it is asked as, and where.
-_OF_ITS_OWN = ("username", "password_file", "trusted_realms", "private_hosts", "anonymous_fallback")
+_OF_ITS_OWN = (
+    "username", "password_file", "credential_helper", "credential_lifetime",
+    "trusted_realms", "private_hosts", "anonymous_fallback",
+)  # fmt: skip
 
 
 def registries(settings: Settings) -> dict[str, RegistrySettings]:
@@ -62,7 +67,7 @@ def _resolved(settings: Settings, name: str, table: UpstreamSettings) -> Registr
             continue
         own = getattr(table, field)
         inherits = own is None if field not in _OF_ITS_OWN else is_default and field not in table.model_fields_set
-        values[field] = getattr(settings, field) if inherits else own
+        values[field] = getattr(settings, field, own) if inherits else own
     if not is_default and values["username"] and not values["password_file"]:
         values["password_file"] = credential_of(name, os.environ.get("CREDENTIALS_DIRECTORY"))
     for field in ("trusted_realms", "private_hosts"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
 from registry_cache.model.registries import HUB_NAMES, normal
 from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
@@ -118,4 +118,5 @@ Address = Annotated[str, AfterValidator(_listen)]
 HostNames = Annotated[list[str], BeforeValidator(words), AfterValidator(_host_names)]
 RegistryName = Annotated[str, AfterValidator(registry_name)]
 Aliases = Annotated[list[str], BeforeValidator(words), AfterValidator(_aliases)]
+HelperName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Url = Annotated[str, AfterValidator(_upstream)]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic import model_validator as model_check
 
 from registry_cache.model.registries import known_registries
-from registry_cache.settings.types import Aliases, Duration, ReadableFile, Url, Words, registry_name
+from registry_cache.settings.types import Aliases, Duration, HelperName, ReadableFile, Url, Words, registry_name
 
 
 class UpstreamSettings(BaseModel):
@@ -25,6 +25,14 @@ class UpstreamSettings(BaseModel):
         None,
         description="File that holds the account's access token (default: the credential `password.NAME` of a systemd "
         "unit).",
+    )
+    credential_helper: HelperName | None = Field(
+        None,
+        description="NAME of a `docker-credential-NAME` in the service's PATH that knows the account, such as "
+        "ecr-login; in place of USERNAME and PASSWORD_FILE.",
+    )
+    credential_lifetime: Duration = Field(
+        1800.0, description="How long what the helper gives is used, where it does not say itself when it ends."
     )
     ca_file: ReadableFile | None = Field(
         None, description="PEM file of certificate authorities to trust for it beside the system's (default: CA_FILE)."
@@ -49,6 +57,8 @@ class UpstreamSettings(BaseModel):
     def _credential_is_whole(self) -> Self:
         if self.password_file and not self.username:
             raise ValueError("password_file is set but username is not: allowed is both or neither")
+        if self.credential_helper and (self.username or self.password_file):
+            raise ValueError("credential_helper is set beside username or password_file: allowed is one of both ways")
         return self
 
 
@@ -112,6 +122,10 @@ def check_upstreams(
         ValueError: a name is two registries', or a setting is set in both of its places.
     """
     if default in tables:
+        if tables[default].credential_helper and "username" in is_set:
+            raise ValueError(
+                f"USERNAME and UPSTREAMS__{default}__CREDENTIAL_HELPER are both set: allowed is one of them"
+            )
         for name, outside in [("url", "upstream"), *((name, name) for name in _DEFAULTS_OWN)]:
             if name in tables[default].model_fields_set and outside in is_set:
                 raise ValueError(

@@ -65,9 +65,9 @@ class Account:
         """
         if self._credential is None:
             return None
-        secret = await self._credential.secret()
-        self._redactor.learn_login(self._credential.username, secret.decode(errors="replace"))
-        basic = self._credential.basic(secret)
+        login = await self._credential.login()
+        self._redactor.learn_login(login.username, login.secret.decode(errors="replace"))
+        basic = login.basic
         if self._rejected is not None:
             header, until = self._rejected
             if header == basic and time.monotonic() < until:
@@ -77,11 +77,16 @@ class Account:
         return basic
 
     def _refusal(self) -> CredentialRefused:
-        name = self._credential.username if self._credential else ""
+        name = self._credential.name if self._credential else ""
         return CredentialRefused(
             f"upstream rejected the credential of {name!r}: "
             "check USERNAME and PASSWORD_FILE; it is tried again when the file changes or some minutes later"
         )
+
+    def expired(self) -> None:
+        """The registry says that the login has come of age."""
+        if self._credential is not None:
+            self._credential.refused()
 
     def accepted(self) -> None:
         """A login with it worked."""
@@ -93,8 +98,9 @@ class Account:
             return
         self._rejected = (basic, time.monotonic() + REJECTED_SECONDS)
         self._works = None
+        self._credential.refused()
         message = self._redactor.clean(refusal_message(body))[:_MESSAGE_MAX_CHARACTERS]
-        username = self._credential.username
+        username = self._credential.name
         self._events.emit(
             events.CredentialRejected(
                 realm=self._redactor.clean(shown(realm)),

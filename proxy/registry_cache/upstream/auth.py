@@ -90,6 +90,10 @@ class Authenticator:
         """Whether the configured account was refused when it was last used."""
         return self._account.is_rejected
 
+    def expired(self) -> None:
+        """The registry says that the account's login has come of age: who can get another one does."""
+        self._account.expired()
+
     async def aclose(self) -> None:
         """Stop token requests that nobody waits for any more."""
         await self._fetching.aclose()

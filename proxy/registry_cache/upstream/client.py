@@ -10,10 +10,11 @@ import re
 import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from registry_cache.model import events
 from registry_cache.model.errors import HeadRefused, RangeRefused, RateLimited, UpstreamError, UpstreamRefused
-from registry_cache.model.oci import MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Repository
+from registry_cache.model.oci import DOCKER_HUB, MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Repository
 from registry_cache.model.ranges import ContentRange
 from registry_cache.settings.registries import RegistrySettings
 from registry_cache.upstream.account import Account
@@ -23,11 +24,12 @@ from registry_cache.upstream.auth import Authenticator, TokenReply
 from registry_cache.upstream.blob_body import BlobBody
 from registry_cache.upstream.bulk import BulkClient, BulkReply
 from registry_cache.upstream.challenges import Challenge, parse_challenges
-from registry_cache.upstream.credential import Credential, RealmTrust
+from registry_cache.upstream.credential import Credential, FileCredential, RealmTrust
 from registry_cache.upstream.decoding import decoded, is_gzip
 from registry_cache.upstream.dialling import Dialling
 from registry_cache.upstream.exchange import Exchange
 from registry_cache.upstream.headers import Link, content_digest, content_length, is_page, media_type
+from registry_cache.upstream.helper import HelperCredential
 from registry_cache.upstream.judged import message_of
 from registry_cache.upstream.ratelimit import RateLimit, parse_retry_after
 from registry_cache.upstream.redact import Redactor
@@ -41,6 +43,8 @@ from registry_cache.upstream.watched import Breakers, Prober
 
 _MEDIA_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,150}", re.ASCII)
 _OTHER_TYPES = ("text/", "image/", "application/xhtml", "application/octet")
+# What docker login calls Docker Hub.
+_HUB_SERVER = "https://index.docker.io/v1/"
 _UNKNOWN_TYPE = "application/octet-stream"
 _TOKEN_MAX_BYTES = 64 * 1024
 LIST_MAX_BYTES = 16 * 1024 * 1024
@@ -104,7 +108,7 @@ class Upstream:
         self._small_timeout_seconds = registry.connect_timeout + 2 * registry.read_timeout
         self._watched = self.breakers.around(self._client.send)
         account = Account(
-            Credential.of(registry.username, registry.password_file),
+            _credential(registry),
             anonymous_fallback=registry.anonymous_fallback,
             registry=self.origin,
             redactor=self.redactor,
@@ -363,6 +367,18 @@ class Upstream:
     def _received(self, count: int) -> None:
         if count:
             self._events.emit(events.UpstreamReceived(bytes=count))
+
+
+def _credential(registry: RegistrySettings) -> Credential | None:
+    if registry.credential_helper:
+        return HelperCredential(
+            registry.credential_helper,
+            urlsplit(registry.url).netloc if registry.name != DOCKER_HUB else _HUB_SERVER,
+            lifetime_seconds=registry.credential_lifetime,
+        )
+    if registry.username and registry.password_file:
+        return FileCredential(registry.username, registry.password_file)
+    return None
 
 
 def _manifest_path(reference: Reference) -> str:

@@ -4,7 +4,7 @@ import base64
 import functools
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import aiofiles
@@ -15,22 +15,42 @@ from registry_cache.model.errors import CredentialRefused
 _SECRET_MAX_BYTES = 64 * 1024
 
 
-class Credential(NamedTuple):
-    """The account for upstream; the secret is read when it is needed, so that a rotated one is picked up."""
+class Login(NamedTuple):
+    """Name and secret, as they are now."""
 
     username: str
+    secret: bytes
+
+    @property
+    def basic(self) -> str:
+        """The value of an ``Authorization: Basic`` header."""
+        return "Basic " + base64.b64encode(self.username.encode() + b":" + self.secret).decode()
+
+
+class Credential(Protocol):
+    """Where an account's login comes from."""
+
+    @property
+    def name(self) -> str:
+        """Whose it is, for messages."""
+
+    async def login(self) -> Login:
+        """The login; raises CredentialRefused where there is none."""
+
+    def refused(self) -> None:
+        """The registry does not accept the login."""
+
+
+class FileCredential(NamedTuple):
+    """An account whose secret is in a file; it is read when it is needed, so that a rotated one is picked up."""
+
+    name: str
     password_file: Path
 
-    @classmethod
-    def of(cls, username: str | None, password_file: Path | None) -> Self | None:
-        """None where there is no account."""
-        return cls(username, password_file) if username and password_file else None
+    def refused(self) -> None:
+        """The file is read again anyway."""
 
-    def basic(self, secret: bytes) -> str:
-        """The value of an ``Authorization: Basic`` header."""
-        return "Basic " + base64.b64encode(self.username.encode() + b":" + secret).decode()
-
-    async def secret(self) -> bytes:
+    async def login(self) -> Login:
         """What is in the file, without the blanks around it.
 
         Raises:
@@ -43,7 +63,7 @@ class Credential(NamedTuple):
             raise CredentialRefused(f"PASSWORD_FILE {self.password_file}: {error.strerror}") from error
         if not secret:
             raise CredentialRefused(f"PASSWORD_FILE {self.password_file} is empty")
-        return secret
+        return Login(self.name, secret)
 
 
 class RealmTrust:

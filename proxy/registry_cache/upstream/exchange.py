@@ -11,7 +11,14 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 from registry_cache.model import events
-from registry_cache.model.errors import HeadRefused, RangeRefused, RegistryCacheError, UpstreamError, UpstreamRefused
+from registry_cache.model.errors import (
+    CredentialRefused,
+    HeadRefused,
+    RangeRefused,
+    RegistryCacheError,
+    UpstreamError,
+    UpstreamRefused,
+)
 from registry_cache.model.oci import Repository
 from registry_cache.upstream.addresses import AddressRules
 from registry_cache.upstream.ask import Ask, Send
@@ -121,6 +128,8 @@ class Exchange:
             self._answered()
             raise self._limited(reply, body, question)
         error = self._no(kind, ask, reply.status, body)
+        if isinstance(error, CredentialRefused):
+            self._auth.expired()
         if isinstance(error, UpstreamError) and reply.status // 100 == 5:  # noqa: PLR2004 -- HTTP
             error.retry_in_seconds = error.told_seconds = pause_after(reply)
         raise error
