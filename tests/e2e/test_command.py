@@ -205,6 +205,15 @@ def test_speaks_tls_and_reads_a_new_certificate_at_a_hangup(settings, tmp_path):
         command.end()
 
 
+def test_users_that_cannot_be_read_are_one_line(settings, tmp_path):
+    (tmp_path / "htpasswd").write_text("ci:{SHA}secret\n")
+    done = run_to_end(*flags(settings | {"htpasswd": str(tmp_path / "htpasswd")}))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "line 1: allowed is USER:HASH as htpasswd -B makes it" in done.stderr
+    assert "secret" not in done.stderr
+    assert not Path(settings["cache_dir"]).exists()
+
+
 def test_a_hangup_is_no_end_without_a_certificate(settings):
     with running(settings) as command:
         command.process.send_signal(signal.SIGHUP)

@@ -354,6 +354,20 @@ async def test_a_flood_of_wrong_logins_stops_at_the_door(cache, images):
     assert (await cache.manifest(OPEN, "1")).status == 200
 
 
+async def test_what_is_refused_is_no_use_and_no_trouble(cache, images):
+    for _ in range(3):
+        assert (await cache.get("/v2/")).status == 401
+        assert (await cache.manifest(OTHERS, "1", **await bearer(cache, "ci", SECRET))).status == 404
+        assert (await cache.manifest(MINE, "1", **await bearer(cache, "ci", SECRET))).status == 200
+    stats = (await cache.get("/_stats")).body
+    assert OTHERS.encode() not in stats
+    assert MINE.encode() in stats
+    assert cache.proxy.metrics.trouble() == []
+    told = (await cache.get("/metrics")).body.decode()
+    for decision, auth in (("allow", "login"), ("deny", "login"), ("login", "none")):
+        assert f'registry_cache_access_total{{auth="{auth}",decision="{decision}"}} 3.0' in told
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -84,6 +84,7 @@ class Metrics:
         self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
         self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
         self.refused: dict[str, RefusedFigures] = {}  # by kind
+        self.access: Counter[tuple[str, str]] = Counter()  # by decision and what it was proven by
         self.unstored: UnstoredFigures | None = None
 
     def __call__(self, event: events.Event) -> None:
@@ -122,6 +123,14 @@ class Metrics:
         result, registry = event.cache, self.registries[event.registry]
         registry.requests[result] += 1
         registry.served_bytes[result] += event.bytes
+        if event.decision:
+            self.access[event.decision, event.auth] += 1
+            if event.decision != "allow":
+                return  # a client's first question of each pull, or none of its business: neither use nor trouble
+        self._answered(event)
+
+    def _answered(self, event: events.Request) -> None:
+        result = event.cache
         if result in _HITS:
             if event.repeated_bytes:
                 self.repeated_bytes += event.repeated_bytes

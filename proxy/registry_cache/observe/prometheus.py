@@ -59,6 +59,12 @@ class PrometheusCollector(Collector):
         yield _labelled("served_bytes", "Body bytes sent to clients by outcome.", "cache", served)
         refused = ((kind, metrics.refused[kind].requests if kind in metrics.refused else 0) for kind in REFUSAL_KINDS)
         yield _labelled("refused_requests", "Requests refused whatever they asked for, by kind.", "kind", refused)
+        access = CounterMetricFamily(
+            PREFIX + "access", "Requests to /v2/ where there are rules, by decision.", labels=["decision", "auth"]
+        )
+        for labels, count in metrics.access.items():
+            access.add_metric(list(labels), count)
+        yield access
         happened = {**dict.fromkeys(_EVENTS, 0), **metrics.happened}
         yield _labelled("events", "Other things that happened, by the event of the log.", "event", happened.items())
 
