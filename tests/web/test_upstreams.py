@@ -267,6 +267,17 @@ async def test_warm_takes_each_image_from_its_registry(site):
     assert "gcr.io/org/app:latest: the cache does not serve gcr.io" in err
 
 
+async def test_stats_in_a_terminal_name_each_registry(site):
+    await site.hubs["ghcr.io"].images.image("several/shown", "1", [1000])
+    await site.pull("ghcr.io", "several/shown")
+    code, out, err = await run(site.cache.root, "stats")
+    assert code == 0, err
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "not asked yet" in rows["quay.io"]
+    assert "reachable, answered" in rows["ghcr.io"]
+    assert "upstream" not in rows
+
+
 async def test_metrics_tell_registries_apart(site):
     await site.hubs["quay.io"].images.image("several/counted", "1", [1000])
     await site.pull("quay.io", "several/counted")

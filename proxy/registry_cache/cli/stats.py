@@ -161,9 +161,16 @@ def _facts(stats: FullStats, now: float) -> Table:
     table.add_row("disk", f"{format_size(used)} of {format_size(cap)} ({used / cap if cap else 0:.0%}){free}")
     table.add_row("content", f"{store.tags} tags, {store.manifests} manifests, {store.blobs} blobs")
     table.add_row("pinned", f"{pins.number} pins, {format_size(pins.size_bytes)}" if pins.number else "nothing")
-    table.add_row("upstream", _upstream(stats.upstream, now))
-    table.add_row("quota", _quota(stats.upstream.rate_limit, now))
+    for name, upstream in _registries(stats):
+        table.add_row(shown(name), _upstream(upstream, now))
+        if upstream.rate_limit is not None or name == "upstream":
+            table.add_row("quota", _quota(upstream.rate_limit, now))
     return table
+
+
+def _registries(stats: FullStats) -> list[tuple[str, UpstreamFigures]]:
+    """By their names where there are several."""
+    return list(stats.upstreams.items()) if len(stats.upstreams) > 1 else [("upstream", stats.upstream)]
 
 
 def _hits(ratio: float | None, byte_ratio: float | None) -> str:
