@@ -267,6 +267,7 @@ async def test_the_quota_over_time_is_drawn_once_upstream_has_told_it(cache, hub
     page = await the_page(cache)
     assert 'id="quota-title"' in page
     assert "At least 199 pulls were left" in page
+    assert 'viewBox="0 0 160 ' in page, "four hours, not a day of which nothing is known"
 
 
 async def test_times_are_in_one_zone_that_is_named(cache, monkeypatch):

@@ -21,6 +21,7 @@ from registry_cache.web.plots import Plot, bytes_plot, quota_plot, ratio_plot
 from registry_cache.web.tables import Asked, Counts, images_table, uses_table
 
 _TRANSFERS, _MISSES = 20, 10
+_QUOTA_STEPS_MIN = 16
 _SPAN_TITLES = {"hour": "Last hour", "day": "Last day", "month": "Last 30 days"}
 _STEP_NAMES = {"hour": "minute", "day": "quarter of an hour", "month": "day"}
 _STEP_CLOCKS = {"hour": "%H:%M", "day": "%H:%M", "month": "%d %b"}
@@ -144,6 +145,8 @@ def _quota_day(steps: Sequence[QuotaStep | None], now: float) -> dict[str, Any] 
     told = [step for step in steps if step]
     if not told:
         return None
+    # The plot begins where the figures do, so that it is not empty for a day after a start.
+    steps = steps[min(steps.index(told[0]), len(steps) - _QUOTA_STEPS_MIN) :]
     first = (int(now // STEP_SECONDS) + 1 - len(steps)) * STEP_SECONDS
     marks = [first + len(steps) * part // 4 * STEP_SECONDS for part in range(4)]
     return {
