@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from registry_cache import __version__
 from registry_cache.cli import cli
 from registry_cache.cli.common import COMMANDS
 from registry_cache.settings.model import ENV_PREFIX
@@ -171,6 +172,15 @@ def test_readme_begins_with_what_it_is_and_has_two_commands():
     }
     assert commands["Try it"] == ["make run"]
     assert commands["Test it"] == ["make test"]
+
+
+def test_the_changelog_has_versions_with_dates_the_newest_first():
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    released = [re.fullmatch(r"(\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)", heading) for heading in headings[1:]]
+    assert all(released), headings
+    assert [each[2] for each in released] == sorted((each[2] for each in released), reverse=True)
+    assert released[0][1] == __version__
 
 
 def test_commands_are_found_in_the_pages():
