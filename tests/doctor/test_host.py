@@ -8,6 +8,7 @@ import pytest
 
 from registry_cache.access.authority import Authority
 from registry_cache.doctor import host
+from registry_cache.settings.access import AccessRule
 from registry_cache.settings.load import load_settings
 from registry_cache.settings.model import Settings
 
@@ -166,3 +167,21 @@ def test_a_cache_directory_that_this_user_cannot_see_is_no_crash(tmp_path, monke
     monkeypatch.setattr(host.os, "access", lambda *_: False)
     [check] = host.cache_directory(given, None)
     assert (check.state, "not writable for this user" in check.text) == ("broken", True)
+
+
+@pytest.mark.parametrize(
+    ("given", "never"),
+    [
+        ([{"users": ["ci"]}, {"networks": ["10.0.0.0/8"]}], []),
+        ([{}, {"users": ["ci"]}], [2]),
+        ([{"users": ["ci"]}, {"users": ["ci"], "repositories": ["ghcr.io/**"]}], [2]),
+        ([{"users": ["ci"], "repositories": ["ghcr.io/**"]}, {"users": ["ci"]}], []),
+        ([{"networks": ["10.0.0.0/8"]}, {"networks": ["10.0.0.0/8"], "users": ["ci"]}, {"users": ["ci"]}], [2]),
+        ([{"repositories": ["ghcr.io/**"]}, {"users": ["ci"], "repositories": ["ghcr.io/**"]}], [2]),
+    ],
+)
+def test_rules_that_never_decide(given, never):
+    found = host.rules(Settings.model_construct(access=[AccessRule(**rule) for rule in given]))
+    assert [check.text for check in found if check.state == "warning"] == [
+        f"ACCESS: rule {number} never decides: rule 1 fits whatever it fits" for number in never
+    ]

@@ -124,10 +124,10 @@ async def test_what_the_disk_does_not_give_comes_from_upstream(cache, hub, monke
     await cache.settled()
     reads = TlsSink._read
 
-    async def failing(self, fd, start, count):
+    async def failing(self, fd, start, count, *, late):
         if start >= MIB:
             raise ReadFailed("gone", offset=start)
-        return await reads(self, fd, start, count)
+        return await reads(self, fd, start, count, late=late)
 
     monkeypatch.setattr(TlsSink, "_read", failing)
     reply = await cache.blob(NAME, image.layers[0].digest)

@@ -101,7 +101,11 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     answer = await _stats(found)
     stats = answer if isinstance(answer, Stats) else None
     used_bytes = stats.store.size_bytes if stats else None
-    for check in (*host.certificate(settings, time.time()), *host.cache_directory(settings, used_bytes)):
+    for check in (
+        *host.rules(settings),
+        *host.certificate(settings, time.time()),
+        *host.cache_directory(settings, used_bytes),
+    ):
         yield check if stats else _follows(check, token)
     yield _follows(network.service(answer, found.url), token)
     told = []

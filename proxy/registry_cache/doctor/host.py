@@ -38,6 +38,7 @@ _HABITS = (
 )
 # The unit of NixOS's virtualisation.docker.autoPrune, whatever flags it has: it removes stopped containers too.
 _AUTO_PRUNE = ("etc/systemd/system/docker-prune.timer", "etc/systemd/system/docker-prune.service")
+_CONDITIONS = ("networks", "users", "certificates")
 _SOON_SECONDS = 14 * 86400.0
 _READ_BYTES = 1024 * 1024
 _SCRIPT = re.compile(r"(?<![\w.$/-])/[\w.+/@-]+")
@@ -107,6 +108,17 @@ def certificate(settings: Settings, now: float) -> Iterator[Check]:
         # Of one that lives for days only, the last part.
         is_late = ends - now < min(_SOON_SECONDS, (ends - begins) / 5)
         yield Check(name, "warning" if is_late else "ok", f"{path}: {format_ago(ends - now)} left", remedy)
+
+
+def rules(settings: Settings) -> Iterator[Check]:
+    """Rules that never decide, because one before them fits everybody that they fit, and everything."""
+    for number, rule in enumerate(settings.access, 1):
+        for before, other in enumerate(settings.access[: number - 1], 1):
+            same = all(getattr(other, name) in (None, getattr(rule, name)) for name in _CONDITIONS)
+            if same and (EVERYTHING in other.repositories or other.repositories == rule.repositories):
+                text = f"ACCESS: rule {number} never decides: rule {before} fits whatever it fits"
+                yield Check("rules", "warning", text, "the first that fits decides: put the narrower one first")
+                break
 
 
 def cache_directory(settings: Settings, used_bytes: int | None) -> Iterator[Check]:

@@ -12,6 +12,8 @@ from registry_cache.web.sending import ClientGone, SocketSink, is_resident
 # Encrypted at a time. Above what uvloop keeps before it writes (64 KiB), so that each goes out at once; it bounds
 # what a client that takes nothing can hold here.
 _PIECE_BYTES = 128 * 1024
+# Looked for in the page cache at a time: a blob comes and goes in long runs.
+_LOOK_BYTES = 2 * 1024 * 1024
 # Per turn of the event loop: about what 2 MB cost without encryption.
 _TURN_BYTES = 512 * 1024
 
@@ -43,10 +45,13 @@ class TlsSink(SocketSink):
 
     async def send_file(self, fd: int, start: int, stop: int) -> None:
         """See :class:`registry_cache.ports.blobs.Sink`."""
-        turn = 0
+        turn, looked_to, late = 0, start, False
         while start < stop:
             await self._ready()
-            data = await self._read(fd, start, min(stop - start, _PIECE_BYTES))
+            if start >= looked_to:
+                looked_to = min(stop, start + _LOOK_BYTES)
+                late = not is_resident(fd, start, looked_to - start)
+            data = await self._read(fd, start, min(stop - start, _PIECE_BYTES), late=late)
             if not data:
                 raise ReadFailed(f"the file ends at {start}", offset=start)
             self._encrypt(data)
@@ -56,11 +61,9 @@ class TlsSink(SocketSink):
                 turn = 0
                 await asyncio.sleep(0)
 
-    async def _read(self, fd: int, start: int, count: int) -> bytes:
+    async def _read(self, fd: int, start: int, count: int, *, late: bool) -> bytes:
         try:
-            if is_resident(fd, start, count):
-                return os.pread(fd, count, start)
-            return await self._threads.run(_read_cold, fd, start, count)
+            return await self._threads.run(_read_cold, fd, start, count) if late else os.pread(fd, count, start)
         except OSError as error:
             raise ReadFailed(f"reading failed at {start}: {error.strerror}", offset=start) from error
 
