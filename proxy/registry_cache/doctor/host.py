@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from registry_cache.access.rules import EVERYTHING
 from registry_cache.doctor.check import Check
 from registry_cache.model.units import format_ago, format_size
 from registry_cache.settings.model import Settings
