@@ -65,7 +65,7 @@ def seen():
 async def curator(cached, seen):
     bus = events.Events()
     bus.subscribe(seen.append)
-    curator = Curator(cached, cached, OpaqueManifests(bus), cached, registry="docker.io", cap_bytes=10**9, events=bus)
+    curator = Curator(cached, cached, OpaqueManifests(bus), cached, cap_bytes=10**9, events=bus)
     yield curator
     await curator.aclose()
 

@@ -120,6 +120,8 @@ class Pattern(NamedTuple):
     def __str__(self) -> str:
         digest = self.digest or self.short
         name = self.repository if self.registry == "*" else Repository(self.registry, self.repository).familiar
+        if name == "*" and self.registry != "*":
+            name = f"{self.registry}/*"  # of Docker Hub alone
         name += f":{self.tag}" if self.tag else ""
         return name + (f"@{digest}" if digest else "") if name != "*" or not digest else digest
 
