@@ -96,6 +96,7 @@ def test_a_unit_gives_each_registry_its_credential(load, monkeypatch, tmp_path):
         ('[upstreams."ghcr.io"]\ntag_tl = "5m"', {}, ("UPSTREAMS__ghcr.io__TAG_TL: no such setting: did you mean "
          "UPSTREAMS__ghcr.io__TAG_TTL")),
         ('[upstreams."ghcr.io"]\ntag_ttl = "x"', {}, "UPSTREAMS__ghcr.io__TAG_TTL: 'x': allowed is a duration"),
+        ('[upstreams."ghcr.io"]\nrepositories = ["Team"]', {}, "UPSTREAMS__ghcr.io__REPOSITORIES"),
         ('[upstreams."ghcr.io"]\nurl = "ftp://x"', {}, "UPSTREAMS__ghcr.io__URL: 'ftp://x': allowed is a URL"),
         ('[upstreams."ghcr"]', {}, ("ghcr is no registry's name, such as ghcr.io, which is written with its dots: did "
          "you mean ghcr.io")),

@@ -78,6 +78,7 @@ in
     trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent its credential beside its own host and domain.";
     private_hosts = setting (types.listOf types.str) [ "blobs.internal" ] "Hosts on private addresses that it may redirect to.";
     anonymous_fallback = setting types.bool true "Whether to go on without the account when it rejects the credential. Default: false.";
+    repositories = setting (types.listOf types.str) [ "team-*/**" ] "Only these of its repositories. Default: all.";
     tag_ttl = setting duration "30d" "How long its tags are served without asking again.";
     keep_deleted_tags = setting types.bool true "Whether to keep serving a tag that it has deleted or made private.";
     connect_timeout = setting duration "5s" "For the connection to it, TLS included.";

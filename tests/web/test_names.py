@@ -114,6 +114,25 @@ def test_the_text_names_the_setting_that_would_serve_it():
         HUB.named('a\x1b"]', HOST)
 
 
+ONLY = Registries("docker.io", {"ghcr.io": ()}, only={"ghcr.io": ["team-*/**", "tools/one"], "docker.io": []})
+
+
+@pytest.mark.parametrize(
+    ("name", "is_served"),
+    [
+        ("ghcr.io/team-a/app", True), ("ghcr.io/team-a/b/c", True), ("ghcr.io/tools/one", True),
+        ("ghcr.io/tools/two", False), ("ghcr.io/team-a", False), ("ghcr.io/x/team-a/b", False),
+        ("library/nginx", True), ("docker.io/org/app", True),
+    ],
+)  # fmt: skip
+def test_of_a_registry_only_some_repositories_may_be_served(name, is_served):
+    if is_served:
+        assert ONLY.resolve(name, None, HOST)
+    else:
+        with pytest.raises(NameUnknown, match="`repositories` of that registry leaves it out"):
+            ONLY.resolve(name, None, HOST)
+
+
 hosts = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,12}[a-z0-9])?(:[0-9]{1,5})?", fullmatch=True)
 registry_names = st.sampled_from(["docker.io", "ghcr.io", "registry.k8s.io", "index.docker.io", "registry.corp:5443"])
 anything = st.one_of(st.text(max_size=30), hosts, registry_names)

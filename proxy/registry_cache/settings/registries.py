@@ -24,6 +24,7 @@ class RegistrySettings(NamedTuple):
     trusted_realms: tuple[str, ...]
     private_hosts: tuple[str, ...]
     anonymous_fallback: bool
+    repositories: tuple[str, ...]
     tag_ttl: float
     keep_deleted_tags: bool
     connect_timeout: float
@@ -48,7 +49,7 @@ class RegistrySettings(NamedTuple):
 
 # What a registry that is not the default one does not take from the settings for all: whom it is asked as, and where.
 _OF_ITS_OWN = (
-    "username", "password_file", "credential_helper", "credential_lifetime",
+    "repositories", "username", "password_file", "credential_helper", "credential_lifetime",
     "trusted_realms", "private_hosts", "anonymous_fallback",
 )  # fmt: skip
 
@@ -70,7 +71,7 @@ def _resolved(settings: Settings, name: str, table: UpstreamSettings) -> Registr
         values[field] = getattr(settings, field, own) if inherits else own
     if not is_default and values["username"] and not values["password_file"]:
         values["password_file"] = credential_of(name, os.environ.get("CREDENTIALS_DIRECTORY"))
-    for field in ("trusted_realms", "private_hosts"):
+    for field in ("trusted_realms", "private_hosts", "repositories"):
         values[field] = tuple(values[field])
     aliases = (*settings.aliases, *table.aliases) if is_default else tuple(table.aliases)
     url = settings.upstream if is_default and table.url is None else table.url

@@ -4,13 +4,23 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic import model_validator as model_check
 
 from registry_cache.model.registries import known_registries
-from registry_cache.settings.types import Aliases, Duration, HelperName, ReadableFile, Url, Words, registry_name
+from registry_cache.settings.types import (
+    Aliases,
+    Duration,
+    HelperName,
+    ReadableFile,
+    RepositoryPattern,
+    Url,
+    Words,
+    registry_name,
+    words,
+)
 
 
 class UpstreamSettings(BaseModel):
@@ -42,6 +52,11 @@ class UpstreamSettings(BaseModel):
     )
     private_hosts: Words = Field([], description="Hosts on private addresses that it may redirect to.")
     anonymous_fallback: bool = Field(False, description="Go on without the account when it rejects the credential.")
+    repositories: Annotated[list[RepositoryPattern], BeforeValidator(words)] = Field(
+        [],
+        description="Only these of its repositories, such as team-*/**: `*` is within a component, `**` is any "
+        "(default: all).",
+    )
     tag_ttl: Duration | None = Field(None, description="As TAG_TTL, for its tags.")
     keep_deleted_tags: bool | None = Field(None, description="As KEEP_DELETED_TAGS, for its tags.")
     connect_timeout: Duration | None = Field(None, description="As CONNECT_TIMEOUT.")

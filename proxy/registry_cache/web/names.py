@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Self
 
+from registry_cache.access.rules import repository_pattern
 from registry_cache.model.errors import NameUnknown
 from registry_cache.model.oci import DOCKER_HUB, Repository
 from registry_cache.model.registries import HUB_NAMES, looks_like_registry, normal, well_known
@@ -27,6 +28,7 @@ class Registries:
         default: the registry of requests that name none.
         aliases: of each registry that is served, its other names, which may have a port. Docker Hub's are known.
         own_names: hosts by which clients call the cache; its Host is one too. As ``ns`` they name no registry.
+        only: of a registry, the patterns of repositories that are served; all of one that has none.
         completes: whether ``nginx`` alone is ``library/nginx``. Where upstream is not Docker Hub but only called so, it
             may be a repository; who names docker.io means Docker Hub.
     """
@@ -38,6 +40,7 @@ class Registries:
         *,
         own_names: Iterable[str] = (),
         completes: bool = True,
+        only: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
         self.default = default
         self.served = tuple({default: (), **(aliases or {})})
@@ -47,6 +50,11 @@ class Registries:
             self._names |= dict.fromkeys(HUB_NAMES, DOCKER_HUB)
         self._own_names = frozenset(map(normal, own_names))
         self._completes = completes
+        self._only = {
+            registry: [repository_pattern(f"{registry}/{pattern}") for pattern in patterns]
+            for registry, patterns in (only or {}).items()
+            if patterns
+        }
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -54,7 +62,8 @@ class Registries:
         served, default = registries(settings), settings.default_registry
         names = [host for host in settings.hosts if host != "*"]
         aliases = {name: registry.aliases for name, registry in served.items()}
-        return cls(default, aliases, own_names=names, completes=served[default].host in HUB_NAMES)
+        only = {name: registry.repositories for name, registry in served.items()}
+        return cls(default, aliases, own_names=names, completes=served[default].host in HUB_NAMES, only=only)
 
     def resolve(self, name: str, ns: str | None, host: str) -> Repository:
         """The repository that *name* means.
@@ -91,6 +100,13 @@ class Registries:
         Args:
             registry: what :meth:`named` said.
         """
+        repository = self._of(name, registry)
+        patterns = self._only.get(repository.registry)
+        if patterns is not None and not any(pattern.fullmatch(str(repository)) for pattern in patterns):
+            raise NameUnknown(f"{repository} is not served here: `repositories` of that registry leaves it out")
+        return repository
+
+    def _of(self, name: str, registry: str | None) -> Repository:
         first, slash, rest = name.partition("/")
         prefix = self._names.get(first) if slash else None
         if prefix is not None and registry in (None, prefix):
