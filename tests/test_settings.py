@@ -106,6 +106,19 @@ def test_upstream_is_where_the_default_registry_is(named, name, upstream):
 
 
 @pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("HTTPS://Registry.Example", "https://registry.example"),
+        ("Http://Registry.Example:5000/Path/", "http://registry.example:5000/Path"),
+        ("https://[FD00::1]:5443//", "https://[fd00::1]:5443"),
+    ],
+)
+def test_upstream_has_one_spelling(given, meant):
+    """A redirect out of TLS is known by the beginning of the URL that it comes from."""
+    assert load_settings(None, {"upstream": given}).upstream == meant
+
+
+@pytest.mark.parametrize(
     ("upstream", "named", "meant"),
     [
         ("https://ghcr.io", None, "ghcr.io"),

@@ -57,7 +57,8 @@ def _upstream(value: str) -> str:
         raise ValueError("allowed is a URL such as https://registry-1.docker.io")
     if parts.username or parts.password:
         raise ValueError("allowed is a URL without a credential in it: use USERNAME and PASSWORD_FILE")
-    return value.rstrip("/")
+    # Who compares origins, or looks for https, finds one spelling.
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
 def words(value: object) -> object:
