@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.e2e.command import PROGRAM, Command, environment, free_port, settings_for, start
+from tests.e2e.command import PROGRAM, Command, environment, free_port, settings_for, start, until
 from tests.hub.client import HubClient, running_hub
 from tests.soak.sabotage import ENVIRONMENT
 
@@ -111,6 +112,8 @@ class Soak:
         self.command: Command | None = None
         self.stopping = asyncio.Event()
         self.sabotage = directory / "sabotage.json"
+        self.begun = False
+        self.is_doubted = False  # whether the run that goes on has to compare rows and files
 
     # --- content ------------------------------------------------------------------------------------------------
 
@@ -180,6 +183,8 @@ class Soak:
         return Path(self.settings["cache_dir"])
 
     async def begin(self) -> None:
+        self.is_doubted = self.begun and bool(self.index_says()[1])
+        self.begun = True
         self.command = await asyncio.to_thread(
             start,
             self.settings,
@@ -192,6 +197,7 @@ class Soak:
         assert self.command is not None
         await asyncio.to_thread(self.command.end)
         self.look_for_crashes()
+        self.look_at_rows("kill -9")
         self.tally.kills += 1
         await self.begin()
 
@@ -205,6 +211,7 @@ class Soak:
         if code != 0 and not (twice and code == SECOND_SIGNAL):
             self.tally.lies.append(f"exit code {code} after SIGTERM: {self.command.stderr.read_text()[-500:]}")
         self.look_for_crashes()
+        self.look_at_rows("SIGTERM")
         self.tally.restarts += 1
         await self.begin()
 
@@ -213,6 +220,31 @@ class Soak:
         self.tally.lies += [
             f"crashed: {line['message']} {line['traceback']}" for line in self.command.lines(event="crashed")
         ]
+
+    def look_at_rows(self, how: str) -> None:
+        """When a run is over: rows and files differ only where the next one knows that they may."""
+        rows, doubt = self.index_says()
+        wrong = sorted(rows.keys() ^ self.files().keys())
+        if wrong and not doubt:
+            self.tally.lies.append(f"after {how} nobody doubts that rows and files agree: {wrong}")
+
+    def index_says(self) -> tuple[dict[str, int], str]:
+        """Rows with their sizes, and why the next run will not rely on them; of a copy, which changes nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            for path in self.cache_dir.glob("index.sqlite3*"):
+                if not path.name.endswith("-shm"):
+                    shutil.copy(path, folder)
+            with contextlib.closing(sqlite3.connect(Path(folder) / "index.sqlite3")) as db:
+                rows = dict(db.execute("SELECT digest, size_bytes FROM blobs"))
+                ended = db.execute("SELECT value FROM meta WHERE key = 'ended'").fetchone()
+        with contextlib.suppress(FileNotFoundError):
+            return rows, (self.cache_dir / "index.doubt").read_text()
+        return rows, "it did not end properly" if ended is None or ended[0] else ""
+
+    def files(self) -> dict[str, int]:
+        """What is in blobs/, with sizes."""
+        files = [path for path in (self.cache_dir / "blobs").rglob("*") if path.is_file()]
+        return {f"sha256:{path.name}": path.stat().st_size for path in files}
 
     async def gremlin(self) -> None:
         """Something goes wrong all the time."""
@@ -299,6 +331,8 @@ class Soak:
                 await self.calm(session)
             await self.restart()  # the accounts are whole after a proper stop
             assert self.command is not None
+            if self.is_doubted:  # the one before was cut off, or had no time for it: then they are whole after this one
+                await asyncio.to_thread(until, lambda: self.command.lines(event="index_rebuilt"), "rows are compared")
             await asyncio.to_thread(self.command.stop)
         finally:
             if self.command is not None:
@@ -328,13 +362,11 @@ class Soak:
         for path in files:
             if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
                 self.tally.lies.append(f"rotten: {path}")
-        with sqlite3.connect(self.cache_dir / "index.sqlite3") as db:
-            rows = dict(db.execute("SELECT digest, size_bytes FROM blobs"))
-        db.close()
-        on_disk = {f"sha256:{path.name}": path.stat().st_size for path in files}
+        (rows, doubt), on_disk = self.index_says(), self.files()
         if rows != on_disk:
+            wrong = sorted(rows.items() ^ on_disk.items())
             self.tally.lies.append(
-                f"the index has {len(rows)} blobs, the disk {len(on_disk)}; both {rows.keys() & on_disk.keys()}"
+                f"the index has {len(rows)} blobs, the disk {len(on_disk)}: {wrong}; doubt: {doubt!r}"
             )
         if self.tally.peak_bytes > CAP_BYTES:
             self.tally.lies.append(f"{self.tally.peak_bytes} bytes on the disk, the cap is {CAP_BYTES}")
