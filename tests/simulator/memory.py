@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import copy
 import errno
+import functools
 import hashlib
 import random
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from registry_cache.model.oci import Digest
 from registry_cache.ports.rows import BlobEntry, Entry, Tally
 from registry_cache.store.entries import Opened, Seen
 from registry_cache.store.files import DiskSpace
+from registry_cache.store.index.doubt import Doubt
 
 
 class Crashed(BaseException):
@@ -29,6 +32,7 @@ class Weather:
         self.slow_rows = 0.01
         self.failing_files = 0.0
         self.rows_refused = False
+        self.failing_reads = 0.0  # of the index
         self.free_bytes = 1 << 40
 
     def file_seconds(self) -> float:
@@ -39,6 +43,9 @@ class Weather:
 
     def fails(self) -> bool:
         return self.failing_files > 0 and self.chance.random() < self.failing_files
+
+    def fails_to_read(self) -> bool:
+        return self.failing_reads > 0 and self.chance.random() < self.failing_reads
 
 
 class Inode:
@@ -59,9 +66,9 @@ class Disk:
         self.durable: dict[str, Inode] = {}
         self.rows: dict[Digest, BlobEntry] = {}
         self.undo: list[tuple[Digest, BlobEntry | None]] = []  # transactions that a power cut may take back
-        self.ended = True
+        self.ended = False  # properly, as the index says
         self.machine_crashed = False
-        self.doubt = "the index is new"
+        self.doubt = ""  # the file beside the index
         self._numbers = 0
 
     def new_inode(self) -> Inode:
@@ -71,6 +78,17 @@ class Disk:
     def files(self, folder: str) -> dict[str, Inode]:
         """Below *folder*, by path."""
         return {path: inode for path, inode in self.names.items() if path.startswith(folder + "/")}
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the next run will take it that rows and files agree."""
+        return self.ended and not self.doubt
+
+    def end(self, *, ended: bool) -> None:
+        """A run says that it has begun, or that it ends. Both are synced, and what was removed before with them."""
+        self.ended = ended
+        self.durable = dict(self.names)
+        self.undo.clear()
 
     def set_row(self, digest: Digest, entry: BlobEntry | None) -> None:
         self.undo.append((digest, self.rows.get(digest)))
@@ -321,12 +339,17 @@ class MemoryIndex:
         self._weather = weather
         self._process = process
         self._free_at = 0.0  # the thread that writes
+        self._files_free_at = 0.0  # the one that writes beside it
         self._known: dict[Digest, BlobEntry] = {}
         self._used: dict[Digest, float] = {}
         self.writable = not weather.rows_refused
         self.machine_crashed = disk.machine_crashed
-        self.doubt = disk.doubt or ("" if disk.ended else "the last run was killed")
-        disk.ended, disk.machine_crashed = False, False
+        self._doubt = Doubt(self._write_doubt, self._remove_doubt)
+        self._doubt.reason = disk.doubt or ("" if disk.ended else "the last run was killed")
+        self._doubt.is_written = bool(disk.doubt)
+        disk.machine_crashed = False
+        if self.writable:
+            disk.end(ended=False)
         self.tag_count = 0
         self.answers_bytes = 0
         self.refusal = "the weather"
@@ -335,8 +358,13 @@ class MemoryIndex:
 
     async def aclose(self) -> None:
         await self.flush()
-        if not self._weather.rows_refused and not self.doubt:
-            self._disk.ended = True
+        if self.writable and (not self.doubt or self._doubt.is_written):
+            with contextlib.suppress(IndexRefused):
+                await self._write(lambda: self._end(ended=True))
+
+    def _end(self, *, ended: bool) -> bool:
+        self._disk.end(ended=ended)
+        return True
 
     async def _write(self, effect: Callable[[], Any]) -> Any:
         now = asyncio.get_running_loop().time()
@@ -352,23 +380,65 @@ class MemoryIndex:
 
         return await happen(self._process, begins + took - now, attempt, back)
 
-    async def _read(self, effect: Callable[[], Any]) -> Any:
+    async def _read(self, effect: Callable[[], Any], default: Any) -> Any:
+        if self._weather.fails_to_read():
+            effect = functools.partial(copy.copy, default)
         return await happen(self._process, self._weather.chance.random() * 0.01, effect, 0.001)
+
+    async def _read_surely(self, effect: Callable[[], Any]) -> Any:
+        if (found := await self._read(effect, None)) is None:
+            raise IndexRefused("the index cannot be read")
+        return found
 
     async def probe(self) -> bool:
         with contextlib.suppress(IndexRefused):
-            await self._write(lambda: None)
+            await self._write(lambda: self._end(ended=False))
             self.writable = True
         return self.writable
 
-    async def raise_doubt(self, reason: str) -> None:
-        self.doubt = self._disk.doubt = self.doubt or reason
+    # --- doubt, as the real index has it; the file is written and removed by one thread -----------------------------
 
-    async def settle_doubt(self) -> None:
-        self.doubt = self._disk.doubt = ""
+    @property
+    def doubt(self) -> str:
+        return self._doubt.reason
+
+    @property
+    def doubts_raised(self) -> int:
+        return self._doubt.raised
+
+    async def raise_doubt(self, reason: str) -> None:
+        await self._doubt.raise_(reason)
+
+    async def settle_doubt(self, raised: int | None = None) -> None:
+        await self._doubt.settle(raised, self._note)
+
+    async def _note(self) -> bool:
+        with contextlib.suppress(IndexRefused):
+            if self.writable:
+                return await self._write(lambda: True)
+        return False
+
+    async def _write_doubt(self, reason: str) -> bool:
+        return await self._change_doubt(reason)
+
+    async def _remove_doubt(self) -> None:
+        await self._change_doubt("")
+
+    async def _change_doubt(self, reason: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        begins = max(now, self._files_free_at)
+        self._files_free_at = begins + self._weather.file_seconds()
+        fails = self._weather.fails()
+
+        def effect() -> bool:
+            if not fails:
+                self._disk.doubt = reason
+            return not fails
+
+        return await happen(self._process, self._files_free_at - now, effect, self._weather.file_seconds())
 
     async def blob(self, digest: Digest) -> BlobEntry | None:
-        entry = await self._read(lambda: self._disk.rows.get(digest))
+        entry = await self._read(lambda: self._disk.rows.get(digest), None)
         if entry is not None:
             self._known[digest] = entry
         return entry
@@ -381,7 +451,7 @@ class MemoryIndex:
             rows = {digest: self._disk.rows[digest] for digest in digests if digest in self._disk.rows}
             return {digest: Stored(row.size_bytes, row.media_type, row.last_use) for digest, row in rows.items()}
 
-        return await self._read(effect)
+        return await self._read_surely(effect)
 
     async def add_blob(self, entry: BlobEntry) -> Tally:
         if not self.writable:
@@ -433,10 +503,10 @@ class MemoryIndex:
                 : min(limit, 5)
             ]
 
-        return await self._read(effect)
+        return await self._read(effect, [])
 
     async def entries_between(self, first: str, last: str) -> dict[Digest, BlobEntry]:
-        return await self._read(
+        return await self._read_surely(
             lambda: {digest: row for digest, row in self._disk.rows.items() if first <= digest < last}
         )
 
@@ -444,13 +514,14 @@ class MemoryIndex:
         return None
 
     async def totals(self) -> Tally:
-        return await self._read(
+        return await self._read_surely(
             lambda: Tally(sum(row.size_bytes for row in self._disk.rows.values()), len(self._disk.rows), 0)
         )
 
     async def pin_summary(self, _limit: int) -> PinSummary:
         return await self._read(
-            lambda: PinSummary(0, sum(row.size_bytes for row in self._disk.rows.values() if row.pinned), [])
+            lambda: PinSummary(0, sum(row.size_bytes for row in self._disk.rows.values() if row.pinned), []),
+            PinSummary(0, 0, []),
         )
 
     async def keep(self, wanted: Any) -> None:
@@ -463,6 +534,8 @@ class MemoryIndex:
             self._disk.rows[digest] = row._replace(pinned=digest in self.wanted)
 
     async def flush(self) -> None:
+        if not self.writable and not await self.probe():
+            return
         used = dict(self._used)
 
         def effect() -> None:

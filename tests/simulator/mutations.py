@@ -145,6 +145,50 @@ def rows_are_read_beside_their_deletion(patch: Callable[..., None]) -> None:
     patch(RowWriter, "of", of)
 
 
+def a_row_that_cannot_be_read_is_none(patch: Callable[..., None]) -> None:
+    """Its file goes, and the row stays: nobody looks for it again."""
+    of = RowWriter.of
+
+    async def hopeful(self: RowWriter, digests: Any) -> Any:
+        try:
+            return await of(self, digests)
+        except IndexRefused:
+            return {}
+
+    patch(RowWriter, "of", hopeful)
+
+
+def a_file_that_is_gone_is_looked_at(patch: Callable[..., None]) -> None:
+    """Found by the simulator: it was removed, the look at it failed, and its row stayed without doubt."""
+
+    async def is_gone(self: Removal, _digest: Any, path: str) -> bool:
+        try:
+            await self._files.remove([path])
+            return await self._files.identify(path) is None
+        except OSError:
+            return False
+
+    patch(Removal, "_is_gone", is_gone)
+
+
+def files_go_before_doubt_is_written(patch: Callable[..., None]) -> None:
+    """A run that could not even say that it has begun dies between the unlink and the refusal of the row."""
+
+    async def counted(self: Removal, digests: Any) -> Any:
+        return await self._rows.of(digests)
+
+    patch(Removal, "counted", counted)
+
+
+def a_stop_waits_for_nobody(patch: Callable[..., None]) -> None:
+    """Who was cancelled and not waited for takes a file away behind the last rows that are deleted."""
+
+    async def all_free(_self: Locks) -> None:
+        return
+
+    patch(Locks, "all_free", all_free)
+
+
 MUTATIONS = (
     rows_say_what_was_evicted,
     a_row_that_was_refused_is_no_trouble,
@@ -155,6 +199,10 @@ MUTATIONS = (
     a_first_byte_waits_for_rows,
     the_row_comes_after_the_file,
     rows_are_read_beside_their_deletion,
+    a_row_that_cannot_be_read_is_none,
+    a_file_that_is_gone_is_looked_at,
+    files_go_before_doubt_is_written,
+    a_stop_waits_for_nobody,
 )
 
 
@@ -164,6 +212,10 @@ TROUBLES = {
     room_is_not_held_for_who_made_it: (),
     a_first_byte_waits_for_rows: ("slow rows",),
     rows_are_read_beside_their_deletion: ("slow rows",),
+    a_row_that_cannot_be_read_is_none: ("failing reads",),
+    a_file_that_is_gone_is_looked_at: ("failing files",),
+    files_go_before_doubt_is_written: ("slow files", "refusing rows", "crash"),
+    a_stop_waits_for_nobody: ("slow files", "slow rows"),
 }
 
 

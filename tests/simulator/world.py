@@ -83,7 +83,15 @@ class World:
         # What runs are like: most of them have one kind of trouble, some have every kind.
         self.troubles = {
             name: self.chance.random() < 0.25 if troubles is None else name in troubles
-            for name in ("slow files", "failing files", "slow rows", "refusing rows", "crash", "full disk")
+            for name in (
+                "slow files",
+                "failing files",
+                "slow rows",
+                "refusing rows",
+                "failing reads",
+                "crash",
+                "full disk",
+            )
         }
         # Of few blobs the same one is met again and again; of many the cap is met.
         self.digests = self.chance.sample(DIGESTS, self.chance.choice((3, 5, len(DIGESTS))))
@@ -97,6 +105,7 @@ class World:
         self.held_at: dict[Digest, float] = {}
         self.removed_for_room = 0
         self.operator_removes = 0
+        self.by_hand: set[str] = set()  # files that somebody has removed, whom nobody tells
 
     # --- processes ----------------------------------------------------------------------------------------------
 
@@ -106,11 +115,12 @@ class World:
         Raises:
             Broken: with what does not hold, and what happened before.
         """
-        ends = ["stop"] + (["kill", "power"] if self.troubles["crash"] else [])
+        ends = ["stop", "stop", "stop", "break off"] + (["kill", "power"] if self.troubles["crash"] else [])
         for life in range(self.chance.choice((1, 1, 2, 3))):
             is_last = life == 2
             self._live("stop" if is_last else self.chance.choice(ends))
-        self.weather.rows_refused, self.weather.failing_files = False, 0.0
+            self._draw_weather()
+        self.weather.rows_refused = False
         self.weather.slow_files = self.weather.slow_rows = 0.01
         self.weather.free_bytes = 1 << 40
         self._live("settle")
@@ -119,7 +129,8 @@ class World:
         loop = Loop(self.chance, self.time)
         # What a crash of the machine brought back goes again: it was removed, and that had not reached the disk.
         self.removed_for_room = min(0, CAP - sum(len(inode.data) for inode in self.disk.names.values()))
-        self.weather.failing_files = 0.0  # who cannot even read the directory does not start
+        # Who cannot even read the directory, or the index, does not start.
+        self.weather.failing_files = self.weather.failing_reads = 0.0
         self.process = Process()
         try:
             loop.run(self._life(ending), self.check)
@@ -131,6 +142,7 @@ class World:
             self.purging.clear()
             self.operator_removes = 0
             self.time = loop.time()
+        self._check_what_is_left()
         for context in loop.errors:
             error = context.get("exception")
             if error is not None and not isinstance(error, Crashed | OSError):
@@ -165,15 +177,32 @@ class World:
                 self.disk.machine_crashed = True
                 self.gone.clear()  # the last unlinks may not have reached the disk
             raise Crashed
+        if ending == "break off":  # as when a stop does not wait for transfers
+            await asyncio.sleep(self.chance.random() * 4.0)
+            for task in tasks:
+                task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, BaseException):
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
         if ending == "settle":
             await self._settle()
-        await self.store.aclose()
-        await self.index.aclose()
+            await self._close()
+        else:
+            changing = asyncio.create_task(self._change_weather_again())
+            await self._close()
+            changing.cancel()
         if ending == "settle":
             self._check_agreement()
+
+    async def _close(self) -> None:
+        await self.store.aclose()
+        await self.index.aclose()
+
+    async def _change_weather_again(self) -> None:
+        """Also what a stop waits for may fail, and the next thing not."""
+        while True:
+            await asyncio.sleep(self.chance.random() * self.chance.choice((0.02, 1.0)))
+            await self._change_weather(self.digests[0])
 
     async def _settle(self) -> None:
         await asyncio.sleep(12.0)
@@ -342,19 +371,24 @@ class World:
         for path in list(self.disk.names):
             if self.chance.random() < 0.5:
                 del self.disk.names[path]
+                self.by_hand.add(path)
 
     async def _flush(self, _: Digest) -> None:
         await self.index.flush()
 
     async def _change_weather(self, _: Digest) -> None:
-        weather, has = self.weather, self.troubles
-        if weather.failing_files:
+        if self.weather.failing_files:
             self.files_failed_at = self.now
+        self._draw_weather()
+
+    def _draw_weather(self) -> None:
+        weather, has = self.weather, self.troubles
         weather.slow_files = self.chance.choice((0.01, 0.01, 1.0)) if has["slow files"] else 0.01
         weather.failing_files = self.chance.choice((0.0, 0.02, 0.3)) if has["failing files"] else 0.0
         weather.slow_rows = self.chance.choice((0.01, 40.0)) if has["slow rows"] else 0.01
         weather.free_bytes = self.chance.choice((1 << 40, 150)) if has["full disk"] else 1 << 40
         weather.rows_refused = has["refusing rows"] and self.chance.random() < 0.6
+        weather.failing_reads = self.chance.choice((0.0, 0.1, 1.0)) if has["failing reads"] else 0.0
         self.say(f"weather {weather.slow_files} {weather.failing_files} {weather.slow_rows} {weather.rows_refused}")
 
     _acts: tuple[Callable[..., Awaitable[None]], ...] = (
@@ -375,6 +409,8 @@ class World:
 
     def _told(self, what: str, path: str, inode: Inode) -> None:
         is_blob = path.startswith(f"{ROOT}/blobs/")
+        if what == "placed":
+            self.by_hand.discard(path)
         if what == "moved" and is_blob and not inode.rotten:
             raise Broken(f"a good file was quarantined: {path[-64:][:6]}")
         if what == "removed" and is_blob and not self.operator_removes:
@@ -393,7 +429,8 @@ class World:
     @property
     def _is_calm_for_files(self) -> bool:
         trouble = self.troubles
-        return not (trouble["slow files"] or trouble["failing files"] or trouble["crash"] or trouble["full disk"])
+        kinds = ("slow files", "failing files", "failing reads", "crash", "full disk")
+        return not any(trouble[kind] for kind in kinds)
 
     # --- what has to hold ---------------------------------------------------------------------------------------
 
@@ -432,6 +469,15 @@ class World:
             is_held = evictor._is_held(digest) or row.pinned or self.now - self.held_at.get(digest, -9.0) < 1.0
             if not is_held and self.store._layout.blob(digest) in self.disk.names:
                 raise Broken(f"room was refused although {digest[7:13]} could have gone")
+
+    def _check_what_is_left(self) -> None:
+        """When a run is over, however it ended: what nobody doubts is true."""
+        if not self.disk.is_trusted:
+            return
+        files = self.disk.files(f"{ROOT}/blobs").keys()
+        rows = {f"{ROOT}/blobs/sha256/{digest.encoded[:2]}/{digest.encoded}" for digest in self.disk.rows}
+        if wrong := (files ^ rows) - self.by_hand:
+            raise Broken(f"nobody doubts that rows and files agree, but they do not: {wrong}")
 
     def _check_agreement(self) -> None:
         """In fair weather, when nothing is under way."""

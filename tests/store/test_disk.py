@@ -250,7 +250,7 @@ async def test_blobs_adopted_while_the_index_is_rebuilt_are_counted(shelf):
     await shelf.index.forget_blobs(put)
     shelf.store.room.stored = await shelf.index.totals()
     shelf.store._reading._memory.clear()
-    shelf.index.doubt = "for the test"
+    shelf.index._doubt.reason = "for the test"
     shelf.store._reconciler.is_counted = False
     assert all([await shelf.has(digest) for digest in put])
     shelf.check()

@@ -12,7 +12,7 @@ async def opened(path):
 
 async def ended_properly(path):
     index = await opened(path)
-    index.doubt = ""  # a store has compared rows and files meanwhile
+    index._doubt.reason = ""  # a store has compared rows and files meanwhile
     await index.aclose()
 
 

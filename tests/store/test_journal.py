@@ -216,7 +216,7 @@ async def test_an_index_whose_rows_are_not_found_yet_does_not_replace_the_journa
     lose(path)
     async with opened(path) as index:
         index._journal._is_whole = False  # it is due
-        index.doubt = ""  # as between the loss and the moment that it is known
+        index._doubt.reason = ""  # as between the loss and the moment that it is known
         await index.flush()
     lose(path)
     async with opened(path) as index:

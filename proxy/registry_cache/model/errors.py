@@ -197,7 +197,7 @@ class StoreTooNew(StoreError):
 
 
 class IndexRefused(StoreError):
-    """The index cannot be written: locked by another process, disk full, quota, I/O error, read-only."""
+    """The index cannot be written, or read: locked by another process, disk full, quota, I/O error, read-only."""
 
 
 class NoSpace(StoreError):

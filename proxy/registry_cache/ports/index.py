@@ -21,7 +21,11 @@ class Pins(Protocol):
         """Everything that is known at one moment."""
 
     async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
-        """Those of *digests* that are here."""
+        """Those of *digests* that are here.
+
+        Raises:
+            IndexRefused: nobody can tell.
+        """
 
     async def pinned(self) -> list[tuple[Pin, Digest | None]]:
         """Every pin, and what its tag is now (None when it is a digest, or nothing is known of it)."""

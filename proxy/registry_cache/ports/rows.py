@@ -50,19 +50,24 @@ class Entry(NamedTuple):
 class BlobRows(Protocol):
     """What is known of each stored blob: size, media type, last use, whether it is pinned.
 
-    Reads never fail: what cannot be read is not known. :meth:`add_blob` and :meth:`forget_blobs` say when they cannot
-    write, since no file may be there without its row; everything else that cannot be written is kept and written later.
+    A pull's reads never fail: what cannot be read is not known. Where files go or are compared, that is not enough:
+    those reads say so. :meth:`add_blob` and :meth:`forget_blobs` say when they cannot write, since no file may be there
+    without its row; everything else that cannot be written is kept and written later.
     """
 
-    # Why rows and files have to be compared; "" when they are known to agree.
-    doubt: str
     # Bytes that were never synced to the disk may be zeros now.
     machine_crashed: bool
 
     # Never before what is written down.
     clock: Clock
-    # How often doubt was raised; see settle_doubt().
-    doubts_raised: int
+
+    @property
+    def doubt(self) -> str:
+        """Why rows and files have to be compared; "" when they are known to agree."""
+
+    @property
+    def doubts_raised(self) -> int:
+        """How often doubt was raised; see :meth:`settle_doubt`."""
 
     @property
     def writable(self) -> bool:
@@ -127,7 +132,11 @@ class BlobRows(Protocol):
         """The blobs last re-hashed before *before* (Unix seconds), the longest ago first."""
 
     async def entries_between(self, first: str, last: str) -> dict[Digest, BlobEntry]:
-        """Rows whose digest is in [first, last), for the comparison with the disk."""
+        """Rows whose digest is in [first, last), for the comparison with the disk.
+
+        Raises:
+            IndexRefused: they cannot be read.
+        """
 
     async def totals(self) -> Tally:
         """All rows, counted afresh.

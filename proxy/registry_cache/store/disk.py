@@ -107,6 +107,8 @@ class DiskStore:
     async def aclose(self) -> None:
         """Stop the background work; partials stay for the next run."""
         await self._maintenance.aclose()
+        # Whose caller was cancelled, and not waited for, still changes files and says so of their rows.
+        await self._locks.all_free()
         await self._rows.aclose()
         self.files.close()
 
@@ -270,7 +272,7 @@ class DiskStore:
     async def _missing(self, digest: Digest) -> None:
         async with self._locks.hold([digest]):
             if not await self._intake.is_here(digest):
-                self._removal.gone(await self._rows.of([digest]))
+                self._removal.gone(await self._removal.counted([digest]))
 
     async def next_victims(self, limit: int) -> list[Entry]:
         """What would be evicted first if room were needed now."""

@@ -27,6 +27,12 @@ class Locks:
                 await stack.enter_async_context(self._hold(digest))
             yield
 
+    async def all_free(self) -> None:
+        """Wait until nobody holds or waits for any."""
+        while self._locks:
+            async with self.hold([next(iter(self._locks))]):
+                pass
+
     @contextlib.asynccontextmanager
     async def _hold(self, digest: Digest) -> AsyncIterator[None]:
         lock = self._locks.setdefault(digest, asyncio.Lock())

@@ -21,7 +21,6 @@ class Quarantine:
         self._layout = shared.layout
         self._files = shared.files
         self._room = shared.room
-        self._rows = shared.rows
         self._removal = removal
         self._locks = shared.locks
         self._events = shared.events
@@ -46,7 +45,7 @@ class Quarantine:
 
     async def _take_out(self, reading: Reading, digest: Digest) -> None:
         path, name = self._layout.blob(digest), file_name(digest)
-        seen, known = await self._files.look(path), await self._rows.of([digest])
+        seen, known = await self._files.look(path), await self._removal.counted([digest])
         with reading.leaving([digest]):
             async with self._turn:
                 if seen is not None and await self._moved(path, name):

@@ -35,11 +35,11 @@ class Reconciler:
         """Compare everything. New doubt that comes up meanwhile stays.
 
         Raises:
-            IndexRefused: rows cannot be written; the doubt stays.
+            IndexRefused: rows cannot be read or written; the doubt stays.
             OSError: a folder cannot be read; the doubt stays.
         """
         self._found = False
-        began, reason, refusals = time.monotonic(), self._index.doubt, self._rows.refusals
+        began, reason, raised = time.monotonic(), self._index.doubt, self._index.doubts_raised
         await self._rows.again()
         for algorithm, prefix in await self._worth_comparing():
             await self._folder(algorithm, prefix)
@@ -49,9 +49,9 @@ class Reconciler:
             raise IndexRefused("rows can neither be counted nor read")
         self._room.stored = stored
         self.is_counted = True
-        if self._index.doubt != reason or self._rows.refusals != refusals:
+        await self._index.settle_doubt(raised)
+        if self._index.doubt:
             return  # the next round looks again
-        await self._index.settle_doubt()
         if not self._room.stored.objects:
             return  # a new cache: nothing to tell
         self._events.emit(

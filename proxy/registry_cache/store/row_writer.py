@@ -32,7 +32,6 @@ class RowWriter:
         self._placing: dict[Digest, Tally] = {}
         self._turn = asyncio.Lock()  # rows change one at a time
         self._task: asyncio.Task[None] | None = None
-        self.refusals = 0  # how often the index would not delete what it had to
 
     def is_going(self, digest: Digest) -> bool:
         """Whether the row of *digest* is there although its file is gone."""
@@ -80,14 +79,20 @@ class RowWriter:
         return total
 
     async def of(self, digests: Sequence[Digest]) -> dict[Digest, Tally]:
-        """Those of *digests* whose files count as stored. To be asked while nothing else changes them."""
+        """Those of *digests* whose files count as stored. To be asked while nothing else changes them.
+
+        Raises:
+            IndexRefused: nobody can tell.
+        """
         going = set(self._going)  # a row that is deleted while we read it went before, or goes now
         here = await self._index.stored(digests)
         going.update(self._going)
         return {digest: tally(row.size_bytes, row.media_type) for digest, row in here.items() if digest not in going}
 
     async def aclose(self) -> None:
-        """Delete what is left, if the index lets us."""
+        """Delete what is left, if the index lets us: what it refused a while ago it may take now."""
+        if self._going and not self._index.writable:
+            await self._index.probe()
         await self.again()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
@@ -98,7 +103,6 @@ class RowWriter:
                 async with self._turn:
                     await finish(self._delete(list(self._going)[:_DELETED_AT_ONCE]))
         except IndexRefused as error:
-            self.refusals += 1
             await self._index.raise_doubt(f"rows of removed files could not be deleted: {error}")
 
     async def _delete(self, digests: Sequence[Digest]) -> None:

@@ -15,7 +15,8 @@
     database.py   the one owner of connections: reads, writes, recovery
     schema.py     its tables
     files.py      whose its files are
-    endings.py    how the last run ended, and what is in doubt
+    endings.py    how the last run ended, and the file that keeps doubt
+    doubt.py      doubt: raised, written beside the index, settled
     journal.py    what is known beside the content, for when the file is lost; facts.py brings it in
 
 A pull never fails because of the index. One that breaks is emptied and filled again from ``blobs/``; one that refuses

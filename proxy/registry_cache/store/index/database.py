@@ -213,6 +213,17 @@ class Database:
         """*work* with a connection that reads; *default* when SQLite cannot do it: the pull goes on."""
         return await self._read(self._reader, work, default, args)
 
+    async def read_surely(self, work: Callable[..., T], *args: object) -> T:
+        """As :meth:`read`, for what "nothing" would be a wrong answer to: rows, when files go.
+
+        Raises:
+            IndexRefused: it cannot be read.
+        """
+        found: T | None = await self._read(self._reader, work, None, args)
+        if found is None:
+            raise IndexRefused("the index cannot be read")
+        return found
+
     async def read_whole(self, work: Callable[..., T], default: T, *args: object) -> T:
         """As :meth:`read`, for what takes long: in a thread of its own, of one moment for all tables."""
 
@@ -335,6 +346,8 @@ class Database:
         """Runs in the thread that writes."""
         if self._db is None:
             raise sqlite3.OperationalError("the index is closed")
+        if self._db.in_transaction:  # neither its end nor its taking back went through: nothing of it is there
+            self._db.execute("ROLLBACK")
         return work(self._db, *args)
 
     # --- trouble ------------------------------------------------------------------------------------------------

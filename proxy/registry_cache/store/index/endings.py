@@ -37,8 +37,15 @@ def last_ending(db: sqlite3.Connection, *, is_new: bool) -> Ending:
 
 
 def begin(db: sqlite3.Connection) -> None:
-    """A run has begun: until :func:`end`, whatever comes next is told that this one did not end properly."""
-    set_meta(db, "ended", boot_id() or "unknown boot")
+    """A run has begun: until :func:`end`, whatever comes next is told that this one did not end properly.
+
+    The disk has it before anything else happens: after a power cut the log may lack rows of files that are there.
+    """
+    db.execute("PRAGMA synchronous = FULL")
+    try:
+        set_meta(db, "ended", boot_id() or "unknown boot")
+    finally:
+        db.execute("PRAGMA synchronous = NORMAL")
 
 
 def end(db: sqlite3.Connection) -> None:

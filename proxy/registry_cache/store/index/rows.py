@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from cachetools import LRUCache
 
 from registry_cache.model.contents import Stored
-from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest
 from registry_cache.ports.rows import BlobEntry, Entry, Tally
 from registry_cache.runtime.threads import finish
@@ -102,18 +101,15 @@ class Rows(Part):
 
     async def entries_between(self, first: str, last: str) -> dict[Digest, BlobEntry]:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
-        return await self._db.read(_select_between, {}, first, last)
+        return await self._db.read_surely(_select_between, first, last)
 
     async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
         """See :class:`registry_cache.ports.index.Pins`."""
-        return await self._db.read(_select_stored, dict[Digest, Stored](), digests)
+        return await self._db.read_surely(_select_stored, digests)
 
     async def totals(self) -> Tally:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
-        totals = await self._db.read(_select_totals, None)
-        if totals is None:
-            raise IndexRefused("the index cannot be read")
-        return totals
+        return await self._db.read_surely(_select_totals)
 
     async def _flush_uses(self) -> None:
         used = dict(self._used)
@@ -210,5 +206,5 @@ def _select_stored(db: sqlite3.Connection, digests: Collection[Digest]) -> dict[
     return {digest: Stored(*row) for digest, row in rows if row is not None}
 
 
-def _select_totals(db: sqlite3.Connection) -> Tally | None:
+def _select_totals(db: sqlite3.Connection) -> Tally:
     return Tally(*db.execute(f"SELECT {_TALLY} FROM blobs").fetchone())  # noqa: S608 -- a constant

@@ -10,6 +10,7 @@ from registry_cache.model.oci import Digest
 from registry_cache.runtime.threads import Threads, finish
 from registry_cache.store.index.answers import Answers
 from registry_cache.store.index.database import BUSY_SECONDS, Database
+from registry_cache.store.index.doubt import Doubt
 from registry_cache.store.index.endings import DoubtFile
 from registry_cache.store.index.facts import select_facts, write_facts
 from registry_cache.store.index.files import set_all_aside
@@ -43,10 +44,11 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         self.answers_max_bytes = answers_max_bytes
         self._files = Threads("index files", 1)
         self._doubt_file = DoubtFile(path.with_suffix(".doubt"))
-        self._doubt_is_written = False
+        self._doubt = Doubt(
+            lambda reason: self._files.run(self._doubt_file.write, reason),
+            lambda: self._files.run(self._doubt_file.remove),
+        )
         self._writing_journal = asyncio.Lock()
-        self.doubt = ""
-        self.doubts_raised = 0
         self.machine_crashed = False
 
     async def start(self) -> None:
@@ -56,8 +58,8 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         await self._db.open()
         self._read_figures()
         ending, kept = self._db.ending, await self._files.run(self._doubt_file.read)
-        self.doubt, self.machine_crashed = ending.doubt or kept, ending.machine_crashed
-        self._doubt_is_written = bool(kept)
+        self._doubt.reason, self.machine_crashed = ending.doubt or kept, ending.machine_crashed
+        self._doubt.is_written = bool(kept)
         if self.doubt and not self._media_types:
             self._media_types = (await self._files.run(self._journal.read)).media_types
 
@@ -65,7 +67,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         """See :class:`registry_cache.ports.index.Index`."""
         await self.flush()
         await self._flush_journal()
-        await self._db.aclose(properly=not self.doubt or self._doubt_is_written)
+        await self._db.aclose(properly=not self.doubt or self._doubt.is_written)
         self._files.close()
 
     def _fill(self, db: sqlite3.Connection, is_empty: bool) -> None:
@@ -86,8 +88,8 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         self._forget_links()
         self._forget_pins()
         self._read_figures()
-        self.doubt = self._db.ending.doubt or self.doubt
-        self.doubts_raised += 1
+        self._doubt.reason = self._db.ending.doubt or self.doubt
+        self._doubt.raised += 1
 
     # --- doubt --------------------------------------------------------------------------------------------------
 
@@ -105,19 +107,24 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         """See :class:`registry_cache.ports.rows.BlobRows`."""
         return await self._db.probe()
 
+    @property
+    def doubt(self) -> str:
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
+        return self._doubt.reason
+
+    @property
+    def doubts_raised(self) -> int:
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
+        return self._doubt.raised
+
     async def raise_doubt(self, reason: str) -> None:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
-        self.doubt = self.doubt or reason
-        self.doubts_raised += 1
-        if not self._doubt_is_written:
-            self._doubt_is_written = await self._files.run(self._doubt_file.write, reason)
+        await self._doubt.raise_(reason)
 
     async def settle_doubt(self, raised: int | None = None) -> None:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
-        if raised is None or raised == self.doubts_raised:
-            await self._db.try_write(_rows_are_found, None)
-            self.doubt, self._doubt_is_written, self._media_types = "", False, {}
-            await self._files.run(self._doubt_file.remove)
+        if await self._doubt.settle(raised, lambda: self._db.try_write(_rows_are_found, False)):
+            self._media_types = {}
 
     def media_type_kept(self, digest: Digest) -> str | None:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
@@ -171,6 +178,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         return True
 
 
-def _rows_are_found(db: sqlite3.Connection) -> None:
+def _rows_are_found(db: sqlite3.Connection) -> bool:
     delete_rowless_links(db)
     set_meta(db, "filled", "rows")
+    return True
