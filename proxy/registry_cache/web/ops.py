@@ -20,7 +20,8 @@ from registry_cache.web.page import Page
 from registry_cache.web.refusals import Refusals, refusal_kind
 from registry_cache.web.tables import Asked
 
-_CONFIDENTIAL = frozenset({"/_stats", "/metrics"})
+# For everybody; any other page may name repositories.
+_OPEN = frozenset({"/", "/_health"})
 
 
 class Ops:
@@ -75,7 +76,8 @@ class Ops:
         return await page(request)
 
     def _check_reader(self, request: web.BaseRequest) -> None:
-        if self._readers is None or request.rel_url.raw_path not in _CONFIDENTIAL:
+        path = request.rel_url.raw_path
+        if self._readers is None or path in _OPEN or path not in self._pages:
             return
         client = client_address(request)
         if client not in self._readers:

@@ -26,7 +26,7 @@ _SPAN_TITLES = {"hour": "Last hour", "day": "Last day", "month": "Last 30 days"}
 _STEP_NAMES = {"hour": "minute", "day": "quarter of an hour", "month": "day"}
 _STEP_CLOCKS = {"hour": "%H:%M", "day": "%H:%M", "month": "%d %b"}
 # Told as set or not set: whoever reaches the port can see the page.
-_CONFIDENTIAL = ("username", "password_file")
+_CONFIDENTIAL = ("username", "password_file", "htpasswd", "tls_key")
 
 
 class PageData(NamedTuple):
