@@ -11,6 +11,7 @@ import pytest
 from registry_cache.model import events
 from registry_cache.model.errors import IndexRefused, NoSpace, ReadFailed
 from registry_cache.model.oci import OCI_MANIFEST, Digest
+from registry_cache.store.layout import file_name
 from registry_cache.store.scrub import Scrubber
 
 from .conftest import open_shelf
@@ -241,6 +242,30 @@ async def test_what_is_taken_up_again_is_no_victim(shelf):
         await partial.publish()
         partial.close()
     assert await shelf.has(digest)
+    shelf.check()
+
+
+async def test_what_is_taken_up_while_another_partial_is_evicted_is_no_victim(shelf, monkeypatch):
+    """Which may go was asked before the first of them went."""
+    await shelf.put(content(3, 500_000))
+    digests = [Digest.of(content(seed)) for seed in (1, 2)]
+    for digest, seed in zip(digests, (1, 2), strict=True):
+        async with shelf.store.ingest(digest) as partial:
+            await partial.expect(100_000)
+            await partial.append(content(seed)[:60_000])
+            partial.close()
+    held = Held(monkeypatch, shelf.store.files, "remove", when=lambda paths: file_name(digests[0]) in paths[0])
+    other = asyncio.create_task(shelf.put(content(4, 500_000)))
+    await held.reached.wait()
+    async with shelf.store.ingest(digests[1]) as partial:
+        held.go_on.set()
+        await other
+        await partial.expect(100_000)
+        await partial.append(content(2)[partial.offset :])
+        partial.verify()
+        await partial.publish()
+        partial.close()
+    assert await shelf.has(digests[1])
     shelf.check()
 
 

@@ -103,6 +103,24 @@ def test_what_may_be_part_of_any_text_withholds_none():
     assert redactor.clean(text.replace("registry.docker.io", "registry-docker-io")) != WITHHELD
 
 
+def test_what_is_known_of_secrets_is_bounded_and_goes_with_them():
+    redactor = Redactor()
+    for number in range(600):
+        redactor.learn(f"{number:05}" * 12_000)
+    assert len(redactor._pieces) <= 512 * 4096 // 12
+    for number in range(600):
+        redactor.learn(f"short-{number}")
+    assert redactor._pieces == {}
+    assert redactor.clean("x" * 64_000 + "00599" * 10) != WITHHELD
+
+
+def test_a_token_that_is_longer_than_any_text_is_known_by_its_beginning():
+    redactor = Redactor()
+    token = base64.b64encode(bytes(range(256)) * 40).decode()
+    redactor.learn(token)
+    assert redactor.clean(f"denied: {token}") == WITHHELD
+
+
 @pytest.mark.timeout(60)
 def test_a_long_text_takes_no_longer_than_it_is(monkeypatch):
     """64 KB of letters in an error held the event loop for twenty seconds."""

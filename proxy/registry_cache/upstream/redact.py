@@ -31,6 +31,8 @@ _LONGEST_TEXT = 4096
 
 # A secret is known by pieces of its letters and digits, so many in each: who has that many in a row has some of it.
 _PIECE = 12
+# Of a longer secret, its beginning: a token service may give one of 64 KB for each name that a client makes up.
+_IN_PIECES_MAX_CHARACTERS = 4096
 _NO_LETTERS = re.compile(r"[\W_]+", re.ASCII)
 _ESCAPES = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z0-9+/_-]{12,}")
@@ -112,7 +114,7 @@ def _letters(text: str) -> str:
 
 def _pieces(secret: str) -> Iterable[str]:
     """Side by side, so that any part of twice the length has one whole."""
-    letters = _letters(secret)
+    letters = _letters(secret[:_IN_PIECES_MAX_CHARACTERS])
     starts = {*range(0, len(letters) - _PIECE + 1, _PIECE), len(letters) - _PIECE}
     return {letters[at : at + _PIECE] for at in starts if at >= 0}
 
