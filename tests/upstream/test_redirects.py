@@ -216,6 +216,18 @@ async def test_a_public_upstream_leads_to_no_address_of_the_host_or_its_network(
     assert victim.seen == []
 
 
+@pytest.mark.parametrize("address", REBOUND)
+async def test_a_blob_is_not_fetched_from_there_either(registry, public, address):
+    """It has connections of its own, and nobody has found the host to be down before."""
+    public["cdn.example"] = address
+    _, victim = await registry(lambda _: reply(200, BLOB))
+    port = victim.url.rpartition(":")[2]
+    client, _ = await registry(lambda _: reply(307, b"", [("Location", f"http://cdn.example:{port}/x")]))
+    with pytest.raises(UpstreamError, match="PRIVATE_HOSTS"):
+        await client.blob(NAME, DIGEST)
+    assert victim.seen == []
+
+
 async def test_a_host_that_is_named_may_be_private(registry, public):
     public["cdn.example"] = "127.0.0.1"
     _, cdn = await registry(lambda _: reply(200, BLOB))

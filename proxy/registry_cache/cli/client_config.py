@@ -95,7 +95,8 @@ def _text(made: Client, root: Path) -> list[tuple[str, str]]:
 def _show(made: Client, root: Path) -> None:
     for path, text in _text(made, root):
         say(f"# {path}", err=not text.startswith("#"))  # JSON has no comments
-        click.echo(text, nl=not text.startswith("{"))
+        for line in text.rstrip("\n").split("\n"):
+            say(line.expandtabs())
     for note in made.notes:
         say(note, err=True)
     say(f"After a change: {made.reload}", err=True)
