@@ -70,7 +70,7 @@ def test_what_no_digest_begins_like_names_nothing():
     assert listing(inventory(), [unknown], lambda _: ()).items == []
     assert plan_purge(inventory(), [unknown], lambda _: ()).digests == []
     assert plan_purge(inventory(), [unknown], lambda _: ()).tags == []
-    assert pins_for(inventory(), unknown, "docker.io") == []
+    assert pins_for(inventory(), unknown) == []
     assert unpins_for(inventory(Pin(NGINX, "1")), unknown) == []
 
 
