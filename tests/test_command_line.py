@@ -62,6 +62,12 @@ def test_the_help_of_serve_has_every_setting_once_in_its_group():
     assert {*names, "prune", "upstreams", "access"} == set(Settings.model_fields)
 
 
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_a_start_without_tls_does_not_load_what_certificates_need(command):
+    script = f"import sys, registry_cache.cli.{command}; sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, env=environment()).returncode == 0
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "[::]", "localhost"])
 def test_a_start_on_a_port_that_is_taken_leaves_nothing_behind(tmp_path, host):
     family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET

@@ -7,8 +7,6 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cryptography import x509
-
 from registry_cache.access.rules import EVERYTHING
 from registry_cache.doctor.check import Check
 from registry_cache.model.units import format_ago, format_size
@@ -94,6 +92,8 @@ def certificate(settings: Settings, now: float) -> Iterator[Check]:
     name, path = "certificate", settings.tls_cert
     if path is None:
         return
+    from cryptography import x509  # noqa: PLC0415 -- as in web/certificates.py
+
     try:
         found = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -9,8 +9,6 @@ import ssl
 from pathlib import Path
 from typing import cast
 
-from cryptography import x509
-
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError
 from registry_cache.runtime.background import Background
@@ -93,6 +91,8 @@ class Certificates:
         return f"{self._certificate} and {self._key}: {_why(error)}"
 
     def _end(self) -> float:
+        from cryptography import x509  # noqa: PLC0415 -- 70 ms of CPU that a start without TLS does not take
+
         try:
             return x509.load_pem_x509_certificate(self._certificate.read_bytes()).not_valid_after_utc.timestamp()
         except (OSError, ValueError) as error:
