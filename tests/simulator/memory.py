@@ -383,7 +383,8 @@ class MemoryIndex:
     async def _read(self, effect: Callable[[], Any], default: Any) -> Any:
         if self._weather.fails_to_read():
             effect = functools.partial(copy.copy, default)
-        return await happen(self._process, self._weather.chance.random() * 0.01, effect, 0.001)
+        before, after = (self._weather.chance.random() * 0.01 for _ in range(2))
+        return await happen(self._process, before, effect, after)
 
     async def _read_surely(self, effect: Callable[[], Any]) -> Any:
         if (found := await self._read(effect, None)) is None:
