@@ -41,6 +41,7 @@ async def logins(users):
         (f"ci:{hashed('x').replace('$04$', '$17$')}", "line 2: allowed is a cost from 4 to 14"),
         (f"ok:{hashed('x')}", "line 2: 'ok' is there twice"),
     ],
+    ids=["md5", "no hash", "no colon", "no name", "escape", "cost", "twice"],  # hashes are salted
 )
 def test_a_line_that_is_not_understood_is_named_and_not_shown(tmp_path, line, said):
     file = tmp_path / "htpasswd"
