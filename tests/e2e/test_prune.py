@@ -294,6 +294,7 @@ def test_prune_af_pulls_again_what_the_policy_keeps(host, record_property):
     assert with_until == with_af == first
 
 
+@pytest.mark.timeout(600)  # half of it is dockerd's and the registry's work, on however busy a machine
 def test_fifty_rounds_of_deploy_remove_and_prune_keep_the_base_and_bound_the_disk(tmp_path):
     """The data is on a small filesystem of its own: the pressure is real, and without the prune it would be full."""
     capacity, version_bytes, rounds = 160 * MB, 6 * MB, 50

@@ -113,7 +113,7 @@ async def test_a_no_is_asked_for_once(start_cache, hub, kind, methods):
         assert {reply.status for reply in replies} == {404}
     assert len(hub.counters.select(service="registry")) == 1
     await hub.registry.stop()
-    cache.proxy.pull_through._blobs._negatives._ttl_seconds = 1e-9  # it has expired
+    cache.proxy.pull_through._blobs._registries["docker.io"].negatives._ttl_seconds = 1e-9  # it has expired
     assert (await cache.get(f"/v2/library/noes/{kind}")).status == 404
 
 
@@ -124,7 +124,7 @@ async def test_lists_have_the_patience_of_tags(start_cache, hub):
     kept = [await cache.get(path) for path in paths]
     missing = "/v2/library/nothing/tags/list"
     assert (await cache.get(missing)).status in (401, 404)
-    cache.proxy.pull_through._blobs._negatives._ttl_seconds = 1e-9
+    cache.proxy.pull_through._blobs._registries["docker.io"].negatives._ttl_seconds = 1e-9
     hub.faults.add(Fault(service="registry", delay_seconds=3600, challenges=True))
     async with asyncio.timeout(20):
         for path, before in zip(paths, kept, strict=True):
