@@ -9,6 +9,7 @@ from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.names import Answer, TagEntry
 from registry_cache.ports.rows import BlobEntry
 from registry_cache.store.index import SqliteIndex
+from registry_cache.store.index.database import Database
 
 REPOSITORY = Repository.parse("library/locked")
 DIGEST = Digest.of(b"locked")
@@ -201,3 +202,37 @@ async def test_an_index_that_was_opened_to_read_only_is_opened_again_once_it_can
     assert index.writable
     assert await index.tag(REPOSITORY, "1") == TAG
     await index.aclose()
+
+
+async def test_a_try_to_write_that_fails_takes_nothing_from_who_reads(tmp_path, monkeypatch):
+    """On a read-only disk each try opened the readers' file in a way that it cannot be read in there."""
+    path = tmp_path / "index.sqlite3"
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    await index.put_tag(REPOSITORY, "1", TAG)
+    await index.aclose()
+    monkeypatch.setattr(Database, "_opens_to_read", only_unchanged(Database._opens_to_read))
+    monkeypatch.setattr(Database, "_bring_up_to_date", refuse)
+    index = SqliteIndex(path, events=events.Events())
+    await index.start()
+    database, seen = index._db, []
+    as_it_was = database._read_as, database._opened
+
+    def look(self, db):
+        seen.append((self._read_as, self._opened))
+        return refuse(self, db)
+
+    monkeypatch.setattr(Database, "_bring_up_to_date", look)
+    assert not await database.probe()
+    assert seen == [as_it_was]
+    assert (database._read_as, database._opened) == as_it_was == ("mode=ro&immutable=1", database._opened)
+    assert await index.tag(REPOSITORY, "1") == TAG
+    await index.aclose()
+
+
+def refuse(self, db):
+    raise sqlite3.OperationalError("unable to open database file")
+
+
+def only_unchanged(opens):
+    return lambda self, options: "immutable" in options and opens(self, options)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.hub import stand_in
 
-PASSWORD = "password-of-the-forward-proxy"
+PASSWORD = "x7Qv-mm2-9ZkL-tt41"  # nothing that our own words for a proxy have in them
 
 
 @pytest.fixture

@@ -106,26 +106,40 @@ class Database:
             else:
                 self._open_somehow(str(error))
 
-    def _open_file(self) -> None:
+    def _open_file(self, *, only_to_write: bool = False) -> None:
+        """Open the file; readers go on with what there was until all of it is known.
+
+        Args:
+            only_to_write: fail where it can only be read.
+        """
         with contextlib.suppress(OSError):  # SQLite's own error says it better
             os.close(open_file(self.path, os.O_RDWR))
-        self._db = db = self._connect(str(self.path), self._busy_seconds)
-        self._opened += 1
-        self._in_memory, self._read_as = False, "mode=ro"
-        stat = self.path.stat()
-        self._file = (stat.st_dev, stat.st_ino)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT_BYTES}")
-        was_new = self._bring_up_to_date(db)
-        self.ending = endings.last_ending(db, is_new=was_new)
-        self.figures = _count(db)
+        db = self._connect(str(self.path), self._busy_seconds)
         try:
-            endings.begin(db)
-        except sqlite3.OperationalError as error:
-            self._refused(error)
-            if _is_read_only(error):
-                self._file = None  # SQLite has opened it only to read: it has to be opened again to be written
+            stat = self.path.stat()
+            file: tuple[int, int] | None = (stat.st_dev, stat.st_ino)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT_BYTES}")
+            was_new = self._bring_up_to_date(db)
+            ending, figures = endings.last_ending(db, is_new=was_new), _count(db)
+            refusal = None
+            try:
+                endings.begin(db)
+            except sqlite3.OperationalError as error:
+                if only_to_write:
+                    raise
+                refusal = error
+                if _is_read_only(error):
+                    file = None  # SQLite has opened it only to read: it has to be opened again to be written
+        except BaseException:
+            db.close()
+            raise
+        self._db, self._file, self.ending, self.figures = db, file, ending, figures
+        self._in_memory, self._read_as = False, "mode=ro"
+        self._opened += 1
+        if refusal is not None:
+            self._refused(refusal)
         else:
             self.writable, self.refusal = True, ""
 
@@ -316,18 +330,13 @@ class Database:
         if self._is_file():
             self._with_writer(endings.begin, ())
             return
-        before = (self._db, self._in_memory, self._read_as, self._file, self.ending, self.figures)
+        before = self._db
         try:
-            self._open_file()
-            if not self.writable:
-                raise sqlite3.OperationalError(self.refusal)
-        except (sqlite3.Error, OSError) as error:  # what there was is read on
-            if self._db is not before[0] and self._db is not None:
-                self._db.close()
-            self._db, self._in_memory, self._read_as, self._file, self.ending, self.figures = before
+            self._open_file(only_to_write=True)
+        except OSError as error:
             raise sqlite3.OperationalError(str(error)) from error
-        if before[0] is not None:
-            before[0].close()
+        if before is not None:
+            before.close()
         self._replaced = True
 
     async def is_there(self) -> bool:
