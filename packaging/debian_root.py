@@ -5,8 +5,6 @@ import subprocess
 from pathlib import Path
 
 SUITE = "bookworm"
-_DEFAULT = "http://deb.debian.org"
-_SECURITY = f"{_DEFAULT}/debian-security {SUITE}-security"
 # What make install needs; apt and dpkg come along.
 BUILDING = ("python3", "python3-venv", "make")
 # What the program needs: certificates are in its libraries (certifi), the zones are for TZ=.
@@ -23,7 +21,7 @@ _NEVER_NEEDED = ("usr/share/man", "usr/share/info", "usr/share/locale", "usr/sha
 
 
 def sources() -> str:
-    """Where this machine's apt gets that Debian from, security updates included; else where everybody does."""
+    """Where this machine's apt gets that Debian from, security updates included; empty where it has another one."""
     listed = ""
     if shutil.which("apt-get"):
         form = "deb $(SITE) $(RELEASE) $(COMPONENT) # $(LABEL)"
@@ -32,7 +30,7 @@ def sources() -> str:
     found = sorted(
         {line.partition(" #")[0] for line in listed.splitlines() if f" {SUITE}" in line and "Debian" in line}
     )
-    return "\n".join(found or [f"deb {_DEFAULT}/debian {SUITE} main", f"deb {_SECURITY} main"]) + "\n"
+    return "".join(f"{line}\n" for line in found)
 
 
 def building(root: Path) -> None:
@@ -59,7 +57,10 @@ def running(root: Path) -> None:
 
 def _make(root: Path, variant: str, packages: tuple[str, ...], *options: str) -> None:
     include = f"--include={','.join(packages)}"
-    command = ["mmdebstrap", "--quiet", "--mode=root", f"--variant={variant}", include, *options, SUITE, str(root), "-"]
-    done = subprocess.run(command, check=False, input=sources(), text=True, capture_output=True)
+    command = ["mmdebstrap", "--quiet", "--mode=root", f"--variant={variant}", include, *options, SUITE, str(root)]
+    here = sources()
+    if here:  # else mmdebstrap knows where everybody gets it
+        command.append("-")
+    done = subprocess.run(command, check=False, input=here, text=True, capture_output=True)
     if done.returncode:
         raise SystemExit(f"no Debian {SUITE} could be made: {done.stderr[-2000:]}")
