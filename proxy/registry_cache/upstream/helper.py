@@ -94,8 +94,9 @@ class HelperCredential:
         except TimeoutError as error:
             raise CredentialRefused(f"{self._program} did not answer within {_SECONDS:g} s") from error
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.returncode is None:  # else its number may be somebody else's by now
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         if status:
             said = answer[:200].decode(errors="replace").strip() or f"exit code {status}"
             raise CredentialRefused(f"{self._program} has no account for {self._server}: {said}")
