@@ -69,7 +69,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         history = History(index, metrics.counts, index.clock.now, bus)
         history.start()
         quota = QuotaLog(settings.default_registry)
-        bus.subscribe(quota)
+        bus.subscribe(quota, events.QuotaObserved)
         stack.push_async_callback(history.aclose)
         catalog = await stack.enter_async_context(open_catalog(settings, bus, index, store))
         pulls = await stack.enter_async_context(open_pulls(settings, bus, index, store, catalog))

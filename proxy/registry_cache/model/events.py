@@ -373,21 +373,22 @@ class Events:
     """Hands each event to every subscriber, in the caller's thread. Emit on the event loop only."""
 
     def __init__(self) -> None:
-        self._subscribers: list[Subscriber] = []
+        self._subscribers: list[tuple[type[Event], Subscriber]] = []
         self._failed: set[int] = set()  # which of them have failed, by identity
 
-    def subscribe(self, subscriber: Subscriber) -> None:
-        """Call *subscriber* with every event from now on; it must not block.
+    def subscribe(self, subscriber: Subscriber, kind: type[Event] = Event) -> None:
+        """Call *subscriber* with every event of *kind* from now on; it must not block.
 
         One that raises is told of once, and called again with the next event: it stops no other.
         """
-        self._subscribers.append(subscriber)
+        self._subscribers.append((kind, subscriber))
 
     def emit(self, event: Event) -> None:
         """Tell everybody."""
-        for subscriber in self._subscribers:
+        for kind, subscriber in self._subscribers:
             try:
-                subscriber(event)
+                if isinstance(event, kind):
+                    subscriber(event)
             except Exception as error:  # noqa: BLE001 -- one that fails stops no other, and no answer
                 self._tell_of_failure(subscriber, event, error)
 
@@ -409,8 +410,8 @@ class _EventsOf(Events):
         self._everybody = everybody
         self._registry = registry
 
-    def subscribe(self, subscriber: Subscriber) -> None:
-        self._everybody.subscribe(subscriber)
+    def subscribe(self, subscriber: Subscriber, kind: type[Event] = Event) -> None:
+        self._everybody.subscribe(subscriber, kind)
 
     def emit(self, event: Event) -> None:
         if isinstance(event, OfRegistry):

@@ -25,6 +25,7 @@ LogFormat = Literal["json", "console"]
 
 _LEVELS: dict[events.Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _BACKLOG_LINES = 50_000
+_BATCH_LINES = 256  # the loop waits for the interpreter while so many are made
 _COLOURS = {"hit": "green", "revalidated": "green", "miss": "cyan", "collapsed": "cyan", "stale": "yellow"}
 _LEVEL_COLOURS: dict[events.Level, str] = {"warning": "yellow", "error": "red"}
 
@@ -37,12 +38,12 @@ class Log:
     """
 
     def __init__(self, log_format: LogFormat, level: events.Level, fd: int = 1) -> None:
-        self._encode = _json if log_format == "json" else _Console(os.isatty(fd)).line
+        self._encode = _json_lines if log_format == "json" else _Console(os.isatty(fd)).lines
         self._least = _LEVELS[level]
         # People do not need a line for each health check; programs get every request.
         self._quiet_pings = log_format == "console" and level != "debug"
         self._fd = fd
-        self._lines: deque[bytes] = deque()
+        self._events: deque[events.Event] = deque()
         self._wake = threading.Event()
         self._closing = False
         self.dropped = 0
@@ -54,24 +55,24 @@ class Log:
             return
         if self._quiet_pings and isinstance(event, events.Request) and event.kind == "ping":
             return
-        if len(self._lines) >= _BACKLOG_LINES:
+        if len(self._events) >= _BACKLOG_LINES:
             self.dropped += 1
             return
-        self._lines.append(self._encode(event))
+        self._events.append(event)
         if not self._wake.is_set():
             self._wake.set()
 
     def _write_lines(self) -> None:
-        """Runs in the thread: many lines a write, so that a busy cache does not pay a system call for each."""
+        """Runs in the thread: many lines at a time, so that a busy cache does not pay a system call for each."""
         while True:
             self._wake.wait()
             self._wake.clear()
             if not self._closing:
                 time.sleep(0.005)  # gather what comes at the same time
-            while self._lines:
-                batch = b"".join(self._lines.popleft() for _ in range(min(len(self._lines), 1000)))
+            while self._events:
+                batch = [self._events.popleft() for _ in range(min(len(self._events), _BATCH_LINES))]
                 try:
-                    _write_all(self._fd, batch)
+                    _write_all(self._fd, self._encode(batch))
                 except OSError:
                     return  # nobody reads the log any more
             if self._closing:
@@ -90,16 +91,24 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-_STARTS = {level: f'{{"level":"{level}",'.encode() for level in _LEVELS}
+_STARTS = {level: f'{{"level":"{level}"'.encode() for level in _LEVELS}
+_COMMA = ord(",")
 _ENCODER = msgspec.json.Encoder(enc_hook=str)  # a Digest is a str, but not exactly
 
 
-def _json(event: events.Event) -> bytes:
-    try:
-        fields = _ENCODER.encode(event)
-    except UnicodeEncodeError:  # foreign bytes that are no UTF-8: the line has them escaped
-        fields = _ENCODER.encode(_well_formed(msgspec.to_builtins(event, enc_hook=str)))
-    return ascii_json(b"%s%s\n" % (_STARTS[event.level], fields[1:]))
+def _json_lines(batch: list[events.Event]) -> bytes:
+    """The lines of *batch*; each begins with the level, which is no field of the event but one of its class."""
+    lines = bytearray()
+    for event in batch:
+        lines += _STARTS[event.level]
+        end = len(lines)
+        try:
+            _ENCODER.encode_into(event, lines, end)
+        except UnicodeEncodeError:  # foreign bytes that are no UTF-8: the line has them escaped
+            _ENCODER.encode_into(_well_formed(msgspec.to_builtins(event, enc_hook=str)), lines, end)
+        lines[end] = _COMMA  # in place of the brace
+        lines += b"\n"
+    return ascii_json(bytes(lines))
 
 
 def _well_formed(value: object) -> object:
@@ -116,7 +125,10 @@ class _Console:
     def __init__(self, colours: bool) -> None:
         self._colours = colours
 
-    def line(self, event: events.Event) -> bytes:
+    def lines(self, batch: list[events.Event]) -> bytes:
+        return b"".join(map(self._line, batch))
+
+    def _line(self, event: events.Event) -> bytes:
         clock = time.strftime("%H:%M:%S", time.localtime(event.time))
         text = self._request(event) if isinstance(event, events.Request) else self._other(event)
         return f"{clock} {text}\n".encode(errors="replace")

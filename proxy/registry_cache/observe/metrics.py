@@ -1,4 +1,4 @@
-"""Counters, fed by events. Plain integers: a hit costs a microsecond here, and Prometheus reads them later."""
+"""Counters, fed by events. Plain integers, added up when Prometheus or the page reads them."""
 
 import re
 import time
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict, deque
 from typing import Any
 
 from registry_cache.model import events
-from registry_cache.model.oci import DOCKER_HUB, Repository
+from registry_cache.model.oci import Repository
 from registry_cache.observe.figures import (
     AllRepositories,
     ByteFigures,
@@ -27,25 +27,52 @@ _SAMPLES = 4096
 _TOP = 20
 _RECENT = 50
 _MISTAKES = 5
+# Combinations of registry, repository, client and result between two times of adding them up.
+_TALLIES_MAX = 1024
 # Statuses that are the client's own doing, and upstream's no: anybody can make as many of them as they like.
 _MISTAKEN = frozenset({400, 403, 404, 405, 416, 421, 499})
 
 
 class Latency:
-    """Durations in seconds: the last few thousand for quantiles, all of them in buckets for Prometheus."""
+    """Durations: the last few thousand for quantiles, all of them in buckets for Prometheus.
+
+    They are sorted into the buckets many at a time, and when somebody looks.
+    """
 
     def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=_SAMPLES)
-        self.buckets = [0] * (len(BUCKETS_SECONDS) + 1)
-        self.sum_seconds = 0.0
+        self._new: list[float] = []  # milliseconds
+        self._recent: deque[float] = deque(maxlen=_SAMPLES)  # seconds, as all below
+        self._buckets = [0] * (len(BUCKETS_SECONDS) + 1)
+        self._sum_seconds = 0.0
 
-    def observe(self, seconds: float) -> None:
-        self.recent.append(seconds)
-        self.buckets[bisect_left(BUCKETS_SECONDS, seconds)] += 1
-        self.sum_seconds += seconds
+    def observe(self, milliseconds: float) -> None:
+        self._new.append(milliseconds)
+        if len(self._new) >= _SAMPLES:
+            self._sort()
+
+    def _sort(self) -> None:
+        new = [milliseconds / 1000 for milliseconds in self._new]
+        self._new.clear()
+        self._recent.extend(new)
+        self._sum_seconds += sum(new)
+        for seconds in new:
+            self._buckets[bisect_left(BUCKETS_SECONDS, seconds)] += 1
+
+    @property
+    def buckets(self) -> list[int]:
+        """How many there were, by bucket; the last one is for those beyond."""
+        self._sort()
+        return self._buckets
+
+    @property
+    def sum_seconds(self) -> float:
+        """All of them together."""
+        self._sort()
+        return self._sum_seconds
 
     def quantiles(self) -> dict[str, float | None]:
-        ordered = sorted(self.recent)
+        self._sort()
+        ordered = sorted(self._recent)
         last = len(ordered) - 1
         return {f"p{q}": round(ordered[last * q // 100], 6) if ordered else None for q in (50, 90, 99)}
 
@@ -65,21 +92,38 @@ class OfRegistry:
 _OWN_COMMAND = re.compile(r"registry-cache/\S+ \((?:warm|verify|doctor)\)")
 
 
+class _Tally:
+    """Requests that differ in nothing that is counted apart."""
+
+    __slots__ = ("bytes", "repeated_bytes", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.bytes = 0
+        self.repeated_bytes = 0
+
+
 class Metrics:
-    """What has happened since the start."""
+    """What has happened since the start.
+
+    A request is counted in one place, by everything that figures tell apart: a hit costs one look-up here. Whoever
+    reads the figures adds it up (:meth:`_settle`).
+    """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.registries: defaultdict[str, OfRegistry] = defaultdict(OfRegistry)
-        self.repeated_bytes = 0  # of what came from here: sent to who did not want it again
+        self._tallies: dict[tuple[str, str, str, events.CacheResult], _Tally] = {}  # see _request()
+        self._registries: defaultdict[str, OfRegistry] = defaultdict(OfRegistry)
+        self._repeated_bytes = 0
         self.happened: Counter[str] = Counter()  # by event: quarantined, flight_resumed, not_stored…
         self.evicted_objects = 0
         self.evicted_bytes = 0
         self.prefetched_bytes = 0
         self.prefetch_wasted_bytes = 0
-        self.latency = {"hit": Latency(), "miss": Latency()}
-        self.repositories = Uses()  # by name, with the registry where it is not Docker Hub
-        self.clients = Uses()  # by address
+        self._hits, self._misses = Latency(), Latency()
+        self.latency = {"hit": self._hits, "miss": self._misses}
+        self._repositories = Uses()
+        self._clients = Uses()
         self.recent_misses: deque[events.Request] = deque(maxlen=_RECENT)
         self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
         self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
@@ -92,9 +136,9 @@ class Metrics:
         if isinstance(event, events.Request):
             self._request(event)
         elif isinstance(event, events.UpstreamReceived):
-            self.registries[event.registry].received_bytes += event.bytes
+            self._registries[event.registry].received_bytes += event.bytes
         elif isinstance(event, events.UpstreamRequest):
-            registry = self.registries[event.registry]
+            registry = self._registries[event.registry]
             registry.upstream[event.kind] += 1
             registry.failures += event.status == 0 or event.status >= 500  # noqa: PLR2004 -- HTTP
         elif isinstance(event, events.Evicted):
@@ -120,37 +164,54 @@ class Metrics:
                 self.recent_trouble.append(event)
 
     def _request(self, event: events.Request) -> None:
-        result, registry = event.cache, self.registries[event.registry]
-        registry.requests[result] += 1
-        registry.served_bytes[result] += event.bytes
+        result = event.cache
         if event.decision:
             self.access[event.decision, event.auth] += 1
             if event.decision != "allow":
-                return  # a client's first question of each pull, or none of its business: neither use nor trouble
-        self._answered(event)
-
-    def _answered(self, event: events.Request) -> None:
-        result = event.cache
+                # A client's first question of each pull, or none of its business: neither use nor trouble.
+                self._count(self._registries[event.registry], result, 1, event.bytes)
+                return
+        try:
+            tally = self._tallies[event.registry, event.repository, event.client, result]
+        except KeyError:
+            tally = self._new_tally((event.registry, event.repository, event.client, result))
+        tally.requests += 1
+        tally.bytes += event.bytes
         if result in _HITS:
-            if event.repeated_bytes:
-                self.repeated_bytes += event.repeated_bytes
-            self.latency["hit"].observe(event.duration_ms / 1000)
+            tally.repeated_bytes += event.repeated_bytes
+            self._hits.observe(event.duration_ms)
         elif result in ("miss", "collapsed"):
-            self.latency["miss"].observe(event.duration_ms / 1000)
+            self._misses.observe(event.duration_ms)
             if result == "miss":
                 self.recent_misses.append(event)
-        if event.repository and result != "error":
-            is_hit = result in _HITS
-            is_hub = event.registry == DOCKER_HUB
-            repository = event.repository if is_hub else Repository(event.registry, event.repository).shown
-            for counts in (self.repositories[repository], self.clients[event.client]):
-                counts[0] += 1
-                counts[1] += event.bytes
-                if is_hit:
-                    counts[2] += 1
-                    counts[3] += event.bytes - event.repeated_bytes
         if (event.error or result == "stale") and not _OWN_COMMAND.fullmatch(event.user_agent):
             self._trouble(event)
+
+    def _new_tally(self, key: tuple[str, str, str, events.CacheResult]) -> _Tally:
+        if len(self._tallies) >= _TALLIES_MAX:
+            self._settle()
+        tally = self._tallies[key] = _Tally()
+        return tally
+
+    def _settle(self) -> None:
+        """Add up what has been counted since the last time."""
+        tallies, self._tallies = self._tallies, {}
+        for (registry, repository, client, result), tally in tallies.items():
+            self._count(self._registries[registry], result, tally.requests, tally.bytes)
+            self._repeated_bytes += tally.repeated_bytes
+            if not repository or result == "error":
+                continue
+            for counts in (self._repositories[Repository(registry, repository).shown], self._clients[client]):
+                counts[0] += tally.requests
+                counts[1] += tally.bytes
+                if result in _HITS:
+                    counts[2] += tally.requests
+                    counts[3] += tally.bytes - tally.repeated_bytes
+
+    @staticmethod
+    def _count(registry: OfRegistry, result: events.CacheResult, requests: int, size_bytes: int) -> None:
+        registry.requests[result] += requests
+        registry.served_bytes[result] += size_bytes
 
     def _trouble(self, event: events.Request) -> None:
         if event.status not in _MISTAKEN:
@@ -162,9 +223,33 @@ class Metrics:
         objects = 1 if self.unstored is None else self.unstored.objects + 1
         self.unstored = UnstoredFigures(objects=objects, last_at=event.time, reason=event.reason)
 
+    @property
+    def registries(self) -> dict[str, OfRegistry]:
+        """What has happened with each of them."""
+        self._settle()
+        return self._registries
+
+    @property
+    def repositories(self) -> Uses:
+        """By name, with the registry where it is not Docker Hub."""
+        self._settle()
+        return self._repositories
+
+    @property
+    def clients(self) -> Uses:
+        """By address."""
+        self._settle()
+        return self._clients
+
+    @property
+    def repeated_bytes(self) -> int:
+        """Of what came from here: sent to who did not want it again."""
+        self._settle()
+        return self._repeated_bytes
+
     def of(self, registry: str) -> OfRegistry:
         """What has happened with one registry."""
-        return self.registries[registry] if registry in self.registries else OfRegistry()
+        return self.registries.get(registry) or OfRegistry()
 
     @property
     def requests(self) -> Counter[str]:

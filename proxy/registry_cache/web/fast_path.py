@@ -14,6 +14,7 @@ import time
 import traceback
 from typing import NamedTuple
 
+import msgspec
 from aiohttp import hdrs, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.helpers import rfc822_formatted_time
@@ -94,16 +95,18 @@ class FastPath:
             user_agent(request),
         )
 
-    def answer(self, head: bytes, protocol: BaseProtocol, client: str) -> "bytes | FileAnswer | None":
+    def answer(
+        self, head: bytes, protocol: BaseProtocol, client: str, audit: Audit = NOBODY
+    ) -> "bytes | FileAnswer | None":
         """What to send for *head*, if it is known and at hand: a whole response, which is logged as sent, or a file.
 
         Args:
             client: its address, for the log.
+            audit: who asks, where somebody asks for that.
         """
         asked = self._asked.get(head)
-        return None if asked is None else self._at_hand(asked, protocol, client, NOBODY)
-
-    def _at_hand(self, asked: Asked, protocol: BaseProtocol, client: str, audit: Audit) -> "bytes | FileAnswer | None":
+        if asked is None:
+            return None
         began = time.perf_counter()
         wants_body = asked.method == "GET"
         if asked.reference is not None:
@@ -155,28 +158,25 @@ class FastPath:
         error: str = "",
     ) -> None:
         """Emit the log line of an answer of which *sent* bytes have been sent. *began*: perf_counter."""
-        self._events.emit(
-            events.Request(
-                cache=served.result,
-                kind=asked.kind,
-                registry=asked.repository.registry,
-                repository=asked.repository.name,
-                reference=asked.target,
-                digest=digest,
-                method=asked.method,
-                status=status,
-                bytes=sent,
-                duration_ms=round((time.perf_counter() - began) * 1000, 3),
-                upstream_ms=0.0,
-                client=client,
-                user_agent=asked.user_agent,
-                error=error,
-                principal=audit.principal,
-                auth=audit.auth,
-                decision=audit.decision,
-                rule=audit.rule,
-            )
+        event = events.Request(
+            cache=served.result,
+            kind=asked.kind,
+            registry=asked.repository.registry,
+            repository=asked.repository.name,
+            reference=asked.target,
+            digest=digest,
+            method=asked.method,
+            status=status,
+            bytes=sent,
+            duration_ms=round((time.perf_counter() - began) * 1000, 3),
+            upstream_ms=0.0,
+            client=client,
+            user_agent=asked.user_agent,
+            error=error,
         )
+        if audit is not NOBODY:  # apart, because each field more costs every hit
+            event = msgspec.structs.replace(event, **audit._asdict())
+        self._events.emit(event)
 
 
 class FileAnswer:

@@ -31,12 +31,14 @@ class GuardedFastPath(FastPath):
         if others == (hdrs.AUTHORIZATION in request.headers) == bool(token):
             self._learn(head, request, route)
 
-    def answer(self, head: bytes, protocol: BaseProtocol, client: str) -> bytes | FileAnswer | None:
+    def answer(
+        self, head: bytes, protocol: BaseProtocol, client: str, audit: Audit | None = None
+    ) -> bytes | FileAnswer | None:
         """See :class:`FastPath`. Whom it says no to, the other way tells so."""
         head, token = without_token(head)
         asked = self._asked.get(head)
         audit = None if asked is None else self._audit(protocol, token, asked.repository)
-        return None if asked is None or audit is None else self._at_hand(asked, protocol, client, audit)
+        return None if audit is None else super().answer(head, protocol, client, audit)
 
     def _audit(self, protocol: BaseProtocol, token: bytes, repository: Repository) -> Audit | None:
         """Who asks, if they may."""
