@@ -258,7 +258,15 @@ class Airport:
         self.published: list[Digest] = []
         graceful = {} if grace_seconds is None else {"grace_seconds": grace_seconds}
         self.runways = {
-            name: Runway.of(source, limit=limit, retries=retries, backoff=lambda _: 0.0, events=self.bus, **graceful)
+            name: Runway.of(
+                source,
+                limit=limit,
+                retries=retries,
+                backoff=lambda _: 0.0,
+                rate_limit_wait_seconds=15.0,
+                events=self.bus,
+                **graceful,
+            )
             for name, source in self.sources.items()
         }
         self.runway = self.runways[REPOSITORY.registry]

@@ -278,6 +278,27 @@ async def test_short_rate_limit_is_waited_for(start_cache, hub, image):
     assert (reply.status, reply.cache_status) == (200, "registry-cache; fwd=miss; stored")
 
 
+@pytest.mark.parametrize("kind", ["blob", "tags"])
+@pytest.mark.parametrize(("seconds", "status"), [("1", 200), ("30", 429)])
+async def test_blobs_and_lists_wait_for_a_limit_as_manifests_do(start_cache, hub, kind, seconds, status):
+    """A limit that passes soon is waited for; one that does not is told, with its time, and at once."""
+    cache = await start_cache(rate_limit_wait="5s")
+    image = await hub.images.image("library/limited", f"1-{kind}-{seconds}", [50_000])
+    limited = {"headers": {"Retry-After": seconds}, "status": 429}
+    if kind == "blob":
+        hub.faults.add(Fault(kind="blob", **limited, times=1))
+        path = f"/v2/{image.repository}/blobs/{image.layers[0].digest}"
+    else:
+        hub.faults.add(Fault(kind="tags", **limited, times=1))
+        path = f"/v2/{image.repository}/tags/list"
+    async with asyncio.timeout(20):  # REQUEST_TIMEOUT is longer: a 502 after that would be no answer either
+        reply = await cache.get(path)
+    assert reply.status == status
+    if status == 429:
+        assert reply.headers["Retry-After"] == seconds
+        assert reply.error_code == "TOOMANYREQUESTS"
+
+
 async def test_blobs_go_on_while_pulls_are_limited(cache, hub, image, blob):
     await cache.manifest(image.repository, "1")
     hub.behaviour.pull_limit = 0

@@ -94,7 +94,14 @@ def _runway(registry: RegistrySettings, upstream: Upstream, spare: Spare, bus: e
     source: BlobSource = upstream
     if registry.blob_connections > 1:
         source = ParallelSource(upstream, connections=registry.blob_connections, spare=spare)
-    return Runway.of(source, limit=registry.max_flights, retries=registry.retries, backoff=backoff_seconds, events=bus)
+    return Runway.of(
+        source,
+        limit=registry.max_flights,
+        retries=registry.retries,
+        backoff=backoff_seconds,
+        rate_limit_wait_seconds=registry.rate_limit_wait,
+        events=bus,
+    )
 
 
 def _proves(proof: Proof) -> Callable[[Flight], None]:

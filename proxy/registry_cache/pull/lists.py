@@ -44,7 +44,9 @@ class Lists:
 
     async def _ask_once(self, repository: Repository, path: str, key: str) -> Answer:
         asked_at, registry = self._clock.now(), self._registries[repository.registry]
-        found = await registry.negatives.heed(key, lambda: registry.upstream.listing(repository, path))
+        found = await registry.negatives.heed(
+            key, lambda: registry.asking.patiently(lambda: registry.upstream.listing(repository, path))
+        )
         registry.asking.answered()
         answer = Answer(found.body, found.content_type, found.link, found.filters_applied, asked_at)
         await self._index.put_answer(key, answer)

@@ -69,14 +69,29 @@ class Retries(NamedTuple):
     limit: int
     backoff: Callable[[int], float]  # seconds before attempt number n + 1
     events: events.Events
+    rate_limit_wait_seconds: float  # how long a first byte waits for a rate limit to pass
 
-    async def pause(self, digest: Digest, offset: int, attempt: int, error: UpstreamError, *, begun: bool) -> None:
+    async def pause(
+        self,
+        digest: Digest,
+        offset: int,
+        attempt: int,
+        error: UpstreamError,
+        *,
+        begun: bool,
+        limited_for_seconds: float = 0.0,
+    ) -> None:
         """Wait before the next try, or raise *error* when there is none to be made.
 
         Args:
             begun: a client has got bytes: no other host can help it.
+            limited_for_seconds: how long a rate limit has been waited for already.
         """
         seconds = max(self.backoff(attempt), error.retry_in_seconds)
+        if isinstance(error, RateLimited) and not begun:
+            if limited_for_seconds + seconds > self.rate_limit_wait_seconds:
+                raise error
+            attempt = 1  # the time that it may take is the bound
         if isinstance(error, UpstreamRefused) and attempt > 1:
             raise error  # upstream has answered, twice
         if attempt > self.limit or seconds > _PAUSE_MAX_SECONDS:

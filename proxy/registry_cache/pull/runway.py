@@ -29,6 +29,7 @@ class Runway(NamedTuple):
         limit: int,
         retries: int,
         backoff: Callable[[int], float],
+        rate_limit_wait_seconds: float,
         events: events.Events,
         grace_seconds: float | None = None,
     ) -> Self:
@@ -37,9 +38,10 @@ class Runway(NamedTuple):
         Args:
             retries: how often a broken transfer is taken up again before the flight fails.
             backoff: seconds before attempt number n + 1.
+            rate_limit_wait_seconds: how long a flight without a byte waits for a rate limit to pass.
             grace_seconds: how long a slot stays with what nobody reads, while others wait.
         """
-        tries = Retries(retries, backoff, events)
+        tries = Retries(retries, backoff, events, rate_limit_wait_seconds)
         boarding = Boarding(limit, grace_seconds=_GRACE_SECONDS if grace_seconds is None else grace_seconds)
         return cls(source, tries, boarding, DirectStreams(source, tries, limit=limit))
 

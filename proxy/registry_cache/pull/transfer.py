@@ -6,6 +6,7 @@ They go into the store; what it refuses goes on through memory, from the same GE
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import Callable
 
 from registry_cache.model import events
@@ -14,6 +15,7 @@ from registry_cache.model.errors import (
     DigestMismatch,
     NoSpace,
     RangeRefused,
+    RateLimited,
     RegistryCacheError,
     SizeMismatch,
     UpstreamBusy,
@@ -133,7 +135,7 @@ class Transfer:
     # --- one try after the other --------------------------------------------------------------------------------
 
     async def _bring_all(self) -> None:
-        flight, attempt = self._flight, 0
+        flight, attempt, limited_at = self._flight, 0, 0.0
         while not self._has_all():
             before = self.offset
             try:
@@ -145,8 +147,16 @@ class Transfer:
                         except UpstreamError as error:
                             # Progress earns new tries: only transfers that bring nothing use them up.
                             attempt = 1 if self.offset > before else attempt + 1
-                            begun = flight.started.is_set()
-                            await self._runway.retries.pause(flight.digest, self.offset, attempt, error, begun=begun)
+                            if attempt == 1 or not isinstance(error, RateLimited):
+                                limited_at = time.monotonic()
+                            await self._runway.retries.pause(
+                                flight.digest,
+                                self.offset,
+                                attempt,
+                                error,
+                                begun=flight.started.is_set(),
+                                limited_for_seconds=time.monotonic() - limited_at,
+                            )
                         else:
                             return
             except TimeoutError:
