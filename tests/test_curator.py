@@ -8,6 +8,7 @@ from registry_cache.catalog.curator import Curator
 from registry_cache.catalog.manifests import OpaqueManifests
 from registry_cache.model import events
 from registry_cache.model.contents import Inventory, Parts, Pattern, Pin, Stored, Tag
+from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import DOCKER_MANIFEST, Digest, Repository
 
 APP = Repository.parse("org/app")
@@ -26,7 +27,7 @@ class Cached:
         self.pins_changed = asyncio.Event()
         self.asked: list[int] = []
         self.kept: set[Digest] = set()
-        self.failing = False
+        self.failing = self.unreadable = False
         self.blobs = {digest: Stored(10, DOCKER_MANIFEST, 0.0) for digest in MANIFESTS}
         self.blobs |= {part(number, 0): Stored(1000, None, 0.0) for number in range(len(MANIFESTS))}
 
@@ -42,6 +43,8 @@ class Cached:
         return Inventory(self.blobs, tags, {}, ())
 
     async def pinned(self):
+        if self.unreadable:
+            raise IndexRefused("the index cannot be read")
         return [(Pin(APP, "1"), PINNED)]
 
     async def stored(self, digests):
@@ -83,6 +86,17 @@ async def test_what_cannot_be_read_is_named_once(curator, seen):
     for _ in range(3):
         await curator.listing(None)
     assert [event.digest for event in seen] == [MANIFESTS[0]]
+
+
+async def test_pins_that_cannot_be_read_stay_as_they_are(curator, cached, seen, monkeypatch):
+    monkeypatch.setattr(curator._following, "_interval_seconds", 0)
+    cached.kept, cached.unreadable = {PINNED}, True
+    await curator.start()
+    assert [(event.work, event.reason) for event in seen] == [("pins", "the index cannot be read")]
+    assert cached.kept == {PINNED}
+    cached.unreadable = False
+    while len(cached.kept) == 1:
+        await asyncio.sleep(0)
 
 
 async def test_pins_that_cannot_be_worked_out_are_worked_out_later(curator, cached, seen, monkeypatch):

@@ -161,9 +161,9 @@ class Soak:
                 self.tally.whole += 1
                 # A range that could not be stored is passed on as it comes: only a whole blob has a digest.
                 verified = response.status == 200 or "fwd=bypass" not in response.headers["Cache-Status"]
-                if verified and body != (expected if response.status == 206 else content.data):
-                    came = response.headers["Cache-Status"]
-                    self.tally.lies.append(f"{content.path} {headers}: {len(body)} wrong bytes, {came}")
+                true = expected if response.status == 206 else content.data
+                if verified and body != true:
+                    self.tally.lies.append(self._lie(content.path, headers, body, true, response))
             else:
                 self.tally.refused += 1
                 if response.status not in (429, 502, 503):
@@ -245,6 +245,19 @@ class Soak:
         """What is in blobs/, with sizes."""
         files = [path for path in (self.cache_dir / "blobs").rglob("*") if path.is_file()]
         return {f"sha256:{path.name}": path.stat().st_size for path in files}
+
+    def _lie(
+        self, path: str, headers: dict[str, str], body: bytes, true: bytes, response: aiohttp.ClientResponse
+    ) -> str:
+        """What was wrong, and what the log has of it."""
+        wrong = [at for at, (came, meant) in enumerate(zip(body, true, strict=False)) if came != meant]
+        digest = path.rpartition("/")[2]
+        assert self.command is not None
+        lines = [line for line in self.command.stdout.read_text().splitlines() if digest in line][-40:]
+        return (
+            f"{path} {headers}: {len(body)} of {len(true)} bytes, {len(wrong)} wrong, the first at {wrong[:1]}, "
+            f"{response.headers['Cache-Status']}\n" + "\n".join(lines)
+        )
 
     async def gremlin(self) -> None:
         """Something goes wrong all the time."""

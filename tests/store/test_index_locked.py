@@ -4,7 +4,11 @@ import asyncio
 import contextlib
 import sqlite3
 
+import pytest
+
 from registry_cache.model import events
+from registry_cache.model.contents import Pin
+from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.names import Answer, TagEntry
 from registry_cache.ports.rows import BlobEntry
@@ -236,3 +240,25 @@ def refuse(self, db):
 
 def only_unchanged(opens):
     return lambda self, options: "immutable" in options and opens(self, options)
+
+
+async def test_an_index_that_cannot_be_read_has_not_lost_its_pins_and_names(tmp_path, monkeypatch):
+    """Whoever took "nothing" for the answer would let go of every pin, and list an empty cache."""
+    index = SqliteIndex(tmp_path / "index.sqlite3", events=events.Events())
+    await index.start()
+    await index.add_blob(BlobEntry(DIGEST, 10, TAG.media_type, 1.0))
+    await index.put_tag(REPOSITORY, "1", TAG)
+    await index.change_pins(add=[Pin(REPOSITORY, "1")])
+
+    def fails(*_):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "_with_reader", fails)
+        with pytest.raises(IndexRefused):
+            await index.pinned()
+        with pytest.raises(IndexRefused):
+            await index.inventory()
+    assert [pin for pin, _ in await index.pinned()] == [Pin(REPOSITORY, "1")]
+    assert [tag.name for tag in (await index.inventory()).tags] == ["1"]
+    await index.aclose()

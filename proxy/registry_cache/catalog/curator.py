@@ -10,6 +10,7 @@ from cachetools import LRUCache
 from registry_cache.catalog.manifests import OpaqueManifests
 from registry_cache.model import contents, events
 from registry_cache.model.contents import Inventory, Listing, Parts, Pattern, Pin, PurgePlan, Stored
+from registry_cache.model.errors import StoreError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.short_digests import completed
 from registry_cache.runtime.background import Background
@@ -123,7 +124,9 @@ class Curator:
         """
         try:
             await self._refresh()
-        except Exception:  # noqa: BLE001 -- see above; following tries again
+        except StoreError as error:  # following tries again, as below
+            self._events.emit(events.BackgroundFailed(work="pins", reason=str(error)))
+        except Exception:  # noqa: BLE001 -- see above
             self._events.emit(events.Crashed(message="pins at the start", traceback=traceback.format_exc()))
         self._following.start()
 

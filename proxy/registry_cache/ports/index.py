@@ -18,7 +18,11 @@ class Pins(Protocol):
     pins_changed: asyncio.Event
 
     async def inventory(self) -> Inventory:
-        """Everything that is known at one moment."""
+        """Everything that is known at one moment.
+
+        Raises:
+            IndexRefused: nobody can tell.
+        """
 
     async def stored(self, digests: Collection[Digest]) -> dict[Digest, Stored]:
         """Those of *digests* that are here.
@@ -28,7 +32,11 @@ class Pins(Protocol):
         """
 
     async def pinned(self) -> list[tuple[Pin, Digest | None]]:
-        """Every pin, and what its tag is now (None when it is a digest, or nothing is known of it)."""
+        """Every pin, and what its tag is now (None when it is a digest, or nothing is known of it).
+
+        Raises:
+            IndexRefused: nobody can tell.
+        """
 
     async def pin_summary(self, limit: int) -> PinSummary:
         """How much is pinned, and the first *limit* pins."""

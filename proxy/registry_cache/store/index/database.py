@@ -233,10 +233,7 @@ class Database:
         Raises:
             IndexRefused: it cannot be read.
         """
-        found: T | None = await self._read(self._reader, work, None, args)
-        if found is None:
-            raise IndexRefused("the index cannot be read")
-        return found
+        return surely(await self._read(self._reader, work, None, args))
 
     async def read_whole(self, work: Callable[..., T], default: T, *args: object) -> T:
         """As :meth:`read`, for what takes long: in a thread of its own, of one moment for all tables."""
@@ -383,6 +380,13 @@ class Database:
     def _start_over_once(self, reason: str, opened: int) -> None:
         if opened == self._opened:
             self._start_over(reason)
+
+
+def surely(found: T | None) -> T:
+    """*found*, unless it could not be read."""
+    if found is None:
+        raise IndexRefused("the index cannot be read")
+    return found
 
 
 def _count(db: sqlite3.Connection) -> Figures:

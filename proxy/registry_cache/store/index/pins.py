@@ -45,7 +45,7 @@ class Pins(Rows, Names):
 
     async def pinned(self) -> list[tuple[Pin, Digest | None]]:
         """See :class:`registry_cache.ports.index.Pins`."""
-        pinned: list[tuple[Pin, Digest | None]] = await self._db.read(_select_pinned, list[tuple[Pin, Digest | None]]())
+        pinned = await self._db.read_surely(_select_pinned)
         self.pinned_tags = frozenset((pin.repository, pin.target) for pin, _ in pinned)
         return [(pin, self._digest_now(pin, digest)) for pin, digest in pinned]
 

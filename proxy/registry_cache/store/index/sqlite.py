@@ -9,7 +9,7 @@ from registry_cache.model.contents import Inventory
 from registry_cache.model.oci import Digest
 from registry_cache.runtime.threads import Threads, finish
 from registry_cache.store.index.answers import Answers
-from registry_cache.store.index.database import BUSY_SECONDS, Database
+from registry_cache.store.index.database import BUSY_SECONDS, Database, surely
 from registry_cache.store.index.doubt import Doubt
 from registry_cache.store.index.endings import DoubtFile
 from registry_cache.store.index.facts import select_facts, write_facts
@@ -138,7 +138,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         In a thread of its own: reading a hundred thousand rows takes half a second, and tags are asked for meanwhile.
         """
         await self.flush()
-        return await self._db.read_whole(select_inventory, Inventory({}, (), {}, ()))
+        return surely(await self._db.read_whole(select_inventory, None))
 
     async def flush(self) -> None:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
