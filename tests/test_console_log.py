@@ -58,3 +58,8 @@ def test_figures_are_for_people():
 def test_names_from_the_network_cannot_steer_a_terminal():
     text = written("console", "info", request("manifest", repository="evil\x1b[2J\x07"))
     assert r"evil\x1b[2J\x07" in text
+
+
+def test_times_are_utc_and_say_so():
+    text = written("console", "info", events.Warned(time=1_700_000_000.5, message="mind this"))
+    assert text.startswith("22:13:20Z warned")

@@ -129,7 +129,7 @@ class _Console:
         return b"".join(map(self._line, batch))
 
     def _line(self, event: events.Event) -> bytes:
-        clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+        clock = time.strftime("%H:%M:%SZ", time.gmtime(event.time))  # as the page and stats have it
         text = self._request(event) if isinstance(event, events.Request) else self._other(event)
         return f"{clock} {text}\n".encode(errors="replace")
 
