@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from registry_cache.hostprune import engine as engine_module
+from registry_cache.hostprune import engine_info, questions
 from registry_cache.hostprune.answers import layer_sizes, timestamp
-from registry_cache.hostprune.engine import EngineInfo, connect
+from registry_cache.hostprune.engine import connect
+from registry_cache.hostprune.engine_info import EngineInfo
 from registry_cache.hostprune.uses import uses_of
 from registry_cache.model.errors import EngineError, EngineUnreachable, ImageInUse
 from tests.hostprune.fake_engine import answering, hanging_up, never, saying
@@ -185,7 +186,7 @@ async def test_an_answer_that_makes_no_sense_is_an_error_and_not_an_empty_host(e
 
 
 async def test_an_answer_is_capped(engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "_MAX_ANSWER_BYTES", 500)
+    monkeypatch.setattr(questions, "_MAX_ANSWER_BYTES", 500)
     with pytest.raises(EngineError, match="larger than 500 bytes"):
         await look(engine)
 
@@ -214,7 +215,7 @@ async def test_data_that_is_not_here_is_refused(engine):
 def test_the_containerd_store_is_looked_for_where_dockerd_or_the_system_keeps_it(tmp_path, monkeypatch):
     info = {"DockerRootDir": str(tmp_path), "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
     system = tmp_path / "system"
-    monkeypatch.setattr(engine_module, "_CONTAINERD_ROOT", system)
+    monkeypatch.setattr(engine_info, "_CONTAINERD_ROOT", system)
     assert EngineInfo.parse(info, None).data_root == tmp_path
     system.mkdir()
     assert EngineInfo.parse(info, None).data_root == system

@@ -7,118 +7,37 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import aiodocker
 import aiohttp
 
 from registry_cache.hostprune import answers
+from registry_cache.hostprune.engine_info import EngineInfo
+from registry_cache.hostprune.questions import (
+    READ_TIMEOUT_SECONDS,
+    Absent,
+    CappedResponse,
+    Questions,
+    asked,
+    unusable_answers,
+)
 from registry_cache.hostprune.snapshot import Disk, Image, Service, Snapshot, Task
 from registry_cache.model.errors import EngineError, EngineUnreachable, ImageInUse, NamesLost
 
 _T = TypeVar("_T")
 _Uses = tuple[tuple[str, float], ...]
 
-_READ_TIMEOUT_SECONDS = 60.0
 # For one image: the engine reads two small files. More than a few silent ones are an engine that is gone.
 _ITEM_TIMEOUT_SECONDS = 10.0
 _MAX_SILENT = 6
 _DELETE_TIMEOUT_SECONDS = 600.0
-_MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _PARALLEL_READS = 4
-_CONTAINERD_ROOT = Path("/var/lib/containerd")
-_NOT_FOUND = 404
-_CONFLICT = 409
-
-
-class _CappedResponse(aiohttp.ClientResponse):
-    """An answer that may not fill the memory: aiohttp itself has no limit for a body."""
-
-    async def read(self) -> bytes:
-        if self._body is None:
-            body = bytearray()
-            async for chunk in self.content.iter_any():
-                body += chunk
-                if len(body) > _MAX_ANSWER_BYTES:
-                    self.close()
-                    raise EngineError(f"the Docker Engine's answer is larger than {_MAX_ANSWER_BYTES} bytes")
-            self._body = bytes(body)
-        return self._body
-
-
-# Swarm's states of a node in which its services cannot be listed (moby, "LocalNodeState"): locked after a restart until
-# somebody brings the key, joining, or broken. Not seen means kept.
-_SWARM_STATES = {
-    "inactive": "",
-    "active": "this node is a swarm worker and cannot list services",
-    "locked": "this swarm node is locked and cannot list services",
-    "pending": "this node is joining its swarm and cannot list services",
-    "error": "this swarm node has failed and cannot list services",
-}
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What about the engine does not change while it runs.
-
-    Args:
-        node_id: of the swarm; empty outside a swarm.
-        manages_swarm: whether it may list services.
-        services_unseen: why it may not, although there may be some; empty outside a swarm too.
-        data_root: the directory that holds the images.
-    """
-
-    engine_id: str
-    version: str
-    storage_driver: str
-    containerd_store: bool
-    root_dir: Path
-    data_root: Path
-    node_id: str
-    manages_swarm: bool
-    services_unseen: str = ""
-    registry_mirrors: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, info: Mapping[str, Any], data_root: Path | None) -> Self:
-        swarm = info.get("Swarm") or {}
-        state = str(swarm.get("LocalNodeState") or "inactive")
-        manages = state == "active" and bool(swarm.get("ControlAvailable"))
-        status = dict(pair for pair in info.get("DriverStatus") or () if len(pair) == 2)  # noqa: PLR2004 -- name, value
-        containerd_store = str(status.get("driver-type", "")).startswith("io.containerd.")
-        root_dir = Path(info["DockerRootDir"])
-        return cls(
-            # Podman makes up another ID for each answer; the place of its images is what stays.
-            engine_id=f"podman {root_dir}" if "BuildahVersion" in info else str(info.get("ID") or ""),
-            version=str(info.get("ServerVersion") or ""),
-            storage_driver=str(info.get("Driver") or ""),
-            containerd_store=containerd_store,
-            root_dir=root_dir,
-            data_root=data_root or _image_root(root_dir, containerd_store=containerd_store),
-            node_id=str(swarm.get("NodeID") or "") if state != "inactive" else "",
-            manages_swarm=manages,
-            services_unseen="" if manages else _SWARM_STATES.get(state, f"the swarm node is {state}"),
-            registry_mirrors=tuple((info.get("RegistryConfig") or {}).get("Mirrors") or ()),
-        )
-
-
-def _image_root(root_dir: Path, *, containerd_store: bool) -> Path:
-    """The containerd store lives with the containerd that dockerd started, or with the system's."""
-    if not containerd_store:
-        return root_dir
-    own = root_dir / "containerd" / "daemon"
-    try:
-        own.stat()
-    except FileNotFoundError:
-        return _CONTAINERD_ROOT if _CONTAINERD_ROOT.is_dir() else root_dir
-    except OSError:
-        return root_dir  # only root may look inside
-    return own
 
 
 class Engine:
@@ -126,6 +45,7 @@ class Engine:
 
     def __init__(self, docker: aiodocker.Docker, info: EngineInfo) -> None:
         self._docker = docker
+        self._questions = Questions(docker)
         self._details: dict[str, answers.Details] = {}
         self._spelled: dict[str, str] = {}
         self._silent = 0
@@ -162,7 +82,9 @@ class Engine:
         images, image_notes = await self._images()
         # Users after images: what begins to use one while the images are being read is seen.
         swarm = await self._swarm()
-        listed, container_notes = answers.identified(await self._list("containers/json", {"all": "true"}), "container")
+        listed, container_notes = answers.identified(
+            await self._questions.list("containers/json", {"all": "true"}), "container"
+        )
         containers = tuple(map(answers.container, listed))
         recent, event_notes = await self._recent_uses(events_since, now) if events_since is not None else ((), ())
         unread = tuple(container.name for container in containers if not (container.image_id or container.image))
@@ -193,8 +115,8 @@ class Engine:
         Those that were built here and never pushed or pulled are not among them: no registry has them.
         """
         found: list[str] = []
-        with _unusable_answers():
-            for entry in await self._list("images/json", {}):
+        with unusable_answers():
+            for entry in await self._questions.list("images/json", {}):
                 digests = [name for name in entry.get("RepoDigests") or () if not name.startswith("<none>")]
                 known = {name.partition("@")[0] for name in digests}
                 tags = [name for name in entry.get("RepoTags") or () if name.rpartition(":")[0] in known]
@@ -207,7 +129,7 @@ class Engine:
         What cannot be read of it stays.
         """
         try:
-            usage = await self._json("system/df", {"type": "build-cache", "verbose": "1"})
+            usage = await self._questions.json("system/df", {"type": "build-cache", "verbose": "1"})
             return replace(snapshot, build_cache=tuple(answers.cache_records(usage)))
         except EngineError as error:
             return replace(snapshot, notes=(*snapshot.notes, f"the build cache could not be read: {error}"))
@@ -231,9 +153,9 @@ class Engine:
         gone: list[str] = []
         for name in (*image.tags, *digests) or (self._spelled.get(image.image_id, image.image_id),):
             try:
-                await _asked(self._docker.images.delete(name, force=False, noprune=True), _DELETE_TIMEOUT_SECONDS)
+                await asked(self._docker.images.delete(name, force=False, noprune=True), _DELETE_TIMEOUT_SECONDS)
                 gone.append(name)
-            except _Absent:
+            except Absent:
                 # The last tag takes the digests of its repository with it.
                 continue
             except EngineUnreachable:
@@ -249,7 +171,7 @@ class Engine:
         """Ask the engine by its own means who uses *image*: its containers and those of what stands on it."""
         spelled = self._spelled.get(image.image_id, image.image_id)
         params = {"all": "true", "filters": json.dumps({"ancestor": [spelled]})}
-        users, _ = answers.identified(await self._list("containers/json", params), "container")
+        users, _ = answers.identified(await self._questions.list("containers/json", params), "container")
         for user in map(answers.container, users):
             # An engine that does not know the filter lists every container.
             if user.image_id == image.image_id:
@@ -269,7 +191,7 @@ class Engine:
             return False
         spelled = self._spelled.get(image.image_id, image.image_id)
         try:
-            await _asked(self._docker.images.tag(spelled, repository, tag=tag))
+            await asked(self._docker.images.tag(spelled, repository, tag=tag))
         except EngineError:
             return False
         return True
@@ -281,12 +203,12 @@ class Engine:
             the bytes that the engine says came back.
         """
         filters = {"until": [f"{unused_for_seconds:.0f}s"]}
-        answer = await _asked(self._docker.images.prune_builds(filters=filters), _DELETE_TIMEOUT_SECONDS)
+        answer = await asked(self._docker.images.prune_builds(filters=filters), _DELETE_TIMEOUT_SECONDS)
         return answers.reclaimed_bytes(answer)
 
     async def _images(self) -> tuple[tuple[Image, ...], tuple[str, ...]]:
         """With what could not be read of the list."""
-        answer = await self._list("images/json", {"all": "true"})
+        answer = await self._questions.list("images/json", {"all": "true"})
         listed, notes = answers.identified(answer, "image")
         self._spelled = {answers.full_id(entry["Id"]): entry["Id"] for entry in listed}
         gate = asyncio.Semaphore(_PARALLEL_READS)
@@ -295,7 +217,7 @@ class Engine:
             async with gate:
                 return await self._image(entry)
 
-        with _unusable_answers():
+        with unusable_answers():
             found = await asyncio.gather(*(read(entry) for entry in listed))
         return tuple(image for image in found if image is not None), notes
 
@@ -305,7 +227,7 @@ class Engine:
         if image_id not in self._details:
             try:
                 self._details[image_id] = await self._read_image(listed["Id"])
-            except _Absent:
+            except Absent:
                 return None
         image = answers.image(listed, self._details[image_id], containerd_store=self.info.containerd_store)
         times = [seconds for seconds in (image.arrived_at, self._stored_at(image_id)) if seconds is not None]
@@ -317,8 +239,8 @@ class Engine:
         trouble: list[str] = []
         for place, part in enumerate(("json", "history")):
             try:
-                found[place] = await self._json(f"images/{spelled}/{part}", {}, _ITEM_TIMEOUT_SECONDS)
-            except _Absent:
+                found[place] = await self._questions.json(f"images/{spelled}/{part}", {}, _ITEM_TIMEOUT_SECONDS)
+            except Absent:
                 raise
             except EngineError as error:
                 trouble.append(str(error))
@@ -345,7 +267,7 @@ class Engine:
         if not self.info.manages_swarm:
             return _Swarm(unseen=self.info.services_unseen)
         try:
-            listed, tasks = await self._list("services", {}), await self._list("tasks", {})
+            listed, tasks = await self._questions.list("services", {}), await self._questions.list("tasks", {})
         except EngineError as error:
             # A manager without a majority of the others.
             return _Swarm(unseen=f"services cannot be listed: {error}", notes=(f"services cannot be listed: {error}",))
@@ -364,47 +286,10 @@ class Engine:
         # as it is when the clock was set back.
         params = {"since": str(int(min(since, until))), "until": str(int(until)), "filters": filters}
         try:
-            found, unread = answers.used_images(await self._text("events", params, _READ_TIMEOUT_SECONDS))
+            found, unread = answers.used_images(await self._questions.text("events", params, READ_TIMEOUT_SECONDS))
         except EngineError as error:
             return (), (f"the event log could not be read: {error}",)
         return tuple(found), (f"{unread} lines of the event log could not be read",) if unread else ()
-
-    async def _list(self, path: str, params: Mapping[str, str]) -> list[Any]:
-        """An answer that has to be a list: anything else is no empty host."""
-        answer = await self._json(path, params)
-        if not isinstance(answer, list):
-            raise EngineError(f"the Docker Engine's answer to {path} makes no sense: it is no list")
-        return answer
-
-    async def _json(
-        self, path: str, params: Mapping[str, str], timeout_seconds: float = _READ_TIMEOUT_SECONDS
-    ) -> object:
-        text = await self._text(path, params, timeout_seconds)
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise EngineError(f"the Docker Engine's answer to {path} makes no sense: {error}") from error
-
-    async def _text(self, path: str, params: Mapping[str, str], timeout_seconds: float) -> str:
-        url = f"{self._docker.docker_host}/{self._docker.api_version}/{path}"
-        return await _asked(self._get(url, params), timeout_seconds)
-
-    async def _get(self, url: str, params: Mapping[str, str]) -> str:
-        async with self._docker.session.get(url, params=params) as response:
-            text = await response.text(errors="replace")
-            if response.status == _NOT_FOUND:
-                raise _Absent(f"the Docker Engine answered 404: {_message(text)}")
-            if not response.ok:
-                raise EngineError(f"the Docker Engine answered {response.status}: {_message(text)}")
-            return text
-
-
-def _message(text: str) -> str:
-    """What an error says, in the API's form or not."""
-    try:
-        return str(json.loads(text)["message"]).strip()[:500]
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return text.strip()[:200]
 
 
 @dataclass(frozen=True)
@@ -440,51 +325,14 @@ async def connect(socket: Path, data_root: Path | None = None) -> AsyncIterator[
     """
     connector = aiohttp.UnixConnector(path=str(socket))
     async with (
-        aiohttp.ClientSession(connector=connector, response_class=_CappedResponse) as session,
+        aiohttp.ClientSession(connector=connector, response_class=CappedResponse) as session,
         # The host in the URL means nothing: the connector knows the socket.
         aiodocker.Docker(url="unix://localhost", connector=connector, session=session) as docker,
     ):
         try:
-            info = await _asked(docker.system.info())
+            info = await asked(docker.system.info())
         except EngineUnreachable as error:
             raise EngineUnreachable(f"no Docker Engine answers on {socket}: {error}") from error
-        with _unusable_answers():
+        with unusable_answers():
             parsed = EngineInfo.parse(info, data_root)
         yield Engine(docker, parsed)
-
-
-class _Absent(EngineError):
-    """404."""
-
-
-@contextmanager
-def _unusable_answers() -> Iterator[None]:
-    """An answer that is not what the API promises is the engine's error."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise EngineError(f"the Docker Engine's answer makes no sense: {error!r}") from error
-
-
-async def _asked(answer: Awaitable[_T], timeout_seconds: float = _READ_TIMEOUT_SECONDS) -> _T:
-    """Wait for an answer; whatever goes wrong becomes an error of this program."""
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            return await answer
-    except TimeoutError as error:
-        raise EngineUnreachable(f"no answer within {timeout_seconds:.0f} seconds") from error
-    except aiodocker.DockerError as error:
-        raise _translated(error) from error
-    except (aiohttp.ClientError, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise EngineUnreachable(f"its answer cannot be read: {error}") from error
-
-
-def _translated(error: aiodocker.DockerError) -> EngineError:
-    text = str(error.message).strip()[:500]
-    if error.status == _NOT_FOUND:
-        return _Absent(f"the Docker Engine answered 404: {text}")
-    if error.status == _CONFLICT:
-        return ImageInUse(text)
-    if error.status >= 900:  # noqa: PLR2004 -- aiodocker's status for "cannot connect"
-        return EngineUnreachable(getattr(error.__context__, "strerror", None) or text)
-    return EngineError(f"the Docker Engine answered {error.status}: {text}")
