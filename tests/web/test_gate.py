@@ -193,7 +193,7 @@ async def test_what_was_not_told_is_told_in_the_end(cache):
     refusals = cache.proxy.server._v2._refusals
     for number in range(4):
         refusals.count("malformed", "192.0.2.1", f"reason {number}")
-    refusals._minute_is_over("malformed")
+    refusals._kinds._minute_is_over("malformed")
     refusals.count("malformed", "192.0.2.1", "reason 4")
     refusals.close()
     told = [(event.requests, event.reason) for event in cache.seen(events.Refusals)]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from registry_cache.access.htpasswd import Users, read_users
+from registry_cache.access.limits import Accounts
 from registry_cache.access.logins import Logins
 from registry_cache.access.rules import Decision, Principal, Rule, decide, may_pull_anything
 from registry_cache.access.tokens import Tokens
@@ -21,6 +22,7 @@ class Access:
         rules: in the order of the settings.
         htpasswd: the file with users and passwords, if there are logins.
         token_key: see :class:`registry_cache.access.tokens.Tokens`.
+        accounts: of what each has had, where that is limited.
         now: Unix seconds.
 
     Raises:
@@ -33,11 +35,13 @@ class Access:
         *,
         htpasswd: Path | None = None,
         token_key: bytes = b"",
+        accounts: Accounts | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._rules = rules
         self._htpasswd = htpasswd
         self._now = now
+        self.accounts = accounts
         self.logins = None if htpasswd is None else Logins(read_users(htpasswd))
         self._tokens = Tokens(token_key, self._users().hash_of, now)
         self._decisions: dict[tuple[Principal, Repository], Decision] = {}

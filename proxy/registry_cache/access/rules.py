@@ -5,7 +5,7 @@ A rule fits a request when all its conditions hold for who asks, and one of its 
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from registry_cache.access.networks import Networks
 from registry_cache.model.oci import DOCKER_HUB
@@ -51,19 +51,16 @@ class Decision(NamedTuple):
     rule: int = 0
 
 
-class Rule:
-    """One rule. Of conditions that are None nothing is asked; of several words in one, one has to hold.
+class Who:
+    """Conditions for whoever asks. Of those that are None nothing is asked; of several words in one, one has to hold.
 
     Args:
         users: logins; ``*`` is anybody who has logged in.
         certificates: patterns of names; ``*`` stands for anything in a name.
         identified: a login or a certificate is needed, whichever.
-        repositories: patterns such as ``docker.io/library/*``; ``*`` is a part of a name, ``**`` any number of them.
-        deny: who fits is refused.
-        quiet: who fits is not asked to log in.
 
     Raises:
-        ValueError: a network or pattern is none; the text says which.
+        ValueError: a network is none; the text says which.
     """
 
     def __init__(
@@ -73,20 +70,14 @@ class Rule:
         users: Iterable[str] | None = None,
         certificates: Iterable[str] | None = None,
         identified: bool = False,
-        repositories: Iterable[str] = (EVERYTHING,),
-        deny: bool = False,
-        quiet: bool = False,
     ) -> None:
         self._networks = None if networks is None else Networks(networks)
         self._users = None if users is None else frozenset(users)
         self._certificates = None if certificates is None else tuple(map(_name_pattern, certificates))
         self._identified = identified
-        self._repositories = tuple(map(repository_pattern, repositories))
-        self.deny = deny
-        self.quiet = quiet
 
     def is_for(self, principal: Principal) -> bool:
-        """Whether its conditions hold for *principal*."""
+        """Whether they hold for *principal*."""
         if self._networks is not None and principal.address not in self._networks:
             return False
         if self._users is not None and not (principal.user and {"*", principal.user} & self._users):
@@ -96,6 +87,28 @@ class Rule:
         return self._certificates is None or any(
             pattern.fullmatch(name) for pattern in self._certificates for name in principal.certificates
         )
+
+
+class Rule(Who):
+    """One rule: it fits a request when its conditions hold, and one of its patterns fits the repository.
+
+    Args:
+        repositories: patterns such as ``docker.io/library/*``; ``*`` is a part of a name, ``**`` any number of them.
+        deny: who fits is refused.
+        quiet: who fits is not asked to log in.
+        who: as for :class:`Who`.
+
+    Raises:
+        ValueError: a network or pattern is none; the text says which.
+    """
+
+    def __init__(
+        self, *, repositories: Iterable[str] = (EVERYTHING,), deny: bool = False, quiet: bool = False, **who: Any
+    ) -> None:
+        super().__init__(**who)
+        self._repositories = tuple(map(repository_pattern, repositories))
+        self.deny = deny
+        self.quiet = quiet
 
     def covers(self, repository: str) -> bool:
         """Whether one of its patterns fits *repository* (``registry/name``)."""

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 from registry_cache.access.control import Access
 from registry_cache.access.htpasswd import read_users
+from registry_cache.access.limits import Accounts
 from registry_cache.access.rules import Rule
 from registry_cache.access.tokens import kept_key
 from registry_cache.model import events
@@ -47,19 +49,20 @@ def check_users(settings: Settings) -> None:
 
 
 def rules_of(settings: Settings) -> list[Rule]:
-    """The rules in their order; where there are none, whoever is known may pull everything."""
-    return [each.rule() for each in settings.access] or [Rule(identified=True)]
+    """The rules in their order; where there are none, whoever is known may pull everything, or everybody."""
+    return [each.rule() for each in settings.access] or [Rule(identified=settings.has_rules)]
 
 
 def access_of(settings: Settings, token_key: bytes = b"") -> Access | None:
-    """Who may pull what, where that is not everybody everything.
+    """Who may pull what, and how much, where that is not everybody everything.
 
     Raises:
         SettingsError: HTPASSWD cannot be used.
     """
-    if not settings.has_rules:
+    if not settings.has_rules and not settings.limits:
         return None
-    return Access(rules_of(settings), htpasswd=settings.htpasswd, token_key=token_key)
+    accounts = Accounts([each.limits() for each in settings.limits], time.monotonic) if settings.limits else None
+    return Access(rules_of(settings), htpasswd=settings.htpasswd, token_key=token_key, accounts=accounts)
 
 
 class Guard:

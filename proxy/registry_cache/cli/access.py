@@ -55,7 +55,7 @@ def command(
         repository = _repository(settings, image)
     except RegistryCacheError as error:
         raise click.UsageError(str(error)) from error
-    if access is None:
+    if access is None or not settings.has_rules:
         say(f"{repository}: yes, there are no rules: whoever reaches {settings.listen} may pull everything")
         return
     principal = Principal(address, certificates, "" if user == _NOBODY else user)

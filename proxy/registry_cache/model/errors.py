@@ -75,6 +75,20 @@ class TooManyLogins(RegistryCacheError):
     """Passwords are not looked at for now: too many were wrong, or wait."""
 
 
+class LimitReached(RegistryCacheError):
+    """Whoever asks has had what the limits give it.
+
+    Args:
+        limit: its setting.
+        retry_in_seconds: when asking again may help.
+    """
+
+    def __init__(self, text: str, *, limit: str, retry_in_seconds: float) -> None:
+        super().__init__(text)
+        self.limit = limit
+        self.retry_in_seconds = retry_in_seconds
+
+
 class OperatorsOnly(RegistryCacheError):
     """The figures and the page are not for this address."""
 

@@ -41,7 +41,7 @@ class Request(Event, frozen=True, kw_only=True):
     before, by open-ended ranges of one pull. ``detail`` says why a tag was a miss, or served stale.
 
     Where there are rules, ``principal`` is who asked, ``auth`` what that was proven by (login, certificate, none),
-    ``decision`` allow, deny or login (asked for one), and ``rule`` the number of the one that decided; 0: none.
+    ``decision`` allow, deny, login (asked for one) or limit, and ``rule`` the number of the one that decided; 0: none.
     """
 
     cache: CacheResult
@@ -363,6 +363,27 @@ class Refusals(Event, frozen=True, kw_only=True):
     kind: RefusalKind
     requests: int
     client: str
+    reason: str
+
+
+class AccessDenied(Event, frozen=True, kw_only=True):
+    """No rule let ``principal`` pull: so many ``requests`` since its last line; ``repository`` is the last one's."""
+
+    principal: str
+    auth: str
+    requests: int
+    repository: str
+
+
+class Limited(Event, frozen=True, kw_only=True):
+    """``principal`` has had what a limit gives it: so many ``requests`` were refused since its last line of that."""
+
+    level: ClassVar[Level] = "warning"
+
+    principal: str
+    auth: str
+    limit: str
+    requests: int
     reason: str
 
 

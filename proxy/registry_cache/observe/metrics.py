@@ -129,6 +129,7 @@ class Metrics:
         self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
         self.refused: dict[str, RefusedFigures] = {}  # by kind
         self.access: Counter[tuple[str, str]] = Counter()  # by decision and what it was proven by
+        self.limited: Counter[str] = Counter()  # requests and connections, by limit
         self.unstored: UnstoredFigures | None = None
 
     def __call__(self, event: events.Event) -> None:
@@ -157,11 +158,16 @@ class Metrics:
                 reason=event.reason,
             )
         else:
-            if isinstance(event, events.NotStored):
-                self._not_stored(event)
-            self.happened[str(type(event).__struct_config__.tag)] += 1
-            if event.level in ("warning", "error"):
-                self.recent_trouble.append(event)
+            self._happened(event)
+
+    def _happened(self, event: events.Event) -> None:
+        if isinstance(event, events.NotStored):
+            self._not_stored(event)
+        elif isinstance(event, events.Limited):
+            self.limited[event.limit] += event.requests
+        self.happened[str(type(event).__struct_config__.tag)] += 1
+        if event.level in ("warning", "error"):
+            self.recent_trouble.append(event)
 
     def _request(self, event: events.Request) -> None:
         result = event.cache

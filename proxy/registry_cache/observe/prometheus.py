@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from registry_cache.access.limits import Limits
 from registry_cache.model.events import REFUSAL_KINDS
 from registry_cache.observe.figures import DiskFigures, Stats, StoreFigures, UpstreamFigures
 from registry_cache.observe.metrics import BUCKETS_SECONDS, RESULTS, Latency, Metrics
@@ -65,6 +66,8 @@ class PrometheusCollector(Collector):
         for labels, count in metrics.access.items():
             access.add_metric(list(labels), count)
         yield access
+        limited = ((name, metrics.limited[name]) for name in Limits._fields)
+        yield _labelled("limited", "Requests and connections above a limit, told once a minute.", "limit", limited)
         happened = {**dict.fromkeys(_EVENTS, 0), **metrics.happened}
         yield _labelled("events", "Other things that happened, by the event of the log.", "event", happened.items())
 

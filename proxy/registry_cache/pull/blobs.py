@@ -1,5 +1,7 @@
 """Blobs: a hit, or a reader of the flight that brings them, or a stream past the store."""
 
+from collections.abc import Callable
+
 from registry_cache.catalog.proof import Proof
 from registry_cache.model.errors import NotCached, UpstreamError
 from registry_cache.model.events import CacheResult
@@ -70,7 +72,15 @@ class Blobs:
         self._proof.admits(repository, digest)
         return BlobAnswer(blob.size_bytes, blob, HIT)
 
-    async def blob(self, repository: Repository, digest: Digest, *, head: bool, client: str) -> BlobAnswer:
+    async def blob(
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        head: bool,
+        client: str,
+        begins: Callable[[], None] | None = None,
+    ) -> BlobAnswer:
         """See :meth:`registry_cache.pull.pullthrough.PullThrough.blob`."""
         timer = Timer()
         blob = await self._proven(repository, digest, timer)
@@ -83,6 +93,8 @@ class Blobs:
             return await self._head(repository, digest, timer)
         if self._flights.get(digest) is None:
             self._registries[repository.registry].negatives.check(_key(repository, digest))
+        if begins is not None and not self._flights.is_joined(repository, digest):
+            begins()
         is_proven = self._proof.allows(repository, digest)
         reader = self._flights.join(repository, digest, client=client, is_proven=is_proven)
         try:

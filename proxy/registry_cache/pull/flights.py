@@ -95,6 +95,15 @@ class Flights:
             flight.relay.stir()
         return reader
 
+    def is_joined(self, repository: Repository, digest: Digest) -> bool:
+        """Whether :meth:`join` would find a flight, and start none."""
+        flight = self._flights.get(digest)
+        return flight is not None and flight.is_open_to(repository)
+
+    def number_of(self, client: str) -> int:
+        """How many flights *client* has begun that are not over."""
+        return sum(flight.seat is not None and flight.seat.claim.client == client for flight in self)
+
     def fetch_ahead(self, repository: Repository, digest: Digest, size_bytes: int) -> FlightReader:
         """As :meth:`join`, of a blob that no client has asked for and that has no flight: it takes no client's slot.
 

@@ -4,6 +4,7 @@ How it is made is in :mod:`.tags`, :mod:`.blobs` and :mod:`.lists`. Upstream's f
 "no" is passed on: a broken pull stays broken.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from registry_cache.catalog.proof import Proof
@@ -112,16 +113,25 @@ class PullThrough:
         """
         return await self._tags.cached(reference)
 
-    async def blob(self, repository: Repository, digest: Digest, *, head: bool, client: str = "") -> BlobAnswer:
+    async def blob(
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        head: bool,
+        client: str = "",
+        begins: Callable[[], None] | None = None,
+    ) -> BlobAnswer:
         """The blob *digest*; nothing is fetched if *head*.
 
         Args:
-            client: the address that it is fetched for, if it has to be.
+            client: the address, or other name, that it is fetched for, if it has to be.
+            begins: called before a fetch of it begins; what it raises keeps it from that.
 
         Raises:
             RegistryCacheError: what upstream said, or that it could not be asked.
         """
-        return await self._blobs.blob(repository, digest, head=head, client=client)
+        return await self._blobs.blob(repository, digest, head=head, client=client, begins=begins)
 
     async def cached_blob(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, if it is here whole; upstream is not asked.

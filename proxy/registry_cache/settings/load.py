@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from registry_cache.model.errors import SettingsError
 from registry_cache.settings import registry2
-from registry_cache.settings.access import AccessRule
+from registry_cache.settings.access import AccessRule, LimitSettings
 from registry_cache.settings.model import Settings, credential_file
 from registry_cache.settings.suggestions import suggestion, unknown_environment
 from registry_cache.settings.upstreams import UpstreamSettings
@@ -104,6 +104,7 @@ def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
         for name, table in (values.get("upstreams") or {}).items()
     }
     values["access"] = [AccessRule.model_construct(None, **table) for table in values.get("access") or []]
+    values["limits"] = [LimitSettings.model_construct(None, **table) for table in values.get("limits") or []]
     values = _with_paths(values)
     return settings.model_copy(update=values)
 

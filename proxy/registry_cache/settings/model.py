@@ -20,7 +20,7 @@ from pydantic_settings import (
 from registry_cache.model.errors import SettingsError
 from registry_cache.model.registries import HUB_NAMES, url_of, well_known
 from registry_cache.model.units import Threshold
-from registry_cache.settings.access import AccessRule
+from registry_cache.settings.access import AccessRule, LimitSettings
 from registry_cache.settings.types import (
     Address,
     Aliases,
@@ -266,6 +266,11 @@ class Settings(BaseSettings):
         "CLIENT_CA whoever logs in or shows a certificate, else everybody).",
     )
 
+    limits: list[LimitSettings] = Field(
+        [],
+        description="How much each client may have: of these tables the first that fits it counts (default: no limit).",
+    )
+
     # Whether an account without its token is an error: it is for whoever uses it.
     needs_token: ClassVar[bool] = True
 
@@ -295,11 +300,12 @@ class Settings(BaseSettings):
             raise ValueError("OPEN_TO_ALL is set beside rules (ACCESS, HTPASSWD, CLIENT_CA): allowed is one of both")
         if self.htpasswd and not self.tls_cert and not self.is_loopback:
             raise ValueError("HTPASSWD is set, but LISTEN is reached without TLS: passwords would be read on the way")
-        for number, rule in enumerate(self.access, 1):
-            if rule.users is not None and self.htpasswd is None:
-                raise ValueError(f"ACCESS: rule {number} names users, but HTPASSWD is not set: nobody could log in")
-            if rule.certificates is not None and self.client_ca is None:
-                raise ValueError(f"ACCESS: rule {number} names certificates, but CLIENT_CA is not set: none counts")
+        for name, tables in (("ACCESS: rule", self.access), ("LIMITS: table", self.limits)):
+            for number, table in enumerate(tables, 1):
+                if table.users is not None and self.htpasswd is None:
+                    raise ValueError(f"{name} {number} names users, but HTPASSWD is not set: nobody could log in")
+                if table.certificates is not None and self.client_ca is None:
+                    raise ValueError(f"{name} {number} names certificates, but CLIENT_CA is not set: none counts")
         return self
 
     @model_check(mode="after")

@@ -81,7 +81,10 @@ class Server(web.Server):
             self._dispatch, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
         )
         kind = functools.partial(Connection) if missing_attributes() else functools.partial(FastConnection, fast=fast)
-        self._connection = functools.partial(kind, self, refusals, client_timeout_seconds=client_timeout_seconds)
+        accounts = identity.access.accounts if identity is not None else None
+        self._connection = functools.partial(
+            kind, self, refusals, client_timeout_seconds=client_timeout_seconds, accounts=accounts
+        )
         self._v2 = v2
         self._ops = ops
         self._identity = identity

@@ -1,8 +1,11 @@
 """Responses that carry a blob: ranges, conditional requests, and what happens when it breaks half-way."""
 
+import functools
+
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 
+from registry_cache.access.limits import Account
 from registry_cache.model.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import RANGES_MAX, ContentRange
@@ -58,11 +61,13 @@ class BlobResponder:
         if only_if_cached(exchange.request):
             answer = await self._pull_through.cached_blob(repository, digest)
         else:
+            account = exchange.account
             answer = await self._pull_through.blob(
                 repository,
                 digest,
                 head=exchange.request.method == "HEAD",
-                client=whose_share(exchange.request.remote or ""),
+                client=whose_share(exchange.request.remote or "") if account is None else account.share,
+                begins=None if account is None else functools.partial(self._board, account),
             )
         exchange.served = answer.served
         try:
@@ -70,6 +75,17 @@ class BlobResponder:
         finally:
             if answer.content is not None:
                 answer.content.close()
+                self._charge(exchange, answer)
+
+    def _board(self, account: Account) -> None:
+        account.board(self._flights.number_of(account.share))
+
+    @staticmethod
+    def _charge(exchange: Exchange, answer: BlobAnswer) -> None:
+        """Who began a flight has had all of it; who joined one, or reads what was fetched ahead, what it was sent."""
+        if exchange.account is not None and answer.served.result in ("miss", "collapsed", "bypass"):
+            is_all = answer.served.result == "miss"
+            exchange.account.received(answer.size_bytes if is_all else exchange.body_bytes)
 
     async def _respond(
         self, exchange: Exchange, repository: Repository, digest: Digest, answer: BlobAnswer

@@ -10,8 +10,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
+from registry_cache.access.limits import Account, Accounts
 from registry_cache.access.rules import Principal
-from registry_cache.model.errors import BadRequest
+from registry_cache.model.errors import BadRequest, LimitReached
 from registry_cache.model.units import well_formed
 from registry_cache.web.certificates import certificate_names
 from registry_cache.web.errors import rendered
@@ -29,17 +30,35 @@ class Connection(web.RequestHandler):
 
     Args:
         client_timeout_seconds: how long the client may leave sent bytes unacknowledged, or its window closed.
+        accounts: of what each client has, where that is limited.
     """
 
-    __slots__ = ("_client_timeout_seconds", "_gone", "_peer", "_refusals", "is_encrypted", "principal")
+    __slots__ = (
+        "_account",
+        "_accounts",
+        "_client_timeout_seconds",
+        "_gone",
+        "_peer",
+        "_refusals",
+        "is_encrypted",
+        "principal",
+    )
 
     def __init__(
-        self, manager: web.Server, refusals: Refusals, *, client_timeout_seconds: float, **options: Any
+        self,
+        manager: web.Server,
+        refusals: Refusals,
+        *,
+        client_timeout_seconds: float,
+        accounts: Accounts | None = None,
+        **options: Any,
     ) -> None:
         # Bodies of requests are thrown away, so nobody unpacks them.
         super().__init__(manager, max_field_size=_FIELD_MAX_BYTES, auto_decompress=False, **options)
         self._refusals = refusals
         self._client_timeout_seconds = client_timeout_seconds
+        self._accounts = accounts
+        self._account: Account | None = None  # that this connection is counted in
         self._peer = ""
         self.principal = Principal("")
         self.is_encrypted = False  # what is sent has to go through the transport
@@ -58,6 +77,29 @@ class Connection(web.RequestHandler):
             # The kernel drops who takes nothing: small bodies are in its hands, nobody here waits for them.
             milliseconds = max(1, int(self._client_timeout_seconds * 1000))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        account = None if self._accounts is None else self._accounts.of(self.principal)
+        if account is not None:
+            self._count(account)
+
+    def _count(self, account: Account) -> None:
+        try:
+            account.connected()
+            self._account = account
+        except LimitReached as error:
+            self._refusals.limited(self.principal, error)
+            status, body, headers = rendered(error, "other")
+            headers = {**INERT, **JSON, **headers, "Connection": "close", "Content-Length": str(len(body))}
+            lines = [f"HTTP/1.1 {status} Too Many Requests", *(f"{name}: {value}" for name, value in headers.items())]
+            if self.transport is not None:
+                self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+                self.transport.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the event loop."""
+        if self._account is not None:
+            self._account.disconnected()
+            self._account = None
+        super().connection_lost(exc)
 
     def handle_error(
         self,

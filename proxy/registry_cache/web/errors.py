@@ -15,6 +15,7 @@ from registry_cache.model.errors import (
     CrossSite,
     Denied,
     DigestInvalid,
+    LimitReached,
     LoginNeeded,
     ManifestUnknown,
     Misdirected,
@@ -45,6 +46,7 @@ _TABLE: dict[type[RegistryCacheError], tuple[int, str | None]] = {
     OperatorsOnly: (403, "DENIED"),
     LoginNeeded: (401, "UNAUTHORIZED"),
     TooManyLogins: (429, "TOOMANYREQUESTS"),
+    LimitReached: (429, "TOOMANYREQUESTS"),
     NameInvalid: (400, "NAME_INVALID"),
     NameUnknown: (404, "NAME_UNKNOWN"),
     TagInvalid: (404, "MANIFEST_UNKNOWN"),  # a tag outside the grammar cannot exist
@@ -82,6 +84,8 @@ def rendered(error: RegistryCacheError, kind: Kind, hint: str = "") -> tuple[int
         headers["Allow"] = "GET, HEAD"
     if isinstance(error, TooManyLogins):
         headers["Retry-After"] = "5"
+    if isinstance(error, LimitReached):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_in_seconds)))
     if isinstance(error, UpstreamError) and error.told_seconds > 0:
         headers["Retry-After"] = str(math.ceil(error.told_seconds))
     return status, error_body(code or _CODE_OF_KIND.get(kind, "NAME_UNKNOWN"), f"{error}{hint}"), headers

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from registry_cache.access.limits import Account
 from registry_cache.access.rules import Principal
 from registry_cache.model import events
 from registry_cache.model.events import CacheResult, Kind
@@ -46,7 +47,7 @@ class Exchange:
     """What becomes known of one request while it is answered; its log line in the end."""
 
     __slots__ = (
-        "audit", "began", "body_begun", "body_bytes", "digest", "error", "kind", "open_ended", "principal",
+        "account", "audit", "began", "body_begun", "body_bytes", "digest", "error", "kind", "open_ended", "principal",
         "reference", "registry", "repeated_bytes", "repository", "request", "served",
     )  # fmt: skip
 
@@ -65,6 +66,7 @@ class Exchange:
         self.repeated_bytes = 0  # of body_bytes: what it had been sent before, and did not want again
         self.error = ""
         self.audit = NOBODY
+        self.account: Account | None = None  # of whoever asks, where it is limited
         self.principal: Principal | None = None  # where the cache asks who is there
 
     def refused(self, error: Exception) -> None:

@@ -4,17 +4,26 @@ from aiohttp import hdrs, web
 from aiohttp.base_protocol import BaseProtocol
 
 from registry_cache.access.control import Access
+from registry_cache.access.limits import Account
+from registry_cache.access.rules import Principal
 from registry_cache.model import events
 from registry_cache.model.oci import Repository
+from registry_cache.pull.answers import Served
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.web.blob_response import BlobResponder
 from registry_cache.web.connection import Connection
 from registry_cache.web.exchange import Audit
-from registry_cache.web.fast_path import FastPath, FileAnswer
+from registry_cache.web.fast_path import Asked, FastPath, FileAnswer
 from registry_cache.web.routes import Route
 
 # As Go's clients and curl write it; in another way it is not cut out, and the head not learned.
 _TOKEN_LINE = b"\r\nAuthorization: Bearer "
+
+
+class _Limited(Audit):
+    """Of somebody who has an account; see :meth:`GuardedFastPath.log`."""
+
+    account: Account
 
 
 class GuardedFastPath(FastPath):
@@ -23,6 +32,7 @@ class GuardedFastPath(FastPath):
     def __init__(self, pull_through: PullThrough, blobs: BlobResponder, events: events.Events, access: Access) -> None:
         super().__init__(pull_through, blobs, events)
         self._access = access
+        self._accounts = access.accounts
 
     def learn(self, head: bytes, request: web.BaseRequest, route: Route) -> None:
         """See :class:`FastPath`."""
@@ -37,11 +47,43 @@ class GuardedFastPath(FastPath):
         """See :class:`FastPath`. Whom it says no to, the other way tells so."""
         head, token = without_token(head)
         asked = self._asked.get(head)
-        audit = None if asked is None else self._audit(protocol, token, asked.repository)
-        return None if audit is None else super().answer(head, protocol, client, audit)
+        principal = None if asked is None else self._principal(protocol, token)
+        if asked is None or principal is None:
+            return None
+        audit = self._audit(principal, asked.repository)
+        if audit is None:
+            return None
+        account = None if self._accounts is None else self._accounts.of(principal)
+        if account is None:
+            return super().answer(head, protocol, client, audit)
+        if not account.may_ask():
+            return None
+        limited = _Limited(*audit)
+        limited.account = account
+        answer = super().answer(head, protocol, client, limited)
+        if answer is not None:
+            account.asked()
+        return answer
 
-    def _audit(self, protocol: BaseProtocol, token: bytes, repository: Repository) -> Audit | None:
-        """Who asks, if they may."""
+    def log(
+        self,
+        asked: Asked,
+        digest: str,
+        served: Served,
+        began: float,
+        client: str,
+        audit: Audit,
+        sent: int,
+        status: int = 200,
+        error: str = "",
+    ) -> None:
+        """See :class:`FastPath`. What was fetched ahead has cost upstream its bytes."""
+        if served.result == "collapsed" and isinstance(audit, _Limited):
+            audit.account.received(sent)
+        super().log(asked, digest, served, began, client, audit, sent, status, error)
+
+    def _principal(self, protocol: BaseProtocol, token: bytes) -> Principal | None:
+        """Who asks; None where that is for the other way to find out."""
         if not isinstance(protocol, Connection):
             return None
         principal = protocol.principal
@@ -51,6 +93,10 @@ class GuardedFastPath(FastPath):
                 return None
             if user:
                 principal = principal._replace(user=user)
+        return principal
+
+    def _audit(self, principal: Principal, repository: Repository) -> Audit | None:
+        """What goes into the log, if *principal* may pull; None if not."""
         decision = self._access.decide(principal, repository)
         return Audit(principal.name, principal.auth, "allow", decision.rule) if decision.allowed else None
 

@@ -3,21 +3,24 @@
 Sixty lines of the same thing would push what an operator has to see off the page.
 """
 
-import asyncio
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from registry_cache.access.rules import Auth, Principal
 from registry_cache.model import events
 from registry_cache.model.errors import (
     BadRequest,
     CrossSite,
+    LimitReached,
     Misdirected,
     MisplacedPath,
     OperatorsOnly,
     RegistryCacheError,
 )
 from registry_cache.model.events import RefusalKind
+from registry_cache.model.units import well_formed
+from registry_cache.web.tally import Tally
 
-_TOLD_SECONDS = 60.0
 _KINDS: Mapping[type[RegistryCacheError], RefusalKind] = {
     BadRequest: "malformed",
     CrossSite: "cross_site",
@@ -32,13 +35,24 @@ def refusal_kind(error: RegistryCacheError) -> RefusalKind | None:
     return _KINDS.get(type(error))
 
 
+class _Whose(NamedTuple):
+    principal: str
+    auth: Auth
+    limit: str = ""
+
+
+# Who makes up addresses is told of as one.
+_OTHERS = _Whose("others", "none")
+
+
 class Refusals:
     """Tells of refused requests: the first of a kind at once, what follows once a minute. Its maker closes it."""
 
     def __init__(self, events: events.Events) -> None:
         self._events = events
-        self._timers: dict[RefusalKind, asyncio.TimerHandle] = {}
-        self._untold: dict[RefusalKind, tuple[int, str, str]] = {}
+        self._kinds: Tally[RefusalKind, tuple[str, str]] = Tally(self._tell_kind)
+        self._denied: Tally[_Whose, str] = Tally(self._tell_denied, others=_OTHERS)
+        self._limited: Tally[_Whose, str] = Tally(self._tell_limited, others=_OTHERS)
 
     def count(self, kind: RefusalKind, client: str, reason: str) -> None:
         """One more.
@@ -48,30 +62,32 @@ class Refusals:
             reason: what the client was told.
         """
         self._events.emit(events.RequestRefused(kind=kind, client=client, reason=reason))
-        if kind in self._timers:
-            before = self._untold.get(kind)
-            self._untold[kind] = (1 if before is None else before[0] + 1, client, reason)
-        else:
-            self._events.emit(events.Refusals(kind=kind, requests=1, client=client, reason=reason))
-            self._wait(kind)
+        self._kinds.count(kind, (client, reason))
+
+    def denied(self, principal: Principal, repository: str) -> None:
+        """No rule lets *principal* pull that."""
+        self._denied.count(_Whose(principal.name, principal.auth), repository)
+
+    def limited(self, principal: Principal, error: LimitReached) -> None:
+        """*principal* has had what a limit gives it."""
+        self._limited.count(_Whose(principal.name, principal.auth, error.limit), str(error))
 
     def close(self) -> None:
         """Tell what has not been told."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        for kind in list(self._untold):
-            self._tell(kind)
+        self._kinds.close()
+        self._denied.close()
+        self._limited.close()
 
-    def _wait(self, kind: RefusalKind) -> None:
-        self._timers[kind] = asyncio.get_running_loop().call_later(_TOLD_SECONDS, self._minute_is_over, kind)
-
-    def _minute_is_over(self, kind: RefusalKind) -> None:
-        del self._timers[kind]
-        if kind in self._untold:
-            self._tell(kind)
-            self._wait(kind)
-
-    def _tell(self, kind: RefusalKind) -> None:
-        requests, client, reason = self._untold.pop(kind)
+    def _tell_kind(self, kind: RefusalKind, requests: int, last: tuple[str, str]) -> None:
+        client, reason = last
         self._events.emit(events.Refusals(kind=kind, requests=requests, client=client, reason=reason))
+
+    def _tell_denied(self, whose: _Whose, requests: int, repository: str) -> None:
+        self._events.emit(
+            events.AccessDenied(
+                principal=whose.principal, auth=whose.auth, requests=requests, repository=well_formed(repository)
+            )
+        )
+
+    def _tell_limited(self, whose: _Whose, requests: int, reason: str) -> None:
+        self._events.emit(events.Limited(**whose._asdict(), requests=requests, reason=reason))

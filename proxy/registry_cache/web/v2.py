@@ -9,11 +9,13 @@ from urllib.parse import quote, urlencode
 import msgspec
 from aiohttp import web
 
+from registry_cache.access.rules import Principal
 from registry_cache.model import events
 from registry_cache.model.errors import (
     BlobUnknown,
     Denied,
     Hidden,
+    LimitReached,
     LoginNeeded,
     ManifestUnknown,
     NameUnknown,
@@ -45,6 +47,7 @@ from registry_cache.web.exchange import (
 from registry_cache.web.fast_connection import FastConnection
 from registry_cache.web.gate import Gate
 from registry_cache.web.identity import Identity
+from registry_cache.web.limited import limited_manifest
 from registry_cache.web.names import Registries
 from registry_cache.web.refusals import Refusals, refusal_kind
 from registry_cache.web.routes import Query, Route, hint, next_query, parse_path
@@ -53,7 +56,7 @@ from registry_cache.web.sending import ClientStalled
 _CATALOG_MAX = 1000
 _CONTINUATIONS = 1000
 # No answer is looked for.
-_NOT_LET_IN = (Hidden, LoginNeeded, TooManyLogins)
+_NOT_LET_IN = (Hidden, LimitReached, LoginNeeded, TooManyLogins)
 # What a name that was written wrongly leads to.
 _NOT_THERE = (Unauthorized, Denied, NameUnknown, ManifestUnknown, BlobUnknown)
 
@@ -141,11 +144,7 @@ class V2:
     async def _manifest(self, exchange: Exchange, reference: Reference) -> web.StreamResponse:
         request = exchange.request
         exchange.reference = reference.target
-        answer: ManifestAnswer
-        if only_if_cached(request):
-            answer = await self._pull_through.cached_manifest(reference)
-        else:
-            answer = await self._pull_through.manifest(reference, head=request.method == "HEAD")
+        answer = await self._found_manifest(exchange, reference)
         exchange.served, exchange.digest = answer.served, answer.digest
         headers = manifest_headers(
             reference.repository.registry,
@@ -162,6 +161,14 @@ class V2:
             return web.Response(headers=headers)
         exchange.body_bytes = len(answer.body)
         return web.Response(body=answer.body, headers=headers)
+
+    async def _found_manifest(self, exchange: Exchange, reference: Reference) -> ManifestAnswer:
+        head, account = exchange.request.method == "HEAD", exchange.account
+        if only_if_cached(exchange.request):
+            return await self._pull_through.cached_manifest(reference)
+        if account is None:
+            return await self._pull_through.manifest(reference, head=head)
+        return await limited_manifest(self._pull_through, account, reference, head=head)
 
     async def _list(self, exchange: Exchange, route: Route, repository: Repository, query: Query) -> web.StreamResponse:
         digest = route.digest
@@ -243,10 +250,19 @@ class V2:
             return False
         return self._identity.access.decide(exchange.principal, repository).allowed
 
+    def _count_refusal(self, exchange: Exchange, principal: Principal, error: RegistryCacheError) -> None:
+        if isinstance(error, LimitReached):
+            exchange.audit = exchange.audit._replace(decision="limit")
+            self._refusals.limited(principal, error)
+        elif isinstance(error, Hidden):
+            self._refusals.denied(principal, str(exchange.repository))
+
     def _error_response(self, exchange: Exchange, error: RegistryCacheError) -> web.Response:
         kind = refusal_kind(error)
         if kind is not None or isinstance(error, _NOT_LET_IN):
             exchange.refused(error)
+            if exchange.principal is not None:
+                self._count_refusal(exchange, exchange.principal, error)
             if kind is not None:
                 self._refusals.count(kind, client_address(exchange.request), exchange.error)
         else:
