@@ -22,10 +22,14 @@ _DAEMON_FIXTURES = frozenset({"origin", "nix", "rendered", "browser"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a daemon are known by what they ask for: ``-m "not daemon"`` leaves them out."""
+    """Tests that need a daemon are known by what they ask for: ``-m "not daemon"`` leaves them out.
+
+    Those that take long come first, so that the last file of a run is a short one.
+    """
     for item in items:
         if item.get_closest_marker("e2e") or _DAEMON_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("daemon")
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("slow", "e2e"))))
 
 
 @pytest.fixture

@@ -295,9 +295,9 @@ def test_prune_af_pulls_again_what_the_policy_keeps(host, record_property):
 
 
 @pytest.mark.timeout(600)  # half of it is dockerd's and the registry's work, on however busy a machine
-def test_fifty_rounds_of_deploy_remove_and_prune_keep_the_base_and_bound_the_disk(tmp_path):
+def test_twenty_rounds_of_deploy_remove_and_prune_keep_the_base_and_bound_the_disk(tmp_path):
     """The data is on a small filesystem of its own: the pressure is real, and without the prune it would be full."""
-    capacity, version_bytes, rounds = 160 * MB, 6 * MB, 50
+    capacity, version_bytes, rounds = 160 * MB, 12 * MB, 20
     with running_registry() as registry, running_dockerd(tmpfs_bytes=capacity) as docker:
         host = Host(docker, registry, tmp_path)
         base = host.push("base:1", size_bytes=MB)
