@@ -43,6 +43,7 @@ in
     default_registry = setting types.str "ghcr.io" "The registry's name in images; requests that name no registry mean it. Default: docker.io.";
     aliases = setting (types.listOf types.str) [ "registry.corp:5443" ] "Other names that images have for it. Docker Hub's are known.";
     upstream = setting types.str "https://registry-1.docker.io" "The registry that misses are fetched from. Default: https:// and default_registry.";
+    allow_unlisted = setting (types.listOf types.str) [ "*.gcr.io" ] "Names of further registries that are asked when a client names them: over https, without an account, on public addresses only. Default: none.";
     ca_file = setting types.str "/etc/ssl/internal-ca.pem" "PEM file of certificate authorities to trust beside the system's.";
     trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent the credential beside upstream's own host and domain.";
     private_hosts = setting (types.listOf types.str) [ "blobs.internal" ] "Hosts on private addresses that upstream may redirect to, or name as its token service; needed where upstream itself is public.";

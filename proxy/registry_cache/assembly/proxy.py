@@ -9,6 +9,7 @@ from registry_cache.assembly.guards import Guard, check_users, open_certificates
 from registry_cache.assembly.pulls import open_pulls
 from registry_cache.assembly.reports import Identity, Reports
 from registry_cache.assembly.stores import open_catalog, open_store
+from registry_cache.assembly.unlisted import Unlisted
 from registry_cache.model import events
 from registry_cache.observe.history import History
 from registry_cache.observe.metrics import Metrics
@@ -16,6 +17,7 @@ from registry_cache.observe.quota import QuotaLog
 from registry_cache.pull.flights import Flights
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import registries
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import SqliteIndex
 from registry_cache.upstream.client import Upstream
@@ -35,6 +37,7 @@ class Proxy:
     store: DiskStore
     index: SqliteIndex
     upstreams: Mapping[str, Upstream]
+    unlisted: Unlisted
     flights: Flights
     metrics: Metrics
     identity: Identity
@@ -43,6 +46,11 @@ class Proxy:
     def upstream(self) -> Upstream:
         """The default registry's."""
         return next(iter(self.upstreams.values()))
+
+    def interrupt(self) -> None:
+        """End every transfer from a registry at once."""
+        for upstream in (*self.upstreams.values(), *self.unlisted.alive.values()):
+            upstream.interrupt()
 
     def reload(self) -> None:
         """Read again what may change while the cache runs."""
@@ -62,7 +70,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
     async with contextlib.AsyncExitStack() as stack:
         check_users(settings)
         certificates = await stack.enter_async_context(open_certificates(settings, bus))
-        metrics = Metrics()
+        metrics = Metrics(registries(settings))
         bus.subscribe(metrics)
         index, store = await stack.enter_async_context(open_store(settings, bus))
         guard = await stack.enter_async_context(open_guard(settings, bus))
@@ -84,6 +92,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             index=index,
             store=store,
             upstreams=pulls.upstreams,
+            unlisted=pulls.unlisted,
             flights=pulls.flights,
         )
         servers = await stack.enter_async_context(
@@ -106,6 +115,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             store,
             index,
             pulls.upstreams,
+            pulls.unlisted,
             pulls.flights,
             metrics,
             identity,

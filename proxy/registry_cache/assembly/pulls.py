@@ -1,12 +1,15 @@
 """Upstream, the flights that fetch from it, and the decision for each request."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 from registry_cache.assembly.stores import Catalog
+from registry_cache.assembly.unlisted import Lent, OnDemand, Unlisted
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
+from registry_cache.model.registry_patterns import RegistryPatterns
+from registry_cache.pull.answers import Upstream as Asked
 from registry_cache.pull.asking import Policy
 from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.pull.flights import Flights
@@ -16,7 +19,7 @@ from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.pull.registry import Registry
 from registry_cache.pull.runway import Runway
 from registry_cache.settings.model import Settings
-from registry_cache.settings.registries import RegistrySettings, registries
+from registry_cache.settings.registries import RegistrySettings, registries, unlisted_registry
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import SqliteIndex
 from registry_cache.upstream.client import Upstream
@@ -35,6 +38,7 @@ class Pulls:
     """What answers pulls; the upstreams by the names of their registries, the default one first."""
 
     upstreams: Mapping[str, Upstream]
+    unlisted: Unlisted
     flights: Flights
     pull_through: PullThrough
 
@@ -51,9 +55,21 @@ async def open_pulls(
             upstream = upstreams[name] = build_upstream(registry, settings.prefetch_concurrency, bus)
             stack.push_async_callback(upstream.aclose)
             stack.callback(upstream.interrupt)  # who was not waited for does not keep the process until READ_TIMEOUT
+        unlisted = _unlisted(settings, bus)
+        stack.push_async_callback(unlisted.aclose)
+        stack.callback(unlisted.interrupt)
         spare = Spare(len(served))
+
+        def runway(name: str) -> Runway:
+            return _runway(unlisted_registry(settings, name), Lent(unlisted, name), spare, bus)
+
+        def asked(name: str) -> Registry:
+            return _registry(settings, unlisted_registry(settings, name), Lent(unlisted, name), lambda: None)
+
         runways = {name: _runway(registry, upstreams[name], spare, bus) for name, registry in served.items()}
-        flights = Flights(runways, store, published=_proves(catalog.proof), events=bus)
+        flights = Flights(
+            OnDemand(runways, runway, unlisted.allowed), store, published=_proves(catalog.proof), events=bus
+        )
         stack.push_async_callback(flights.aclose)
         prefetcher = Prefetcher(
             flights,
@@ -64,8 +80,9 @@ async def open_pulls(
             events=bus,
         )
         stack.push_async_callback(prefetcher.aclose)
+        listed = {name: _listed(settings, registry, upstreams[name]) for name, registry in served.items()}
         pull_through = PullThrough(
-            {name: _registry(settings, registry, upstreams[name]) for name, registry in served.items()},
+            OnDemand(listed, asked, unlisted.allowed),
             store=store,
             index=index,
             flights=flights,
@@ -75,10 +92,23 @@ async def open_pulls(
             events=bus,
         )
         stack.push_async_callback(pull_through.aclose)
-        yield Pulls(upstreams, flights, pull_through)
+        yield Pulls(upstreams, unlisted, flights, pull_through)
 
 
-def _registry(settings: Settings, registry: RegistrySettings, upstream: Upstream) -> Registry:
+def _unlisted(settings: Settings, bus: events.Events) -> Unlisted:
+    def build(name: str) -> Upstream:
+        return build_upstream(unlisted_registry(settings, name), settings.prefetch_concurrency, bus)
+
+    return Unlisted(RegistryPatterns(settings.allow_unlisted), build)
+
+
+def _listed(settings: Settings, registry: RegistrySettings, upstream: Upstream) -> Registry:
+    return _registry(settings, registry, upstream, lambda: upstream.auth.credential_rejected)
+
+
+def _registry(
+    settings: Settings, registry: RegistrySettings, upstream: Asked, account: Callable[[], Hashable]
+) -> Registry:
     policy = Policy(
         tag_ttl_seconds=registry.tag_ttl,
         stale_timeout_seconds=registry.stale_timeout,
@@ -87,10 +117,10 @@ def _registry(settings: Settings, registry: RegistrySettings, upstream: Upstream
         negative_ttl_seconds=registry.negative_ttl,
         keep_deleted_tags=registry.keep_deleted_tags,
     )
-    return Registry(upstream, policy, lambda: upstream.auth.credential_rejected)
+    return Registry(upstream, policy, account)
 
 
-def _runway(registry: RegistrySettings, upstream: Upstream, spare: Spare, bus: events.Events) -> Runway:
+def _runway(registry: RegistrySettings, upstream: BlobSource, spare: Spare, bus: events.Events) -> Runway:
     source: BlobSource = upstream
     if registry.blob_connections > 1:
         source = ParallelSource(upstream, connections=registry.blob_connections, spare=spare)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from registry_cache import __version__
+from registry_cache.assembly.unlisted import Unlisted
 from registry_cache.catalog.listings import Listings
 from registry_cache.observe.figures import (
     DiskFigures,
@@ -21,7 +22,7 @@ from registry_cache.observe.figures import (
     UpstreamFigures,
 )
 from registry_cache.observe.history import History, total
-from registry_cache.observe.metrics import RESULTS, Metrics
+from registry_cache.observe.metrics import RESULTS, UNLISTED, Metrics, OfRegistry
 from registry_cache.observe.quota import QuotaLog
 from registry_cache.pull.flight import Flight
 from registry_cache.pull.flights import Flights
@@ -65,6 +66,7 @@ class Reports:
         index: SqliteIndex,
         store: DiskStore,
         upstreams: Mapping[str, Upstream],
+        unlisted: Unlisted,
         flights: Flights,
     ) -> None:
         self._settings = settings
@@ -78,6 +80,7 @@ class Reports:
         self._store = store
         self._registries = registries(settings)
         self._upstreams = upstreams
+        self._unlisted = unlisted
         self._flights = flights
 
     @property
@@ -126,6 +129,8 @@ class Reports:
     def _stats(self) -> dict[str, Any]:
         disk = self._store.space()
         upstreams = {name: self._upstream_figures(name) for name in self._upstreams}
+        if self._unlisted.allowed:
+            upstreams[UNLISTED] = self._unlisted_figures()
         return {
             **self._metrics.snapshot(),
             "version": __version__,
@@ -159,14 +164,26 @@ class Reports:
             answered_at=upstream.answered_at,
             credential_rejected=upstream.auth.credential_rejected,
             limited_for_seconds=round(limited, 1),
-            requests={kind: counted.upstream[kind] for kind in _REQUESTS_SHOWN},
-            failures=counted.failures,
             aliases=list(self._served[registry].aliases),
-            received_bytes=counted.received_bytes,
-            served={result: counted.requests[result] for result in RESULTS},
-            served_bytes=counted.served_bytes.total(),
             rate_limit=QuotaFigures(**quota._asdict()) if quota else None,
             has_account=self._registries[registry].has_account,
+            **_counted(counted),
+        )
+
+    def _unlisted_figures(self) -> UpstreamFigures:
+        """Of all of them together: how many there are is up to clients."""
+        alive = self._unlisted.alive.values()
+        limited = [max(one.limits.pulls.closed_for_seconds, one.limits.requests.closed_for_seconds) for one in alive]
+        return UpstreamFigures(
+            reachable=True,  # a client can name one that does not exist
+            down=[origin for one in alive for origin in one.breakers.down],
+            answered_at=max((one.answered_at for one in alive if one.answered_at is not None), default=None),
+            credential_rejected=False,
+            limited_for_seconds=round(max(limited, default=0.0), 1),
+            aliases=list(self._settings.allow_unlisted),
+            rate_limit=None,
+            has_account=False,
+            **_counted(self._metrics.of(UNLISTED)),
         )
 
     async def _next_evictions(self) -> list[NextEviction]:
@@ -176,6 +193,16 @@ class Reports:
             NextEviction(**victim._asdict(), repositories=[where.shown for where in names.get(victim.digest, [])])
             for victim in victims
         ]
+
+
+def _counted(counted: OfRegistry) -> dict[str, Any]:
+    return {
+        "requests": {kind: counted.upstream[kind] for kind in _REQUESTS_SHOWN},
+        "failures": counted.failures,
+        "received_bytes": counted.received_bytes,
+        "served": {result: counted.requests[result] for result in RESULTS},
+        "served_bytes": counted.served_bytes.total(),
+    }
 
 
 def _transfer(flight: Flight) -> Transfer:

@@ -77,7 +77,7 @@ async def open_catalog(
             store,
             manifests,
             is_required=has_account or settings.has_rules,
-            tells_registries_apart=len(served) > 1,
+            tells_registries_apart=len(served) > 1 or bool(settings.allow_unlisted),
         )
         curator = Curator(
             store,

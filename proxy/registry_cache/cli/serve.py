@@ -108,8 +108,7 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
             notifier.stopping(settings.shutdown_grace)
         finally:
             await listeners.aclose()
-            for upstream in proxy.upstreams.values():
-                upstream.interrupt()  # who waits for upstream now waits for nobody's client
+            proxy.interrupt()  # who waits for upstream now waits for nobody's client
 
 
 def _status(proxy: Proxy, settings: Settings) -> str:

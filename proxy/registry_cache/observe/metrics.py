@@ -4,6 +4,7 @@ import re
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterable
 from typing import Any
 
 from registry_cache.model import events
@@ -20,6 +21,8 @@ from registry_cache.observe.figures import (
 from registry_cache.observe.history import Counts
 from registry_cache.observe.uses import Uses
 
+# What all registries together are called that nobody has listed: how many there are is up to clients.
+UNLISTED = "unlisted"
 _HITS = ("hit", "revalidated", "stale")
 RESULTS = ("hit", "miss", "collapsed", "revalidated", "stale", "bypass", "error")
 BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -108,9 +111,13 @@ class Metrics:
 
     A request is counted in one place, by everything that figures tell apart: a hit costs one look-up here. Whoever
     reads the figures adds it up (:meth:`_settle`).
+
+    Args:
+        listed: the registries that are counted apart; without it, each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listed: Iterable[str] | None = None) -> None:
+        self._listed = None if listed is None else frozenset(listed)
         self.started = time.monotonic()
         self._tallies: dict[tuple[str, str, str, events.CacheResult], _Tally] = {}  # see _request()
         self._registries: defaultdict[str, OfRegistry] = defaultdict(OfRegistry)
@@ -137,9 +144,9 @@ class Metrics:
         if isinstance(event, events.Request):
             self._request(event)
         elif isinstance(event, events.UpstreamReceived):
-            self._registries[event.registry].received_bytes += event.bytes
+            self._registry(event.registry).received_bytes += event.bytes
         elif isinstance(event, events.UpstreamRequest):
-            registry = self._registries[event.registry]
+            registry = self._registry(event.registry)
             registry.upstream[event.kind] += 1
             registry.failures += event.status == 0 or event.status >= 500  # noqa: PLR2004 -- HTTP
         elif isinstance(event, events.Evicted):
@@ -175,7 +182,7 @@ class Metrics:
             self.access[event.decision, event.auth] += 1
             if event.decision != "allow":
                 # A client's first question of each pull, or none of its business: neither use nor trouble.
-                self._count(self._registries[event.registry], result, 1, event.bytes)
+                self._count(self._registry(event.registry), result, 1, event.bytes)
                 return
         try:
             tally = self._tallies[event.registry, event.repository, event.client, result]
@@ -203,7 +210,7 @@ class Metrics:
         """Add up what has been counted since the last time."""
         tallies, self._tallies = self._tallies, {}
         for (registry, repository, client, result), tally in tallies.items():
-            self._count(self._registries[registry], result, tally.requests, tally.bytes)
+            self._count(self._registry(registry), result, tally.requests, tally.bytes)
             self._repeated_bytes += tally.repeated_bytes
             if not repository or result == "error":
                 continue
@@ -213,6 +220,9 @@ class Metrics:
                 if result in _HITS:
                     counts[2] += tally.requests
                     counts[3] += tally.bytes - tally.repeated_bytes
+
+    def _registry(self, name: str) -> OfRegistry:
+        return self._registries[name if self._listed is None or name in self._listed else UNLISTED]
 
     @staticmethod
     def _count(registry: OfRegistry, result: events.CacheResult, requests: int, size_bytes: int) -> None:

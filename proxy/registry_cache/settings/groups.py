@@ -12,7 +12,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "The disk": ("cache_dir", "max_size", "min_free", "scrub_rate"),
     "Upstream and the account": (
         "default_registry", "aliases", "upstream", "username", "password_file", "ca_file", "trusted_realms",
-        "private_hosts", "anonymous_fallback",
+        "private_hosts", "anonymous_fallback", "allow_unlisted",
     ),
     "Tags": ("tag_ttl", "stale_timeout", "keep_deleted_tags"),
     "Fetching": (

@@ -30,6 +30,7 @@ from registry_cache.settings.types import (
     NetworkList,
     ReadableFile,
     RegistryName,
+    RegistryPatternList,
     Size,
     Url,
     Words,
@@ -258,6 +259,11 @@ class Settings(BaseSettings):
     prune: PruneSettings = Field(PruneSettings(), description="The host's image prune policy.")
     upstreams: Annotated[dict[str, UpstreamSettings], BeforeValidator(by_name)] = Field(
         {}, description="Registries that are served beside the default one, and what is its own of each."
+    )
+    allow_unlisted: RegistryPatternList = Field(
+        [],
+        description="Names of further registries that are asked when a client names them, such as *.gcr.io: over "
+        "https, without an account, and on public addresses only.",
     )
 
     access: list[AccessRule] = Field(

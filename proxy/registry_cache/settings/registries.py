@@ -35,6 +35,7 @@ class RegistrySettings(NamedTuple):
     retries: int
     max_flights: int
     blob_connections: int
+    is_listed: bool = True
 
     @property
     def host(self) -> str:
@@ -60,11 +61,16 @@ def registries(settings: Settings) -> dict[str, RegistrySettings]:
     return {name: _resolved(settings, name, settings.upstreams.get(name, UpstreamSettings())) for name in names}
 
 
+def unlisted_registry(settings: Settings, name: str) -> RegistrySettings:
+    """One that is asked only because ALLOW_UNLISTED has room for its name: as all, and without an account."""
+    return _resolved(settings, name, UpstreamSettings())._replace(url=url_of(name), is_listed=False)
+
+
 def _resolved(settings: Settings, name: str, table: UpstreamSettings) -> RegistrySettings:
     is_default = name == settings.default_registry
     values = {}
     for field in RegistrySettings._fields:
-        if field in ("name", "url", "aliases"):
+        if field in ("name", "url", "aliases", "is_listed"):
             continue
         own = getattr(table, field)
         inherits = own is None if field not in _OF_ITS_OWN else is_default and field not in table.model_fields_set

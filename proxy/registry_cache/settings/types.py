@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
 from registry_cache.model.registries import HUB_NAMES, normal
+from registry_cache.model.registry_patterns import registry_pattern
 from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
 
 
@@ -98,6 +99,10 @@ def _aliases(value: list[str]) -> list[str]:
     return names
 
 
+def _registry_patterns(value: list[str]) -> list[str]:
+    return [registry_pattern(pattern) for pattern in value]
+
+
 def _readable_file(value: Path) -> Path:
     # Not is_file(): it raises where a folder on the way is closed to this user.
     if not os.access(value, os.F_OK):
@@ -119,6 +124,7 @@ Address = Annotated[str, AfterValidator(_listen)]
 HostNames = Annotated[list[str], BeforeValidator(words), AfterValidator(_host_names)]
 RegistryName = Annotated[str, AfterValidator(registry_name)]
 Aliases = Annotated[list[str], BeforeValidator(words), AfterValidator(_aliases)]
+RegistryPatternList = Annotated[list[str], BeforeValidator(words), AfterValidator(_registry_patterns)]
 RepositoryPattern = Annotated[str, Field(pattern=r"^[a-z0-9*][a-z0-9._/*-]{0,254}$")]
 HelperName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Url = Annotated[str, AfterValidator(_upstream)]

@@ -79,9 +79,12 @@ class AddressRules:
     Args:
         upstream: its URL.
         named_hosts: hosts, or addresses, that may be anywhere.
+        public_only: a client has named upstream, not the operator: it and what it leads to has to be asked over TLS,
+            and at public addresses.
     """
 
-    def __init__(self, upstream: str, named_hosts: Collection[str] = ()) -> None:
+    def __init__(self, upstream: str, named_hosts: Collection[str] = (), *, public_only: bool = False) -> None:
+        self._public_only = public_only
         self._own = (urlsplit(upstream).hostname or "").lower()
         self._named = {host.lower().strip("[]") for host in named_hosts} | {self._own}
         self._was_public = False
@@ -99,6 +102,10 @@ class AddressRules:
         name, found = host.lower().strip("[]").rstrip("."), parse_address(address)
         if found is None:
             raise AddressRefused(f"{host} has an address that is none")
+        if self._public_only:
+            if not _is_public(found):
+                raise AddressRefused(f"{host} is at {found}: who is not listed is asked at public addresses only")
+            return
         if name == self._own:
             self._found_upstream(_meant(found))
         if _is_public(found) or name in self._named or str(found) in self._named or self._is_near_upstream(found):
@@ -114,9 +121,12 @@ class AddressRules:
             AddressRefused: it may not be asked.
         """
         try:
-            host = urlsplit(url).hostname or ""
+            parts = urlsplit(url)
+            host = parts.hostname or ""
         except ValueError as error:
             raise AddressRefused("not a URL that can be asked") from error
+        if self._public_only and parts.scheme != "https":
+            raise AddressRefused(f"{host} would be asked without TLS: who is not listed is asked by https only")
         if (written := _written(host)) is not None:
             self.check(host, written)
         elif host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost"):

@@ -94,7 +94,9 @@ class Upstream:
         self.limits = RateLimit(self.origin, self.redactor, events)
         self.breakers = Breakers(self.origin, events)
         self.answered_at: float | None = None  # Unix seconds
-        addresses = AddressRules(base_url, [*registry.private_hosts, *registry.trusted_realms])
+        addresses = AddressRules(
+            base_url, [*registry.private_hosts, *registry.trusted_realms], public_only=not registry.is_listed
+        )
         dialling = Dialling(
             tls_context(registry.ca_file),
             addresses,

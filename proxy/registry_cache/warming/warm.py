@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Descriptor
+from registry_cache.model.registry_patterns import RegistryPatterns
 from registry_cache.observe.figures import QuotaFigures, Stats
 from registry_cache.warming.platforms import EVERY_PLATFORM
 from registry_cache.warming.puller import Look, Name, Puller, PullFailed
@@ -96,7 +97,7 @@ def served(wishes: Iterable[Wish], stats: Stats) -> tuple[list[Wish], list[str]]
     kept, notes = [], []
     for wish in wishes:
         registry = wish.name.repository.registry
-        if not names or registry in names:  # an older cache does not tell
+        if not names or registry in names or registry in RegistryPatterns(names):  # an older cache does not tell
             kept.append(wish)
         elif wish.source:
             notes.append(f"left out: {wish.name} ({wish.source}): the cache does not serve {registry}")
@@ -227,7 +228,11 @@ class Warmer:
         """Of the registry of *name*; of the default one without it, and of a cache that knows no other."""
         stats = await self._puller.stats()
         registry = name.repository.registry if name is not None else ""
-        of_registry = (figures for known, figures in stats.upstreams.items() if registry in (known, *figures.aliases))
+        of_registry = (
+            figures
+            for known, figures in stats.upstreams.items()
+            if registry in (known, *figures.aliases) or registry in RegistryPatterns(figures.aliases)
+        )
         return next(of_registry, stats.upstream).rate_limit
 
 

@@ -1,7 +1,7 @@
 """Whose content a request asks for: by ``?ns=``, by the beginning of the path, or by neither.
 
-What a client says is a key among the registries that are served, never an address: nothing here leads to a host that
-the operator has not named.
+What a client says is a key among the registries that are served, or fits a pattern of those that may be asked; it is
+never an address. Nothing here leads to a host that the operator has not named so.
 
 Source: OCI distribution spec, "Registry Proxying" (``ns``); containerd and BuildKit send ``ns``, podman and dockerd's
 users write the registry into the path, and ``override_path`` does both.
@@ -15,6 +15,7 @@ from registry_cache.access.rules import repository_pattern
 from registry_cache.model.errors import NameUnknown
 from registry_cache.model.oci import DOCKER_HUB, Repository
 from registry_cache.model.registries import HUB_NAMES, looks_like_registry, normal, well_known
+from registry_cache.model.registry_patterns import RegistryPatterns
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import registries
 
@@ -28,6 +29,7 @@ class Registries:
         default: the registry of requests that name none.
         aliases: of each registry that is served, its other names, which may have a port. Docker Hub's are known.
         own_names: hosts by which clients call the cache; its Host is one too. As ``ns`` they name no registry.
+        unlisted: further registries that may be asked for.
         only: of a registry, the patterns of repositories that are served; all of one that has none.
         completes: whether ``nginx`` alone is ``library/nginx``. Where upstream is not Docker Hub but only called so, it
             may be a repository; who names docker.io means Docker Hub.
@@ -40,6 +42,7 @@ class Registries:
         *,
         own_names: Iterable[str] = (),
         completes: bool = True,
+        unlisted: Iterable[str] = (),
         only: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
         self.default = default
@@ -50,6 +53,7 @@ class Registries:
             self._names |= dict.fromkeys(HUB_NAMES, DOCKER_HUB)
         self._own_names = frozenset(map(normal, own_names))
         self._completes = completes
+        self._unlisted = RegistryPatterns(unlisted)
         self._only = {
             registry: [repository_pattern(f"{registry}/{pattern}") for pattern in patterns]
             for registry, patterns in (only or {}).items()
@@ -63,7 +67,14 @@ class Registries:
         names = [host for host in settings.hosts if host != "*"]
         aliases = {name: registry.aliases for name, registry in served.items()}
         only = {name: registry.repositories for name, registry in served.items()}
-        return cls(default, aliases, own_names=names, completes=served[default].host in HUB_NAMES, only=only)
+        return cls(
+            default,
+            aliases,
+            own_names=names,
+            completes=served[default].host in HUB_NAMES,
+            unlisted=settings.allow_unlisted,
+            only=only,
+        )
 
     def resolve(self, name: str, ns: str | None, host: str) -> Repository:
         """The repository that *name* means.
@@ -92,6 +103,8 @@ class Registries:
             return registry
         if self._is_own(name, normal(host)):
             return None
+        if (registry := self._unlisted.named(name)) is not None:
+            return registry
         raise self._not_served(ns)
 
     def repository(self, name: str, registry: str | None) -> Repository:
@@ -108,7 +121,7 @@ class Registries:
 
     def _of(self, name: str, registry: str | None) -> Repository:
         first, slash, rest = name.partition("/")
-        prefix = self._names.get(first) if slash else None
+        prefix = self._registry_called(first) if slash else None
         if prefix is not None and registry in (None, prefix):
             registry, name = prefix, rest
         if (registry or self.default) != DOCKER_HUB:
@@ -120,6 +133,12 @@ class Registries:
             name = f"library/{name}"
         return Repository.parse(name, DOCKER_HUB)
 
+    def _registry_called(self, prefix: str) -> str | None:
+        registry = self._names.get(prefix)
+        if registry is None and prefix not in self._own_names:
+            registry = self._unlisted.named(prefix)
+        return registry
+
     def _is_own(self, name: str, host: str) -> bool:
         # Who has sent a well-known registry's name here means that registry, and not this cache's default.
         if well_known(name):
@@ -130,4 +149,5 @@ class Registries:
         name = normal(registry[:100])
         if _HOST.fullmatch(name) is None:
             return NameUnknown(f"{registry[:100]!r} is no registry's name")
-        return NameUnknown(f'registry {name} is not served here: [upstreams."{name}"] in the settings would')
+        would = f'[upstreams."{name}"] in the settings would, or ALLOW_UNLISTED'
+        return NameUnknown(f"registry {name} is not served here: {would}")
