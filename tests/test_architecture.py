@@ -17,6 +17,7 @@ FOREIGN = {
     "aiodocker": ("hostprune",),
     "cryptography": ("web.certificates", "access.authority", "doctor"),
     "bcrypt": ("access",),
+    "jwt": ("access.issuers",),
 }
 # What is no layer: the entry, and the map itself.
 NO_LAYER = {"__init__", "__main__"}

@@ -59,7 +59,7 @@ def test_the_help_of_serve_has_every_setting_once_in_its_group():
     flags = re.findall(r"^  (?:-h, )?--([a-z-]+)", told, re.MULTILINE)
     names = [name for names in grouped_settings().values() for name in names]
     assert flags == [name.replace("_", "-") for name in [*names, "config", "help"]]
-    assert {*names, "prune", "upstreams", "access", "limits"} == set(Settings.model_fields)
+    assert {*names, "prune", "upstreams", "access", "limits", "oidc"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("command", ["serve", "doctor"])

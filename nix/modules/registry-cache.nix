@@ -64,7 +64,7 @@ let
   );
   hasRules =
     cfg.htpasswdFile != null
-    || any (name: cfg.settings.${name} or null != null) [ "access" "htpasswd" "client_ca" ];
+    || any (name: cfg.settings.${name} or null != null) [ "access" "htpasswd" "client_ca" "oidc" ];
   speaksTls = cfg.tls.certificateFile != null || cfg.settings.tls_cert or null != null;
   inStore = path: path != null && hasPrefix "${builtins.storeDir}/" path;
 

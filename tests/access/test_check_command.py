@@ -61,3 +61,16 @@ def test_without_rules(check):
     assert check(None, "-", "nginx") == (
         0, "docker.io/library/nginx: yes, there are no rules: whoever reaches 127.0.0.1:5000 may pull everything"
     )  # fmt: skip
+
+
+def test_it_knows_what_tokens_say(check):
+    rules = """
+[oidc.github]
+issuer = "https://token.example"
+audience = "cache"
+[[access]]
+oidc = { issuer = "github", repository_owner = "org" }
+"""
+    said = ("--issuer", "github", "--claim", "repository_owner=org")
+    assert check(rules, "-", "nginx", *said)[0] == 0
+    assert check(rules, "-", "nginx", "--issuer", "github", "--claim", "repository_owner=x")[0] == 1

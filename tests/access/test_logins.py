@@ -6,6 +6,7 @@ import threading
 import bcrypt
 import pytest
 
+from registry_cache.access import failures
 from registry_cache.access import logins as module
 from registry_cache.access.htpasswd import Users, read_users
 from registry_cache.access.logins import Logins
@@ -149,8 +150,9 @@ async def test_few_wait_and_the_others_are_told_so(logins, monkeypatch):
     assert await asyncio.gather(*tasks) == [False] * 34
 
 
-async def test_failures_are_remembered_of_so_many_addresses_only(logins, monkeypatch):
-    monkeypatch.setattr(module, "_ADDRESSES_MAX", 3)
+def test_failures_are_remembered_of_so_many_addresses_only(monkeypatch):
+    monkeypatch.setattr(failures, "_ADDRESSES_MAX", 3)
+    known = failures.Failures(lambda: 0.0)
     for number in range(10):
-        logins._failed(f"10.0.0.{number}")
-    assert len(logins._failures) == 3
+        known.count(f"10.0.0.{number}")
+    assert len(known._failures) == 3

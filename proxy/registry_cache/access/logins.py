@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from registry_cache.access.failures import Failures
 from registry_cache.access.htpasswd import Users
 from registry_cache.model.errors import TooManyLogins
 from registry_cache.runtime.singleflight import SingleFlight
@@ -20,10 +21,6 @@ _KNOWN_SECONDS = 300.0
 _KNOWN_MAX = 4096
 _THREADS = 2
 _WAITING_MAX = 32
-# Of one address: then what is not known to be right is not looked at for a while.
-_FAILURES_MAX = 20
-_FAILURES_SECONDS = 60.0
-_ADDRESSES_MAX = 4096
 _NICE = 10
 
 
@@ -31,15 +28,18 @@ class Logins:
     """See the module. Whoever makes it closes it.
 
     Args:
+        failures: shared with other ways to log in.
         now: monotonic seconds.
     """
 
-    def __init__(self, users: Users, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, users: Users, *, failures: Failures | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.users = users
         self._now = now
         self._key = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, float] = OrderedDict()  # until when
-        self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since when, how many
+        self._failures = failures or Failures(now)
         self._threads = Threads("login", _THREADS)
         self._flights: SingleFlight[bool] = SingleFlight()
         self._waiting = 0
@@ -60,7 +60,7 @@ class Logins:
         until = self._known.get(key)
         if until is not None and until > self._now():
             return True
-        self._check_failures(address)
+        self._failures.check(address)
         is_right = (await self._flights.do(key, lambda: self._ask(user, password))).value
         if is_right:
             self._known[key] = self._now() + _KNOWN_SECONDS
@@ -68,7 +68,7 @@ class Logins:
             while len(self._known) > _KNOWN_MAX:
                 self._known.popitem(last=False)
         else:
-            self._failed(address)
+            self._failures.count(address)
         return is_right
 
     async def aclose(self) -> None:
@@ -84,19 +84,6 @@ class Logins:
             return await self._threads.run(_verify, self.users, user, password)
         finally:
             self._waiting -= 1
-
-    def _check_failures(self, address: str) -> None:
-        since, count = self._failures.get(address, (0.0, 0))
-        if count >= _FAILURES_MAX and self._now() < since + _FAILURES_SECONDS:
-            raise TooManyLogins("too many wrong logins from this address: wait a minute")
-
-    def _failed(self, address: str) -> None:
-        since, count = self._failures.pop(address, (self._now(), 0))
-        if self._now() >= since + _FAILURES_SECONDS:
-            since, count = self._now(), 0
-        self._failures[address] = (since, count + 1)
-        while len(self._failures) > _ADDRESSES_MAX:
-            self._failures.popitem(last=False)
 
 
 def _verify(users: Users, user: str, password: str) -> bool:

@@ -4,16 +4,30 @@ A rule fits a request when all its conditions hold for who asks, and one of its 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from registry_cache.access.networks import Networks
 from registry_cache.model.oci import DOCKER_HUB
 from registry_cache.model.registries import looks_like_registry
 
-Auth = Literal["", "none", "certificate", "login"]
+Auth = Literal["", "none", "certificate", "login", "oidc"]
 EVERYTHING = "**"
 _OFFICIAL = "library/"
+
+
+class Vouched(NamedTuple):
+    """What an issuer says of who asks.
+
+    Attributes:
+        issuer: by its name in the settings.
+        subject: whom it means; unique there.
+        claims: what else it says, as far as it is asked for: names and values, ``sub`` among them.
+    """
+
+    issuer: str
+    subject: str
+    claims: tuple[tuple[str, str], ...] = ()
 
 
 class Principal(NamedTuple):
@@ -23,20 +37,32 @@ class Principal(NamedTuple):
         address: the connection's.
         certificates: names in the certificate that it has shown, if one of CLIENT_CA's authorities vouches for it.
         user: of the login that came with the request; empty without one.
+        vouched: what an issuer's token says that came as a login.
     """
 
     address: str
     certificates: tuple[str, ...] = ()
     user: str = ""
+    vouched: Vouched | None = None
+
+    def holding(self, holder: "str | Vouched") -> "Principal":
+        """The same, with a login: a user's (nobody's, where that is empty), or what a token says."""
+        if isinstance(holder, Vouched):
+            return self._replace(vouched=holder)
+        return self._replace(user=holder) if holder else self
 
     @property
     def name(self) -> str:
         """For the log: the strongest of what is known."""
+        if self.vouched is not None:
+            return f"{self.vouched.issuer}:{self.vouched.subject}"
         return self.user or next(iter(self.certificates), self.address)
 
     @property
     def auth(self) -> Auth:
         """What :attr:`name` was proven by."""
+        if self.vouched is not None:
+            return "oidc"
         return "login" if self.user else "certificate" if self.certificates else "none"
 
 
@@ -51,13 +77,39 @@ class Decision(NamedTuple):
     rule: int = 0
 
 
+class Claims:
+    """What a token of one issuer has to say.
+
+    Args:
+        issuer: by its name in the settings.
+        patterns: by the name of a claim; ``*`` stands for anything. Of several one has to fit, and of a claim with
+            several values, such as groups, one value.
+    """
+
+    def __init__(self, issuer: str, patterns: Mapping[str, Iterable[str]]) -> None:
+        self.issuer = issuer
+        self.patterns = {name: tuple(map(_claim_pattern, values)) for name, values in patterns.items()}
+
+    def wants(self, name: str, value: str) -> bool:
+        """Whether that value of that claim is one of those asked for."""
+        return any(pattern.fullmatch(value) for pattern in self.patterns.get(name, ()))
+
+    def are_met(self, vouched: Vouched) -> bool:
+        """Whether *vouched* says all of it."""
+        return vouched.issuer == self.issuer and all(
+            any(name == wanted and self.wants(name, value) for name, value in vouched.claims)
+            for wanted in self.patterns
+        )
+
+
 class Who:
     """Conditions for whoever asks. Of those that are None nothing is asked; of several words in one, one has to hold.
 
     Args:
         users: logins; ``*`` is anybody who has logged in.
         certificates: patterns of names; ``*`` stands for anything in a name.
-        identified: a login or a certificate is needed, whichever.
+        identified: a login, a token or a certificate is needed, whichever.
+        oidc: a token of an issuer is needed that says this.
 
     Raises:
         ValueError: a network is none; the text says which.
@@ -70,7 +122,9 @@ class Who:
         users: Iterable[str] | None = None,
         certificates: Iterable[str] | None = None,
         identified: bool = False,
+        oidc: Claims | None = None,
     ) -> None:
+        self.oidc = oidc
         self._networks = None if networks is None else Networks(networks)
         self._users = None if users is None else frozenset(users)
         self._certificates = None if certificates is None else tuple(map(_name_pattern, certificates))
@@ -82,7 +136,9 @@ class Who:
             return False
         if self._users is not None and not (principal.user and {"*", principal.user} & self._users):
             return False
-        if self._identified and not (principal.user or principal.certificates):
+        if self._identified and principal.auth == "none":
+            return False
+        if self.oidc is not None and (principal.vouched is None or not self.oidc.are_met(principal.vouched)):
             return False
         return self._certificates is None or any(
             pattern.fullmatch(name) for pattern in self._certificates for name in principal.certificates
@@ -153,6 +209,10 @@ def repository_pattern(text: str) -> re.Pattern[str]:
 
 def _part(text: str) -> str:
     return {EVERYTHING: ".*", "*": "[^/]*"}.get(text, re.escape(text))
+
+
+def _claim_pattern(text: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
 
 
 def _name_pattern(text: str) -> re.Pattern[str]:

@@ -12,10 +12,15 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
+from registry_cache.access.rules import Vouched
+
 TOKEN_SECONDS = 300
-_VERSION = "rc1"
+_USER, _VOUCHED = "rc1", "rc2"
 _KEY_BYTES = 32
-_TOKEN_MAX = 700
+_TOKEN_MAX = 8192
+Holder = str | Vouched
 
 
 class Tokens:
@@ -23,41 +28,64 @@ class Tokens:
 
     Args:
         key: 32 secret bytes.
-        kept: what a user's password hashes to, None for nobody's name. It goes into the signature: with another
-            password, or without the user, a token is none any more.
+        kept: what a user's password hashes to, or what is believed of an issuer; None for nobody's name. It goes into
+            the signature: with another password, or without the user, a token is none any more.
         now: Unix seconds.
     """
 
-    def __init__(self, key: bytes, kept: Callable[[str], bytes | None], now: Callable[[], float]) -> None:
+    def __init__(self, key: bytes, kept: Callable[[Holder], bytes | None], now: Callable[[], float]) -> None:
         self.key = key
         self._kept = kept
         self._now = now
 
-    def make(self, user: str) -> str:
-        """A token of *user*; of nobody, where that is empty."""
-        name = base64.urlsafe_b64encode(user.encode("utf-8", "surrogatepass")).decode().rstrip("=")
-        said = f"{_VERSION}.{name}.{int(self._now()) + TOKEN_SECONDS}"
-        return f"{said}.{self._signature(said, user)}"
+    def make(self, holder: Holder, *, until: float = float("inf")) -> tuple[str, int]:
+        """A token, and for how many seconds it is good.
 
-    def user(self, token: str) -> tuple[str, float] | None:
+        Args:
+            holder: a user, or what an issuer vouches for; of nobody, where that is empty.
+            until: the longest that it may be good (Unix seconds).
+        """
+        now = int(self._now())
+        end = max(now, int(min(until, now + TOKEN_SECONDS)))
+        said = f"{_written(holder)}.{end}"
+        return f"{said}.{self._signature(said, holder)}", end - now
+
+    def holder(self, token: str) -> tuple[Holder, float] | None:
         """Whose it is (empty: nobody's), and until when (Unix seconds); None if it is none, or over."""
         said, _, signature = token.rpartition(".")
-        version, _, rest = said.partition(".")
-        name, _, end = rest.partition(".")
-        if len(token) > _TOKEN_MAX or not token.isascii() or version != _VERSION or not end.isdecimal():
+        written, _, end = said.rpartition(".")
+        if len(token) > _TOKEN_MAX or not token.isascii() or not end.isdecimal():
             return None
-        try:
-            user = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode("utf-8", "surrogatepass")
-        except (binascii.Error, UnicodeDecodeError):
+        holder = _read(written)
+        if holder is None or not hmac.compare_digest(self._signature(said, holder), signature):
             return None
-        if not hmac.compare_digest(self._signature(said, user), signature) or int(end) <= self._now():
+        if int(end) <= self._now() or (holder and self._kept(holder) is None):
             return None
-        return (user, float(end)) if not user or self._kept(user) is not None else None
+        return holder, float(end)
 
-    def _signature(self, said: str, user: str) -> str:
-        kept = (self._kept(user) if user else None) or b""
+    def _signature(self, said: str, holder: Holder) -> str:
+        kept = (self._kept(holder) if holder else None) or b""
         digest = hmac.digest(self.key, said.encode() + b"\0" + kept, "sha256")
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def _written(holder: Holder) -> str:
+    if isinstance(holder, Vouched):
+        version, content = _VOUCHED, msgspec.json.encode(holder)
+    else:
+        version, content = _USER, holder.encode("utf-8", "surrogatepass")
+    return f"{version}.{base64.urlsafe_b64encode(content).decode().rstrip('=')}"
+
+
+def _read(written: str) -> Holder | None:
+    version, _, name = written.partition(".")
+    try:
+        content = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4))
+        if version == _VOUCHED:
+            return msgspec.json.decode(content, type=Vouched)
+        return content.decode("utf-8", "surrogatepass") if version == _USER else None
+    except (binascii.Error, UnicodeDecodeError, msgspec.MsgspecError):
+        return None
 
 
 def kept_key(path: Path) -> bytes:

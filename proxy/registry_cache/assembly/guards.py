@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 
-from registry_cache.access.control import Access
+from registry_cache.access.control import Access, Issuers
 from registry_cache.access.htpasswd import read_users
 from registry_cache.access.limits import Accounts
 from registry_cache.access.rules import Rule
@@ -15,6 +16,7 @@ from registry_cache.model.errors import SettingsError
 from registry_cache.runtime.background import Background
 from registry_cache.runtime.file_marks import marks
 from registry_cache.settings.model import Settings
+from registry_cache.upstream.issuer import IssuerKeys
 from registry_cache.web.certificates import Certificates
 
 _LOOK_SECONDS = 30.0
@@ -53,7 +55,7 @@ def rules_of(settings: Settings) -> list[Rule]:
     return [each.rule() for each in settings.access] or [Rule(identified=settings.has_rules)]
 
 
-def access_of(settings: Settings, token_key: bytes = b"") -> Access | None:
+def access_of(settings: Settings, token_key: bytes = b"", issuers: Issuers | None = None) -> Access | None:
     """Who may pull what, and how much, where that is not everybody everything.
 
     Raises:
@@ -62,7 +64,9 @@ def access_of(settings: Settings, token_key: bytes = b"") -> Access | None:
     if not settings.has_rules and not settings.limits:
         return None
     accounts = Accounts([each.limits() for each in settings.limits], time.monotonic) if settings.limits else None
-    return Access(rules_of(settings), htpasswd=settings.htpasswd, token_key=token_key, accounts=accounts)
+    return Access(
+        rules_of(settings), htpasswd=settings.htpasswd, token_key=token_key, accounts=accounts, issuers=issuers
+    )
 
 
 class Guard:
@@ -95,15 +99,32 @@ async def open_guard(settings: Settings, bus: events.Events) -> AsyncIterator[Gu
     Raises:
         SettingsError: HTPASSWD cannot be used.
     """
-    key = kept_key(settings.cache_dir / "token.key") if settings.htpasswd else b""
-    access = access_of(settings, key)
-    if access is None:
-        yield None
-        return
-    guard = Guard(access, settings, bus)
-    guard.watch.start()
-    try:
+    key = kept_key(settings.cache_dir / "token.key") if settings.htpasswd or settings.oidc else b""
+    async with contextlib.AsyncExitStack() as stack:
+        issuers = await _open_issuers(settings, bus, stack) if settings.oidc else None
+        access = access_of(settings, key, issuers)
+        if access is None:
+            yield None
+            return
+        stack.push_async_callback(access.aclose)
+        guard = Guard(access, settings, bus)
+        guard.watch.start()
+        stack.push_async_callback(guard.watch.aclose)
         yield guard
-    finally:
-        await guard.watch.aclose()
-        await access.aclose()
+
+
+async def _open_issuers(settings: Settings, bus: events.Events, stack: contextlib.AsyncExitStack) -> Issuers:
+    from registry_cache.access import issuers, keys  # noqa: PLC0415 -- as in web/certificates.py
+
+    found = []
+    for name, table in settings.oidc.items():
+        source = IssuerKeys(table.issuer, keys_url=table.keys_url, ca_file=table.ca_file, token_file=table.token_file)
+        stack.push_async_callback(source.aclose)
+        those = keys.Keys(source.fetch, failed=functools.partial(_keys_failed, bus, name))
+        found.append(issuers.Issuer(name, table.issuer, table.audience, those))
+    wanted = [table.claims for table in (*settings.access, *settings.limits) if table.claims is not None]
+    return issuers.Issuers(found, wanted)
+
+
+def _keys_failed(bus: events.Events, name: str, why: str) -> None:
+    bus.emit(events.Warned(message=f"OIDC__{name}: {why}; keys that are known count on for a day"))

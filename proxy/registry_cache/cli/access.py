@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from registry_cache.access.control import Access
-from registry_cache.access.rules import Principal
+from registry_cache.access.rules import Principal, Vouched
 from registry_cache.assembly.guards import access_of
 from registry_cache.cli.common import say, service_config_option
 from registry_cache.model.errors import RegistryCacheError
@@ -27,6 +27,7 @@ Examples:
   registry-cache access check ci ghcr.io/org/app:1.0
   registry-cache access check - nginx --address 10.1.2.3                  # without a login
   registry-cache access check - nginx --certificate node1.nodes.corp
+  registry-cache access check - ghcr.io/org/app --issuer github --claim repository_owner=org
 """,
 )
 @click.argument("action", type=click.Choice(["check"]))
@@ -34,6 +35,8 @@ Examples:
 @click.argument("image")
 @click.option("--address", default="127.0.0.1", show_default=True, help="The address that it would come from.")
 @click.option("--certificate", "certificates", multiple=True, metavar="NAME", help="A name in the certificate shown.")
+@click.option("--issuer", metavar="NAME", help="The issuer ([oidc.NAME]) of the token that it would come with.")
+@click.option("--claim", "claims", multiple=True, metavar="NAME=VALUE", help="What that token says.")
 @service_config_option
 def command(
     action: str,  # noqa: ARG001 -- there is one; others may follow
@@ -41,6 +44,8 @@ def command(
     image: str,
     address: str,
     certificates: tuple[str, ...],
+    issuer: str | None,
+    claims: tuple[str, ...],
     config: Path | None,
 ) -> None:
     """Say whether USER (- for nobody) may pull IMAGE by the rules in the settings, and which rule decides.
@@ -58,10 +63,19 @@ def command(
     if access is None or not settings.has_rules:
         say(f"{repository}: yes, there are no rules: whoever reaches {settings.listen} may pull everything")
         return
-    principal = Principal(address, certificates, "" if user == _NOBODY else user)
+    principal = Principal(address, certificates, "" if user == _NOBODY else user, _vouched(settings, issuer, claims))
     allowed, text = _judged(access, settings, principal, repository)
     say(f"{repository}: {text}")
     sys.exit(0 if allowed else _REFUSED)
+
+
+def _vouched(settings: Settings, issuer: str | None, claims: tuple[str, ...]) -> Vouched | None:
+    if issuer is None:
+        return None
+    if issuer not in settings.oidc:
+        raise click.UsageError(f"there is no [oidc.{issuer}] in the settings")
+    said = tuple((name, value) for name, _, value in (claim.partition("=") for claim in claims))
+    return Vouched(issuer, dict(said).get("sub", "?"), said)
 
 
 def _judged(access: Access, settings: Settings, principal: Principal, repository: Repository) -> tuple[bool, str]:

@@ -125,7 +125,7 @@ class SettingsCommand(click.Command):
 
 
 # Tables of the settings file: no flag could hold one.
-_TABLES = ("upstreams", "access", "limits")
+_TABLES = ("upstreams", "access", "limits", "oidc")
 
 
 def settings_flags(

@@ -1,13 +1,14 @@
 """The tables ``[[access]]`` and ``[[limits]]``: who may pull what, and how much, in order."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic import model_validator as model_check
 
 from registry_cache.access.limits import Limits
-from registry_cache.access.rules import EVERYTHING, Rule, Who, repository_pattern
-from registry_cache.settings.types import NetworkList, Size, Words, words
+from registry_cache.access.rules import EVERYTHING, Claims, Rule, Who, repository_pattern
+from registry_cache.settings.types import NetworkList, ReadableFile, Size, Url, Words, words
 
 
 def _patterns(value: list[str]) -> list[str]:
@@ -17,6 +18,47 @@ def _patterns(value: list[str]) -> list[str]:
 
 
 Patterns = Annotated[list[str], BeforeValidator(words), AfterValidator(_patterns)]
+
+
+def _claims(value: object) -> object:
+    """Names of claims, each with a list of patterns; what is not in that form pydantic refuses."""
+    if not isinstance(value, dict) or not isinstance(value.get("issuer"), str) or len(value) == 1:
+        raise ValueError('allowed is an issuer and at least one claim: { issuer = "github", repository = "org/*" }')
+    found = {
+        name: [str(each) for each in claim] if isinstance(claim, list) else [str(claim)]
+        for name, claim in value.items()
+        if name != "issuer"
+    }
+    if not all(found.values()):
+        raise ValueError("a claim without a pattern fits nobody")
+    return {**found, "issuer": [value["issuer"]]}
+
+
+ClaimPatterns = Annotated[dict[str, list[str]], BeforeValidator(_claims)]
+
+
+class OidcSettings(BaseModel):
+    """One issuer of tokens that are logins."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    issuer: str = Field(pattern=r"^https?://[^\s?#@]+$", description="Its URL, as its tokens have it (`iss`).")
+    audience: str = Field(min_length=1, description="What its tokens have to be made for (`aud`).")
+    keys_url: Url | None = Field(None, description="Where its keys are (default: where the issuer says).")
+    ca_file: ReadableFile | None = Field(
+        None, description="PEM file of authorities to trust for it beside the system's."
+    )
+    token_file: ReadableFile | None = Field(
+        None, description="Token that it wants to see before it tells its keys, as Kubernetes does."
+    )
+
+    @model_check(mode="after")
+    def _is_encrypted(self) -> Self:
+        for url in (self.issuer, self.keys_url):
+            parts = urlsplit(url or "")
+            if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+                raise ValueError("allowed is https: keys that can be changed on the way prove nothing")
+        return self
 
 
 class WhoSettings(BaseModel):
@@ -29,6 +71,21 @@ class WhoSettings(BaseModel):
     certificates: Words | None = Field(
         None, description="Names in clients' certificates (CLIENT_CA), such as *.nodes.corp."
     )
+
+    oidc: ClaimPatterns | None = Field(
+        None, description='What the token of an issuer says: { issuer = "github", repository_owner = "org" }.'
+    )
+
+    @property
+    def claims(self) -> Claims | None:
+        """What a token has to say."""
+        if self.oidc is None:
+            return None
+        patterns = dict(self.oidc)
+        return Claims(patterns.pop("issuer")[0], patterns)
+
+    def _who(self) -> dict[str, Any]:
+        return {**dict(self), "oidc": self.claims}
 
     @model_check(mode="after")
     def _asks_for_something(self) -> Self:
@@ -53,7 +110,7 @@ class AccessRule(WhoSettings):
 
     def rule(self) -> Rule:
         """As it is decided by."""
-        return Rule(**dict(self))
+        return Rule(**self._who())
 
 
 class LimitSettings(WhoSettings):
@@ -81,6 +138,6 @@ class LimitSettings(WhoSettings):
 
     def limits(self) -> tuple[Who, Limits]:
         """As it is decided by."""
-        values = dict(self)
+        values = self._who()
         limits = Limits(**{name: values.pop(name) for name in Limits._fields})
         return Who(**values), limits

@@ -25,6 +25,6 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 def grouped_settings() -> dict[str, list[str]]:
     """The settings by group, those of no group last; ``prune`` has a command and a section of its own."""
     found = {title: [name for name in names if name in Settings.model_fields] for title, names in _GROUPS.items()}
-    known = {"prune", "upstreams", "access", "limits", *(name for names in found.values() for name in names)}
+    known = {"prune", "upstreams", "access", "limits", "oidc", *(name for names in found.values() for name in names)}
     others = [name for name in Settings.model_fields if name not in known]
     return found | ({"Others": others} if others else {})

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from registry_cache.model.errors import SettingsError
 from registry_cache.settings import registry2
-from registry_cache.settings.access import AccessRule, LimitSettings
+from registry_cache.settings.access import AccessRule, LimitSettings, OidcSettings
 from registry_cache.settings.model import Settings, credential_file
 from registry_cache.settings.suggestions import suggestion, unknown_environment
 from registry_cache.settings.upstreams import UpstreamSettings
@@ -105,11 +105,17 @@ def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
     }
     values["access"] = [AccessRule.model_construct(None, **table) for table in values.get("access") or []]
     values["limits"] = [LimitSettings.model_construct(None, **table) for table in values.get("limits") or []]
+    values["oidc"] = {
+        name: OidcSettings.model_construct(None, **_with_paths(table))
+        for name, table in (values.get("oidc") or {}).items()
+    }
     values = _with_paths(values)
     return settings.model_copy(update=values)
 
 
-_PATHS = frozenset({"cache_dir", "password_file", "ca_file", "tls_cert", "tls_key", "client_ca", "htpasswd"})
+_PATHS = frozenset(
+    {"cache_dir", "password_file", "ca_file", "tls_cert", "tls_key", "client_ca", "htpasswd", "token_file"}
+)
 
 
 def _with_paths(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from pydantic_settings import (
 from registry_cache.model.errors import SettingsError
 from registry_cache.model.registries import HUB_NAMES, url_of, well_known
 from registry_cache.model.units import Threshold
-from registry_cache.settings.access import AccessRule, LimitSettings
+from registry_cache.settings.access import AccessRule, LimitSettings, OidcSettings
 from registry_cache.settings.types import (
     Address,
     Aliases,
     DiskThreshold,
     Duration,
     HostNames,
+    IssuerName,
     NetworkList,
     ReadableFile,
     RegistryName,
@@ -272,6 +273,9 @@ class Settings(BaseSettings):
         "CLIENT_CA whoever logs in or shows a certificate, else everybody).",
     )
 
+    oidc: dict[IssuerName, OidcSettings] = Field(
+        {}, description="Issuers whose tokens (JWT) are logins, by names for the rules."
+    )
     limits: list[LimitSettings] = Field(
         [],
         description="How much each client may have: of these tables the first that fits it counts (default: no limit).",
@@ -303,13 +307,20 @@ class Settings(BaseSettings):
     @model_check(mode="after")
     def _rules_can_be_kept(self) -> Self:
         if self.open_to_all and self.has_rules:
-            raise ValueError("OPEN_TO_ALL is set beside rules (ACCESS, HTPASSWD, CLIENT_CA): allowed is one of both")
-        if self.htpasswd and not self.tls_cert and not self.is_loopback:
-            raise ValueError("HTPASSWD is set, but LISTEN is reached without TLS: passwords would be read on the way")
+            raise ValueError(
+                "OPEN_TO_ALL is set beside rules (ACCESS, HTPASSWD, CLIENT_CA, OIDC): allowed is one of both"
+            )
+        if (self.htpasswd or self.oidc) and not self.tls_cert and not self.is_loopback:
+            name = "HTPASSWD" if self.htpasswd else "OIDC"
+            raise ValueError(f"{name} is set, but LISTEN is reached without TLS: passwords would be read on the way")
         for name, tables in (("ACCESS: rule", self.access), ("LIMITS: table", self.limits)):
             for number, table in enumerate(tables, 1):
                 if table.users is not None and self.htpasswd is None:
                     raise ValueError(f"{name} {number} names users, but HTPASSWD is not set: nobody could log in")
+                if table.oidc is not None and table.oidc["issuer"][0] not in self.oidc:
+                    raise ValueError(
+                        f"{name} {number} names the issuer {table.oidc['issuer'][0]!r}: there is no such OIDC"
+                    )
                 if table.certificates is not None and self.client_ca is None:
                     raise ValueError(f"{name} {number} names certificates, but CLIENT_CA is not set: none counts")
         return self
@@ -385,7 +396,7 @@ class Settings(BaseSettings):
     @property
     def has_rules(self) -> bool:
         """Whether not everybody may pull everything: the cache asks who is there."""
-        return bool(self.access or self.htpasswd or self.client_ca)
+        return bool(self.access or self.htpasswd or self.client_ca or self.oidc)
 
     @property
     def is_loopback(self) -> bool:

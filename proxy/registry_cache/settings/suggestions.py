@@ -13,7 +13,9 @@ _TABLE = re.compile(r"(?P<registry>UPSTREAMS__.+?)__(?P<key>.+)", re.IGNORECASE)
 
 def setting_names() -> list[str]:
     """Every setting as the environment has it, without the prefix: ``TAG_TTL``, ``PRUNE__KEEP``."""
-    names = [name.upper() for name in Settings.model_fields if name not in ("prune", "upstreams", "access", "limits")]
+    names = [
+        name.upper() for name in Settings.model_fields if name not in ("prune", "upstreams", "access", "limits", "oidc")
+    ]
     return names + [f"PRUNE__{name.upper()}" for name in PruneSettings.model_fields] + ["UPSTREAMS"]
 
 

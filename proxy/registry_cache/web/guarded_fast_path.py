@@ -88,11 +88,10 @@ class GuardedFastPath(FastPath):
             return None
         principal = protocol.principal
         if token and self._access.asks_for_logins:
-            user = self._access.token_user(token)
-            if user is None:
+            holder = self._access.token_holder(token)
+            if holder is None:
                 return None
-            if user:
-                principal = principal._replace(user=user)
+            principal = principal.holding(holder)
         return principal
 
     def _audit(self, principal: Principal, repository: Repository) -> Audit | None:

@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 
 from registry_cache.access.control import Access
 from registry_cache.access.rules import Principal
-from registry_cache.access.tokens import TOKEN_SECONDS
+from registry_cache.access.tokens import Holder
 from registry_cache.model.errors import BadRequest, LoginNeeded, RegistryCacheError, Unsupported
 from registry_cache.web.connection import Connection
 from registry_cache.web.errors import rendered
@@ -26,9 +26,9 @@ from registry_cache.web.gate import Gate
 TOKEN_PATH = "/token"  # noqa: S105 -- a path
 _AUTHORITY = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 _SCOPE = re.compile(r"[A-Za-z0-9._:/@-]{1,300}")
-_HEADER_MAX = 4096
+_HEADER_MAX = 20_000  # a JWT as password, in base64
 _NO_STORE = {"Cache-Control": "no-store"}
-_WRONG = "the login is not known here, or its password is wrong"
+_NOBODY: tuple[Holder, float] = ("", float("inf"))
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -67,20 +67,20 @@ class Identity:
         if not header:
             return Login(principal, came=False)
         if scheme.lower() == "bearer":
-            user = self.access.token_user(value.strip().encode("ascii", "replace"))
-            if user is None:
+            holder = self.access.token_holder(value.strip().encode("ascii", "replace"))
+            if holder is None:
                 raise LoginNeeded("the token is none, or over")
-            return Login(principal._replace(user=user), came=True)
+            return Login(principal.holding(holder), came=True)
         if scheme.lower() != "basic":
             raise LoginNeeded("allowed are Bearer and Basic")
-        user = await self._user(value, principal.address)
-        return Login(principal._replace(user=user), came=True)
+        holder, _ = await self._holder(value, principal.address)
+        return Login(principal.holding(holder), came=True)
 
     async def token(self, request: web.BaseRequest) -> web.StreamResponse:
         """The token endpoint: a login, or none, for a token."""
         try:
             self._gate.check(request)
-            user = await self._who_wants_a_token(request)
+            holder, until = await self._who_wants_a_token(request)
         except RegistryCacheError as error:
             status, body, headers = rendered(error, "other")
             if isinstance(error, LoginNeeded):
@@ -88,12 +88,12 @@ class Identity:
             if isinstance(error, Unsupported):
                 headers["Allow"] = "GET"
             return web.Response(status=status, body=body, headers={**INERT, **JSON, **_NO_STORE, **headers})
-        token = self.access.make_token(user)
+        token, seconds = self.access.make_token(holder, until)
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        answer = {"token": token, "access_token": token, "expires_in": TOKEN_SECONDS, "issued_at": now}
+        answer = {"token": token, "access_token": token, "expires_in": seconds, "issued_at": now}
         return web.Response(body=msgspec.json.encode(answer), headers={**INERT, **JSON, **_NO_STORE})
 
-    async def _who_wants_a_token(self, request: web.BaseRequest) -> str:
+    async def _who_wants_a_token(self, request: web.BaseRequest) -> tuple[Holder, float]:
         if request.method != "GET":
             raise Unsupported("a token is asked for with GET")  # containerd then does
         scheme, _, value = _authorization(request).partition(" ")
@@ -102,26 +102,21 @@ class Identity:
         principal = connected(request)
         has_scope = "scope" in request.query
         try:
-            user = await self._user(value, principal.address) if scheme else ""
+            holder, until = await self._holder(value, principal.address) if scheme else _NOBODY
         except LoginNeeded:
             # Somebody else's login, as dockerd sends Docker Hub's to a mirror. Whether the user is known makes no
             # difference, so that nobody finds out who is.
             if not has_scope or not self.access.may_pull_anything(principal):
                 raise
-            user = ""
-        if not user and not has_scope:
+            holder, until = _NOBODY
+        if not holder and not has_scope:
             raise LoginNeeded("a login is needed")  # `docker login` asks for no scope, and wants to hear this
-        return user
+        return holder, until
 
-    async def _user(self, basic: str, address: str) -> str:
-        """The user of the value of a Basic header; empty for the empty user and password that skopeo sends."""
+    async def _holder(self, basic: str, address: str) -> tuple[Holder, float]:
+        """Whose the value of a Basic header is; nobody's is the empty user and password that skopeo sends."""
         user, password = _decoded(basic)
-        if not user and not password:
-            return ""
-        logins = self.access.logins
-        if logins is None or not user or not await logins.verify(user, password, address):
-            raise LoginNeeded(_WRONG)
-        return user
+        return await self.access.verify(user, password, address) if user or password else _NOBODY
 
     def challenge(self, request: web.BaseRequest, error: LoginNeeded) -> dict[str, str]:
         """The header that tells a client where to log in."""
