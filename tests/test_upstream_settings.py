@@ -110,6 +110,17 @@ def test_a_unit_gives_each_registry_its_credential(load, monkeypatch, tmp_path):
         ('[upstreams."ghcr.io"]\naliases = ["quay.io"]\n[upstreams."quay.io"]', {}, "another registry's name"),
         ('[upstreams."ghcr.io"]\naliases = ["x.example"]', {"aliases": "x.example"}, "another registry's name"),
         ('[upstreams."ghcr.io"]\n[upstreams."GHCR.IO"]', {}, "are the same registry"),
+        ('[upstreams."ghcr.io"]\nproxi = "direct"', {}, "no such setting: did you mean UPSTREAMS__ghcr.io__PROXY"),
+        ('[upstreams."ghcr.io"]\nclient_crt = "/x"', {}, "did you mean UPSTREAMS__ghcr.io__CLIENT_CERT"),
+        ('[upstreams."ghcr.io"]\nrequest_timout = 3', {}, "did you mean UPSTREAMS__ghcr.io__REQUEST_TIMEOUT"),
+        ('[upstreams."ghcr.io"]\nproxy = "proxy.corp:3128"', {}, "allowed is http://HOST:PORT"),
+        ('[upstreams."ghcr.io"]\nproxy = "socks5://proxy:1"', {}, "allowed is http://HOST:PORT"),
+        ('[upstreams."ghcr.io"]\nproxy = "http://proxy:0"', {}, "allowed is http://HOST:PORT"),
+        ('[upstreams."ghcr.io"]\nproxy = "http://ci:secret@proxy:1"', {}, "'http://…@proxy:1': allowed is http://"),
+        ('[upstreams."ghcr.io"]\nclient_cert = "/nowhere"', {}, "UPSTREAMS__ghcr.io__CLIENT_CERT: "),
+        ('[upstreams."ghcr.io"]\nclient_key = "/etc/hostname"', {}, "client_key is set but client_cert is not"),
+        ('[upstreams."ghcr.io"]\nhelper_env = {A = "b"}', {}, "helper_env is set but credential_helper is not"),
+        ('[upstreams."ghcr.io"]\ncredential_helper = "x"\nhelper_env = {"A B" = "b"}', {}, "such as AWS_PROFILE"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_in_one_line(load, text, flags, told):
@@ -117,6 +128,21 @@ def test_what_is_wrong_is_told_in_one_line(load, text, flags, told):
         load(text + "\n", **flags)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_one_has_of_its_own_is_nobody_elses(load, secret):
+    settings = load(
+        f'[upstreams."ghcr.io"]\nproxy = "http://proxy.corp:3128/"\nclient_cert = "{secret}"\nrequest_timeout = "9s"\n'
+        'prefetch = false\ncredential_helper = "x"\nhelper_env = {AWS_PROFILE = "ci"}\n[upstreams."quay.io"]\n',
+        request_timeout="30s",
+    )
+    default, one, other = registries(settings).values()
+    assert (one.proxy, one.client_cert, one.request_timeout) == ("http://proxy.corp:3128", secret, 9.0)
+    assert (one.prefetch, one.helper_env) == (False, {"AWS_PROFILE": "ci"})
+    for registry in (default, other):
+        assert (registry.proxy, registry.client_cert, registry.request_timeout) == (None, None, 30.0)
+        assert (registry.prefetch, registry.helper_env) == (True, {})
+    assert registries(as_running(load(), settings.model_dump(mode="json")))["ghcr.io"] == one
 
 
 def test_a_shells_name_that_fits_no_registry_or_two_is_refused(load, monkeypatch):

@@ -77,6 +77,12 @@ in
     aliases = setting (types.listOf types.str) [ "registry.corp:5443" ] "Other names that images have for it.";
     credential_helper = setting types.str "ecr-login" "NAME of a docker-credential-NAME in the service's path that knows the account.";
     credential_lifetime = setting duration "30m" "How long what the helper gives is used, where it does not say itself when it ends. Default: 30m.";
+    helper_env = setting (types.attrsOf types.str) { AWS_PROFILE = "ci"; } "Environment variables for the helper; nothing secret.";
+    client_cert = setting types.str "/run/credentials/registry-cache.service/corp.pem" "PEM file of a certificate to show to its own host and trusted_realms.";
+    client_key = setting types.str "/run/credentials/registry-cache.service/corp.key" "PEM file of its key. Default: it is in client_cert.";
+    proxy = setting types.str "http://proxy.corp:3128" "Forward proxy for it and whatever it leads to, or direct. Default: the standard variables.";
+    request_timeout = setting duration "25s" "The longest a client waits for the first byte of what is not cached.";
+    prefetch = setting types.bool false "Whether its layers are fetched before a running pull asks for them. Default: true.";
     ca_file = setting types.str "/etc/ssl/internal-ca.pem" "PEM file of certificate authorities to trust for it beside the system's.";
     trusted_realms = setting (types.listOf types.str) [ "auth.example" ] "Hosts that may be sent its credential beside its own host and domain.";
     private_hosts = setting (types.listOf types.str) [ "blobs.internal" ] "Hosts on private addresses that it may redirect to.";

@@ -149,6 +149,8 @@ def test_every_setting_of_a_registry_is_typed_and_reaches_the_program(nix, tmp_p
         keep_deleted_tags = true; connect_timeout = 5; read_timeout = "15s"; stale_timeout = "2s";
         rate_limit_wait = "15s"; negative_ttl = "5s"; retries = 3; max_flights = 8; blob_connections = 4;
         credential_helper = "ecr-login"; credential_lifetime = "1h"; repositories = [ "team-*/**" ];
+        helper_env = {{ AWS_PROFILE = "ci"; }}; client_cert = "{ca}"; client_key = "{ca}"; proxy = "direct";
+        request_timeout = "9s"; prefetch = false;
       }};
     }}"""
     table = read(tmp_path, settings(nix.host(change)["units"][CACHE])).upstreams["registry.corp"]

@@ -98,6 +98,12 @@ async def test_what_it_says_instead_is_told(program, script, says):
         await account().login()
 
 
+async def test_it_has_the_environment_that_is_set_for_it(program):
+    program("""echo '{"Username":"'$AWS_PROFILE'","Secret":"x"}'""")
+    made = HelperCredential("test", "registry.example", lifetime_seconds=60, environment={"AWS_PROFILE": "ci"})
+    assert (await made.login()).username == "ci"
+
+
 async def test_one_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CredentialRefused, match=r"docker-credential-test: No such file.* in the service's PATH"):

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import os
 
 import pytest
 
@@ -18,7 +19,12 @@ def scheme():
 
 
 @pytest.fixture
-async def forward_proxy(monkeypatch, hub, scheme):
+def login():
+    return f"ci:{PASSWORD}@"
+
+
+@pytest.fixture
+async def forward_proxy(monkeypatch, hub, scheme, login):
     """A CONNECT proxy that notes where it was asked to connect; it refuses when *refuses* is in that list."""
     asked: list[str] = []
 
@@ -34,7 +40,7 @@ async def forward_proxy(monkeypatch, hub, scheme):
         method, target, _ = line.split()
         assert method == "CONNECT"
         wanted = "basic " + base64.b64encode(f"ci:{PASSWORD}".encode()).decode()
-        if not any(field.lower() == f"proxy-authorization: {wanted.lower()}" for field in fields):
+        if login and not any(field.lower() == f"proxy-authorization: {wanted.lower()}" for field in fields):
             writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
             writer.close()
             return
@@ -53,7 +59,7 @@ async def forward_proxy(monkeypatch, hub, scheme):
     port = server.sockets[0].getsockname()[1]
     for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    set_proxy(monkeypatch, f"{scheme}://ci:{PASSWORD}@127.0.0.1:{port}")
+    set_proxy(monkeypatch, f"{scheme}://{login}127.0.0.1:{port}")
     yield asked
     server.close()
 
@@ -73,6 +79,32 @@ async def test_everything_goes_through_the_proxy(forward_proxy, start_cache, hub
     assert set(forward_proxy) == origins
     # The registry twice, for small requests and for blobs: a challenge or a redirect does not cost a connection.
     assert len(forward_proxy) == 4
+
+
+@pytest.mark.parametrize("login", [""])
+async def test_a_registrys_own_proxy_is_its_alone_whatever_the_variables_say(
+    forward_proxy, start_cache, hub, monkeypatch
+):
+    own = os.environ["https_proxy"]
+    for name, value in [
+        ("HTTPS_PROXY", "http://127.0.0.1:1"),
+        ("https_proxy", "http://127.0.0.1:1"),
+        ("no_proxy", "*"),
+    ]:
+        monkeypatch.setenv(name, value)
+    image = await hub.images.image("library/own-proxy", "1", [200_000])
+    cache = await start_cache(upstreams={"docker.io": {"proxy": own}})
+    assert (await cache.manifest("library/own-proxy", "1")).status == 200
+    assert (await cache.blob("library/own-proxy", image.layers[0].digest)).status == 200
+    assert {f"{hub.registry.host}:{hub.registry.port}", f"{hub.cdn.host}:{hub.cdn.port}"} < set(forward_proxy)
+
+
+async def test_one_that_is_asked_directly_goes_through_no_proxy(forward_proxy, start_cache, hub):
+    image = await hub.images.image("library/direct", "1", [200_000])
+    cache = await start_cache(upstreams={"docker.io": {"proxy": "direct"}})
+    assert (await cache.manifest("library/direct", "1")).status == 200
+    assert (await cache.blob("library/direct", image.layers[0].digest)).status == 200
+    assert forward_proxy == []
 
 
 async def test_no_proxy_is_honoured(forward_proxy, start_cache, hub, monkeypatch):

@@ -105,6 +105,24 @@ async def test_a_tag_is_fresh_for_as_long_as_its_registry_says(start_site):
         assert hub.counters.manifest_heads() == heads
 
 
+async def test_one_may_be_waited_for_more_shortly_than_others(start_site):
+    site = await start_site(tables={"ghcr.io": {"request_timeout": "100ms"}})
+    sick = site.hubs["ghcr.io"]
+    sick.faults.add(Fault(service="registry", delay_seconds=60, challenges=True))
+    reply = await site.cache.get("/v2/several/slow/manifests/1?ns=ghcr.io")
+    assert (reply.status, b"did not answer within 0.1 s" in reply.body) == (502, True)
+    sick.faults.release()
+
+
+async def test_layers_of_one_may_not_be_fetched_ahead(start_site):
+    site = await start_site(prefetch_concurrency=2, tables={"ghcr.io": {"prefetch": False}})
+    for number, name in enumerate(("docker.io", "ghcr.io")):
+        await site.hubs[name].images.image(f"several/ahead-{number}", "1", [1000])
+        await site.pull(name, f"several/ahead-{number}")
+    planned = {repository.registry for repository, _ in site.cache.proxy.pull_through._prefetcher._plans}
+    assert planned == {"docker.io"}
+
+
 # --- one in trouble ---------------------------------------------------------------------------------------------
 
 TROUBLES = {

@@ -57,6 +57,8 @@ class Proxy:
         for each in (self.certificates, self.guard):
             if each is not None:
                 each.reload()
+        for upstream in self.upstreams.values():
+            upstream.reload()
 
 
 @contextlib.asynccontextmanager

@@ -64,7 +64,7 @@ async def open_pulls(
             return _runway(unlisted_registry(settings, name), Lent(unlisted, name), spare, bus)
 
         def asked(name: str) -> Registry:
-            return _registry(settings, unlisted_registry(settings, name), Lent(unlisted, name), lambda: None)
+            return _registry(unlisted_registry(settings, name), Lent(unlisted, name), lambda: None)
 
         runways = {name: _runway(registry, upstreams[name], spare, bus) for name, registry in served.items()}
         flights = Flights(
@@ -75,12 +75,13 @@ async def open_pulls(
             flights,
             catalog.manifests,
             concurrency=settings.prefetch_concurrency,
+            without={name for name, registry in served.items() if not registry.prefetch},
             # What is only likely to be asked for does not push out much of what was.
             max_bytes=min(settings.prefetch_max_size, settings.max_size // 4),
             events=bus,
         )
         stack.push_async_callback(prefetcher.aclose)
-        listed = {name: _listed(settings, registry, upstreams[name]) for name, registry in served.items()}
+        listed = {name: _listed(registry, upstreams[name]) for name, registry in served.items()}
         pull_through = PullThrough(
             OnDemand(listed, asked, unlisted.allowed),
             store=store,
@@ -102,17 +103,15 @@ def _unlisted(settings: Settings, bus: events.Events) -> Unlisted:
     return Unlisted(RegistryPatterns(settings.allow_unlisted), build)
 
 
-def _listed(settings: Settings, registry: RegistrySettings, upstream: Upstream) -> Registry:
-    return _registry(settings, registry, upstream, lambda: upstream.auth.credential_rejected)
+def _listed(registry: RegistrySettings, upstream: Upstream) -> Registry:
+    return _registry(registry, upstream, lambda: upstream.auth.credential_rejected)
 
 
-def _registry(
-    settings: Settings, registry: RegistrySettings, upstream: Asked, account: Callable[[], Hashable]
-) -> Registry:
+def _registry(registry: RegistrySettings, upstream: Asked, account: Callable[[], Hashable]) -> Registry:
     policy = Policy(
         tag_ttl_seconds=registry.tag_ttl,
         stale_timeout_seconds=registry.stale_timeout,
-        request_timeout_seconds=settings.request_timeout,
+        request_timeout_seconds=registry.request_timeout,
         rate_limit_wait_seconds=registry.rate_limit_wait,
         negative_ttl_seconds=registry.negative_ttl,
         keep_deleted_tags=registry.keep_deleted_tags,

@@ -31,9 +31,10 @@ from registry_cache.observe.figures import Stats
 from registry_cache.runtime.own_certificate import trust
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import RegistrySettings
+from registry_cache.settings.types import DIRECT
 from registry_cache.upstream.client import Upstream
 from registry_cache.upstream.ratelimit import Quota
-from registry_cache.upstream.tls import tls_context
+from registry_cache.upstream.tls import own_context, tls_context
 from registry_cache.warming.platforms import host_platform
 from registry_cache.warming.puller import Name, Puller, PullFailed, reason_of
 
@@ -84,19 +85,32 @@ async def registry(served: RegistrySettings, *, is_default: bool, image: str, wi
     return [check._replace(name=f"{served.name}: {check.name}") for check in checks if check.name != "clock"]
 
 
+def _proxy(registry: RegistrySettings) -> str | None:
+    return None if registry.proxy == DIRECT else registry.proxy
+
+
+def _tls(registry: RegistrySettings) -> ssl.SSLContext:
+    if registry.client_cert is None:
+        return tls_context(registry.ca_file)
+    return own_context(registry.ca_file, registry.client_cert, registry.client_key)
+
+
 async def upstream(registry: RegistrySettings) -> AsyncIterator[Check]:
     """Reachable, TLS, clock."""
     timeout = aiohttp.ClientTimeout(registry.connect_timeout + registry.read_timeout)
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
-            session.get(f"{registry.url}/v2/", ssl=tls_context(registry.ca_file)) as response,
+            aiohttp.ClientSession(timeout=timeout, trust_env=registry.proxy is None) as session,
+            session.get(f"{registry.url}/v2/", ssl=_tls(registry), proxy=_proxy(registry)) as response,
         ):
             date = response.headers.get("Date")
             if response.status not in (200, 401):
                 remedy = "is UPSTREAM a registry? A proxy or a captive portal may stand in between"
                 yield Check("upstream", "broken", f"{registry.url} answers {response.status}", remedy)
                 return
+    except SettingsError as error:
+        yield Check("upstream", "broken", f"{registry.url}: {error}", "correct the file, or the setting")
+        return
     except aiohttp.ClientSSLError as error:
         remedy = "if a company's proxy signs certificates itself, name its authority with CA_FILE; check the clock"
         yield Check("upstream", "broken", f"{registry.url}: TLS: {reason_of(error)}", remedy)

@@ -11,6 +11,7 @@ fail. Flights that clients started never wait for it: it has slots of its own.
 
 import asyncio
 import functools
+from collections.abc import Collection
 from typing import NamedTuple
 
 from registry_cache.catalog.manifests import ManifestReader
@@ -60,12 +61,21 @@ class Prefetcher:
 
     Args:
         concurrency: layers fetched ahead at the same time from a registry; 0 turns it off.
+        without: registries of which nothing is.
         max_bytes: of what is being fetched ahead, or was and nobody has asked for it yet, by the manifests' word.
     """
 
     def __init__(
-        self, flights: Flights, manifests: ManifestReader, *, concurrency: int, max_bytes: int, events: events.Events
+        self,
+        flights: Flights,
+        manifests: ManifestReader,
+        *,
+        concurrency: int,
+        max_bytes: int,
+        events: events.Events,
+        without: Collection[str] = (),
     ) -> None:
+        self._without = frozenset(without)
         self._flights = flights
         self._manifests = manifests
         self._enabled = concurrency > 0
@@ -94,7 +104,7 @@ class Prefetcher:
 
     def served(self, repository: Repository, digest: Digest, body: bytes) -> None:
         """A client has got this manifest: it may be about to pull. On the path of every hit, so it parses once."""
-        if not self._enabled:
+        if not self._enabled or repository.registry in self._without:
             return
         key = (repository, digest)
         plan = self._plans.pop(key, None)

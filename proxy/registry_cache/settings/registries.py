@@ -1,6 +1,7 @@
 """The registries that are served, each with the settings that hold for it."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -20,7 +21,11 @@ class RegistrySettings(NamedTuple):
     password_file: Path | None
     credential_helper: str | None
     credential_lifetime: float
+    helper_env: Mapping[str, str]
     ca_file: Path | None
+    client_cert: Path | None
+    client_key: Path | None
+    proxy: str | None
     trusted_realms: tuple[str, ...]
     private_hosts: tuple[str, ...]
     anonymous_fallback: bool
@@ -29,12 +34,14 @@ class RegistrySettings(NamedTuple):
     keep_deleted_tags: bool
     connect_timeout: float
     read_timeout: float
+    request_timeout: float
     stale_timeout: float
     rate_limit_wait: float
     negative_ttl: float
     retries: int
     max_flights: int
     blob_connections: int
+    prefetch: bool
     is_listed: bool = True
 
     @property
@@ -51,7 +58,7 @@ class RegistrySettings(NamedTuple):
 # What a registry that is not the default one does not take from the settings for all: whom it is asked as, and where.
 _OF_ITS_OWN = (
     "repositories", "username", "password_file", "credential_helper", "credential_lifetime",
-    "trusted_realms", "private_hosts", "anonymous_fallback",
+    "helper_env", "client_cert", "client_key", "proxy",    "trusted_realms", "private_hosts", "anonymous_fallback",
 )  # fmt: skip
 
 

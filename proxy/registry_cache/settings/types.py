@@ -103,6 +103,29 @@ def _registry_patterns(value: list[str]) -> list[str]:
     return [registry_pattern(pattern) for pattern in value]
 
 
+def _proxy(value: str) -> str:
+    if value == DIRECT:
+        return value
+    try:
+        parts = urlsplit(value)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        whole = None
+    if not whole or parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(
+            "allowed is http://HOST:PORT or https://HOST:PORT, without a password (one with a password is for the "
+            "variables), or direct"
+        )
+    return value.rstrip("/")
+
+
+def _environment(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("allowed are names of environment variables, such as AWS_PROFILE")
+    return {name.upper(): text for name, text in value.items()}  # our own environment gives them in lower case
+
+
 def _readable_file(value: Path) -> Path:
     # Not is_file(): it raises where a folder on the way is closed to this user.
     if not os.access(value, os.F_OK):
@@ -113,6 +136,9 @@ def _readable_file(value: Path) -> Path:
         raise ValueError("allowed is a readable file; this is no file")
     return value
 
+
+# In place of a forward proxy: none, whatever the variables say.
+DIRECT = "direct"
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[ByteSize, BeforeValidator(parse_size)]
@@ -128,4 +154,6 @@ RegistryPatternList = Annotated[list[str], BeforeValidator(words), AfterValidato
 RepositoryPattern = Annotated[str, Field(pattern=r"^[a-z0-9*][a-z0-9._/*-]{0,254}$")]
 IssuerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 HelperName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ProxyUrl = Annotated[str, AfterValidator(_proxy)]
+Environment = Annotated[dict[str, str], AfterValidator(_environment)]
 Url = Annotated[str, AfterValidator(_upstream)]

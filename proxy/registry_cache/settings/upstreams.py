@@ -13,7 +13,9 @@ from registry_cache.model.registries import known_registries
 from registry_cache.settings.types import (
     Aliases,
     Duration,
+    Environment,
     HelperName,
+    ProxyUrl,
     ReadableFile,
     RepositoryPattern,
     Url,
@@ -44,8 +46,23 @@ class UpstreamSettings(BaseModel):
     credential_lifetime: Duration = Field(
         1800.0, description="How long what the helper gives is used, where it does not say itself when it ends."
     )
+    helper_env: Environment = Field(
+        {}, description="Environment variables for the helper, such as AWS_PROFILE; nothing secret, `doctor` shows it."
+    )
     ca_file: ReadableFile | None = Field(
         None, description="PEM file of certificate authorities to trust for it beside the system's (default: CA_FILE)."
+    )
+    client_cert: ReadableFile | None = Field(
+        None,
+        description="PEM file of a certificate to show to its own host and TRUSTED_REALMS; read again on SIGHUP.",
+    )
+    client_key: ReadableFile | None = Field(
+        None, description="PEM file of that certificate's key, without a password (default: it is in CLIENT_CERT)."
+    )
+    proxy: ProxyUrl | None = Field(
+        None,
+        description="Forward proxy for it and whatever it leads to, such as http://proxy.corp:3128, or `direct` "
+        "(default: the variables HTTPS_PROXY, HTTP_PROXY, NO_PROXY).",
     )
     trusted_realms: Words = Field(
         [], description="Hosts that may be sent its credential beside its own host and domain."
@@ -61,6 +78,7 @@ class UpstreamSettings(BaseModel):
     keep_deleted_tags: bool | None = Field(None, description="As KEEP_DELETED_TAGS, for its tags.")
     connect_timeout: Duration | None = Field(None, description="As CONNECT_TIMEOUT.")
     read_timeout: Duration | None = Field(None, description="As READ_TIMEOUT.")
+    request_timeout: Duration | None = Field(None, description="As REQUEST_TIMEOUT.")
     stale_timeout: Duration | None = Field(None, description="As STALE_TIMEOUT.")
     rate_limit_wait: Duration | None = Field(None, description="As RATE_LIMIT_WAIT.")
     negative_ttl: Duration | None = Field(None, description="As NEGATIVE_TTL.")
@@ -68,12 +86,18 @@ class UpstreamSettings(BaseModel):
     max_flights: int | None = Field(None, ge=1, le=1024, description="As MAX_FLIGHTS: slots of its own.")
     blob_connections: int | None = Field(None, ge=1, le=8, description="As BLOB_CONNECTIONS.")
 
+    prefetch: bool = Field(True, description="Fetch its layers before a running pull asks for them.")
+
     @model_check(mode="after")
     def _credential_is_whole(self) -> Self:
         if self.password_file and not self.username:
             raise ValueError("password_file is set but username is not: allowed is both or neither")
         if self.credential_helper and (self.username or self.password_file):
             raise ValueError("credential_helper is set beside username or password_file: allowed is one of both ways")
+        if self.helper_env and not self.credential_helper:
+            raise ValueError("helper_env is set but credential_helper is not")
+        if self.client_key and not self.client_cert:
+            raise ValueError("client_key is set but client_cert is not: allowed is both or neither")
         return self
 
 

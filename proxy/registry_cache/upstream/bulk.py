@@ -23,7 +23,7 @@ from registry_cache.runtime.threads import Threads
 from registry_cache.upstream.addresses import AddressRefused
 from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.dialling import HEADERS, Dialling
-from registry_cache.upstream.forward import ForwardProxy, proxy_for
+from registry_cache.upstream.forward import ForwardProxy
 from registry_cache.upstream.headers import Headers, content_length
 from registry_cache.upstream.reply import SHORT_MAX_BYTES
 from registry_cache.upstream.urls import path_and_query
@@ -201,7 +201,7 @@ class BulkClient:
         self._threads = Threads("upstream", connections)
         self._connections = connections
         self._sockets = OpenSockets()
-        self._pools: dict[ForwardProxy | None, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[ForwardProxy | None, ssl.SSLContext], urllib3.PoolManager] = {}
 
     async def send(self, ask: Ask) -> BulkReply:
         """Send a GET; the reply comes back with its headers, and a short body. Follows nothing.
@@ -213,7 +213,7 @@ class BulkClient:
         """
         try:
             self._dialling.addresses.check_url(ask.url)
-            proxy = proxy_for(ask.url)
+            proxy = self._dialling.proxy(ask.url)
             if proxy is not None and proxy.username is not None:
                 self._dialling.redactor.learn_login(proxy.username, proxy.password)
             return await self._threads.run_or_abandon(
@@ -252,12 +252,13 @@ class BulkClient:
         )
 
     def _pool(self, url: str, proxy: ForwardProxy | None) -> urllib3.HTTPConnectionPool:
-        manager = self._pools.get(proxy)
+        tls = self._dialling.tls_for(url)
+        manager = self._pools.get((proxy, tls))
         if manager is None:
-            options: dict[str, Any] = {"num_pools": 16, "maxsize": self._connections, "ssl_context": self._dialling.tls}
+            options: dict[str, Any] = {"num_pools": 16, "maxsize": self._connections, "ssl_context": tls}
             if proxy is not None:
                 options |= {"proxy_ssl_context": self._dialling.tls, "proxy_headers": proxy.headers}
-            manager = self._pools[proxy] = pools(proxy.url if proxy else None, **options)
+            manager = self._pools[proxy, tls] = pools(proxy.url if proxy else None, **options)
         parts = urlsplit(url)
         return manager.connection_from_host(parts.hostname, parts.port, parts.scheme)
 

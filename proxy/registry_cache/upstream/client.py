@@ -13,7 +13,14 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from registry_cache.model import events
-from registry_cache.model.errors import HeadRefused, RangeRefused, RateLimited, UpstreamError, UpstreamRefused
+from registry_cache.model.errors import (
+    HeadRefused,
+    RangeRefused,
+    RateLimited,
+    SettingsError,
+    UpstreamError,
+    UpstreamRefused,
+)
 from registry_cache.model.oci import DOCKER_HUB, MANIFEST_ACCEPT, MANIFEST_MAX_BYTES, Digest, Reference, Repository
 from registry_cache.model.ranges import ContentRange
 from registry_cache.settings.registries import RegistrySettings
@@ -28,6 +35,7 @@ from registry_cache.upstream.credential import Credential, FileCredential, Realm
 from registry_cache.upstream.decoding import decoded, is_gzip
 from registry_cache.upstream.dialling import Dialling
 from registry_cache.upstream.exchange import Exchange
+from registry_cache.upstream.forward import chosen_proxy
 from registry_cache.upstream.headers import Link, content_digest, content_length, is_page, media_type
 from registry_cache.upstream.helper import HelperCredential
 from registry_cache.upstream.judged import message_of
@@ -36,7 +44,7 @@ from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.resilience import backoff_seconds
 from registry_cache.upstream.shapes import ListKind, is_list, manifest_type
-from registry_cache.upstream.tls import tls_context
+from registry_cache.upstream.tls import own_context, show, tls_context
 from registry_cache.upstream.transport import SmallClient
 from registry_cache.upstream.urls import origin_of
 from registry_cache.upstream.watched import Breakers, Prober
@@ -97,12 +105,19 @@ class Upstream:
         addresses = AddressRules(
             base_url, [*registry.private_hosts, *registry.trusted_realms], public_only=not registry.is_listed
         )
+        self._certificate = registry.client_cert, registry.client_key
+        self._own_tls = (
+            own_context(registry.ca_file, registry.client_cert, registry.client_key) if registry.client_cert else None
+        )
         dialling = Dialling(
             tls_context(registry.ca_file),
             addresses,
             self.redactor,
             connect_timeout_seconds=registry.connect_timeout,
             read_timeout_seconds=registry.read_timeout,
+            proxy=chosen_proxy(registry.proxy),
+            own_tls=self._own_tls,
+            own_hosts=frozenset({registry.host, *registry.trusted_realms}),
         )
         self._client = SmallClient(dialling, connections=connections + 32)
         self._bulk = BulkClient(dialling, connections=connections)
@@ -142,6 +157,16 @@ class Upstream:
 
     def __repr__(self) -> str:
         return f"<Upstream {self.origin}>"
+
+    def reload(self) -> None:
+        """Read again the certificate that this one shows; connections from now on have it."""
+        certificate, key = self._certificate
+        if self._own_tls is None or certificate is None:
+            return
+        try:
+            show(self._own_tls, certificate, key)
+        except SettingsError as error:
+            self._events.emit(events.Warned(message=f"{self.name}: {error}"))
 
     def interrupt(self) -> None:
         """End every blob transfer under way at once, whatever its thread waits for; for the end of the process."""
@@ -377,6 +402,7 @@ def _credential(registry: RegistrySettings) -> Credential | None:
             registry.credential_helper,
             urlsplit(registry.url).netloc if registry.name != DOCKER_HUB else _HUB_SERVER,
             lifetime_seconds=registry.credential_lifetime,
+            environment=registry.helper_env,
         )
     if registry.username and registry.password_file:
         return FileCredential(registry.username, registry.password_file)

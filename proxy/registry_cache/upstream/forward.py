@@ -8,11 +8,12 @@ import base64
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from registry_cache.model.errors import UpstreamError
+from registry_cache.settings.types import DIRECT
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -53,6 +54,14 @@ def proxy_for(url: str, environ: Mapping[str, str] = os.environ) -> ForwardProxy
     if not value or _is_bypassed(parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme), environ):
         return None
     return _parse(name, value)
+
+
+def chosen_proxy(setting: str | None) -> Callable[[str], ForwardProxy | None]:
+    """What gives the forward proxy for a URL where the settings name it: one for all, or none; None: the variables."""
+    if setting is None:
+        return proxy_for
+    proxy = None if setting == DIRECT else _parse("proxy", setting)
+    return lambda _: proxy
 
 
 def _parse(name: str, value: str) -> ForwardProxy:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -42,9 +43,13 @@ class HelperCredential:
     Args:
         helper: NAME of ``docker-credential-NAME``, which is looked for in PATH.
         server: the registry's name, as the helper is asked.
+        environment: what it has beside our own.
     """
 
-    def __init__(self, helper: str, server: str, *, lifetime_seconds: float) -> None:
+    def __init__(
+        self, helper: str, server: str, *, lifetime_seconds: float, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._environment = environment or {}
         self._program = f"docker-credential-{helper}"
         self._server = server
         self._lifetime_seconds = lifetime_seconds
@@ -83,6 +88,7 @@ class HelperCredential:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
+                env={**os.environ, **self._environment},
                 start_new_session=True,  # what it starts itself goes with it
             )
         except OSError as error:

@@ -19,7 +19,6 @@ from registry_cache.model.errors import HeadRefused, UpstreamError
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.dialling import HEADERS, Dialling
-from registry_cache.upstream.forward import proxy_for
 from registry_cache.upstream.headers import Headers, content_length
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.reply import SHORT_MAX_BYTES
@@ -130,6 +129,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, dialling: Dialling, *, connections: int) -> None:
+        self._dialling = dialling
         self._addresses = dialling.addresses
         self._redactor = dialling.redactor
         self._resolver = _Resolver(dialling.addresses)
@@ -160,6 +160,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 URL(url, encoded=True),
                 headers=[*request.headers.multi_items(), *by_proxy.pop("headers", {}).items()],
                 allow_redirects=False,
+                ssl=self._dialling.tls_for(url),
                 timeout=aiohttp.ClientTimeout(sock_connect=timeouts["connect"], sock_read=timeouts["read"]),
                 **by_proxy,
             )
@@ -168,7 +169,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         return httpx.Response(response.status, stream=_Body(response), request=request, extensions=fields)
 
     def _by_proxy(self, url: str) -> dict[str, Any]:
-        proxy = proxy_for(url)
+        proxy = self._dialling.proxy(url)
         if proxy is None:
             return {}
         self._resolver.proxies.add(proxy.host)
