@@ -40,6 +40,7 @@ class Connection(web.RequestHandler):
         "_gone",
         "_peer",
         "_refusals",
+        "_shuts_down",
         "is_encrypted",
         "principal",
     )
@@ -63,6 +64,7 @@ class Connection(web.RequestHandler):
         self.principal = Principal("")
         self.is_encrypted = False  # what is sent has to go through the transport
         self._gone = asyncio.Event()  # the client sends no more
+        self._shuts_down = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -134,9 +136,19 @@ class Connection(web.RequestHandler):
         self._gone.set()
         return None
 
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 -- aiohttp's signature
+        """As aiohttp's: what is under way has *timeout* seconds to end."""
+        self._shuts_down = True
+        await super().shutdown(timeout)
+
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """As aiohttp's, but what is wrong with the body of a request, which nobody needs, is no crash of ours."""
+        """As aiohttp's, but what is wrong with the body of a request, which nobody needs, is no crash of ours.
+
+        Nor is an answer that ends in the moment in which aiohttp gives up waiting for it: it was sent.
+        """
         error = kw.get("exc_info")
+        if self._shuts_down and isinstance(error, asyncio.InvalidStateError):
+            return
         if isinstance(error, RequestPayloadError | HttpProcessingError):
             self._refusals.count("malformed", self._peer, well_formed(str(error).partition("\n")[0][:200]))
         else:
