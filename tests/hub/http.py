@@ -30,6 +30,7 @@ class Request:
     target: str
     headers: dict[str, str]
     peer: str
+    body: bytes = b""
 
     @cached_property
     def path(self) -> str:
@@ -156,8 +157,8 @@ async def read_request(reader: asyncio.StreamReader, peer: str) -> Request | Non
     length = int(headers.get("content-length", 0))
     if length > MAX_REQUEST_BODY_BYTES:
         return None
-    await reader.readexactly(length)
-    return Request(method, target, headers, peer)
+    body = await reader.readexactly(length)
+    return Request(method, target, headers, peer, body)
 
 
 def render_head(status: int, headers: dict[str, str]) -> bytes:

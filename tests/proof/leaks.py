@@ -6,13 +6,15 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote_plus
 
 _OFTEN_SECONDS = 0.1
 
 
 def forms_of(username: str, secret: str) -> list[bytes]:
-    """What to look for: the secret, and what a Basic ``Authorization`` makes of it."""
-    return [secret.encode(), base64.b64encode(f"{username}:{secret}".encode())]
+    """What to look for: the secret, and what a Basic ``Authorization`` and a form (an identity token's) make of it."""
+    forms = [secret.encode(), base64.b64encode(f"{username}:{secret}".encode()), quote_plus(secret).encode()]
+    return list(dict.fromkeys(forms))
 
 
 @contextlib.contextmanager

@@ -88,7 +88,6 @@ async def test_a_refused_login_is_asked_for_anew_but_not_all_the_time(program, m
         ("echo nonsense", "without Username and Secret"),
         ("echo '{}'", "without Username and Secret"),
         ("""echo '{"Username":"","Secret":"x"}'""", "without Username and Secret"),
-        (gives("<token>", "refresh"), "identity token"),
         ("head -c 100000 /dev/zero", "more than 65536 bytes"),
     ],
 )
@@ -96,6 +95,14 @@ async def test_what_it_says_instead_is_told(program, script, says):
     program(script)
     with pytest.raises(CredentialRefused, match=says):
         await account().login()
+
+
+async def test_an_identity_token_is_told_from_a_password(program):
+    program(gives("<token>", "refresh"))
+    credential = account()
+    login = await credential.login()
+    assert (login.is_identity_token, login.secret) == (True, b"refresh")
+    assert credential.name == "docker-credential-test"
 
 
 async def test_it_has_the_environment_that_is_set_for_it(program):

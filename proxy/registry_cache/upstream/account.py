@@ -8,7 +8,7 @@ from cachetools import TTLCache
 from registry_cache.model import events
 from registry_cache.model.errors import CredentialRefused, Denied, UpstreamError
 from registry_cache.upstream.challenges import Challenge
-from registry_cache.upstream.credential import Credential
+from registry_cache.upstream.credential import IDENTITY_TOKEN, Credential
 from registry_cache.upstream.ratelimit import refusal_message
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.shapes import parsed_json
@@ -58,7 +58,18 @@ class Account:
         return self._rejected is not None
 
     async def basic(self) -> str | None:
-        """The ``Authorization: Basic`` to send; None for anonymous access.
+        """The ``Authorization: Basic`` for the registry itself; None where there is none to give.
+
+        Raises:
+            CredentialRefused: as :meth:`proof`.
+        """
+        proof = await self.proof()
+        return proof if proof is None or proof.startswith("Basic ") else None
+
+    async def proof(self) -> str | None:
+        """What a token service wants to see: an ``Authorization: Basic``, or ``<token>`` and an identity token.
+
+        None for anonymous access.
 
         Raises:
             CredentialRefused: it is known to be rejected, or there is no readable secret.
@@ -66,8 +77,9 @@ class Account:
         if self._credential is None:
             return None
         login = await self._credential.login()
-        self._redactor.learn_login(login.username, login.secret.decode(errors="replace"))
-        basic = login.basic
+        secret = login.secret.decode(errors="replace")
+        self._redactor.learn_login(login.username, secret)
+        basic = f"{IDENTITY_TOKEN} {secret}" if login.is_identity_token else login.basic
         if self._rejected is not None:
             header, until = self._rejected
             if header == basic and time.monotonic() < until:

@@ -13,6 +13,7 @@ class Ask(NamedTuple):
     url: str
     repository: str
     headers: Mapping[str, str] = {}
+    body: bytes = b""  # of a POST to a token service; nothing else has one
 
     def with_authorization(self, value: str | None) -> "Ask":
         """The same request with an ``Authorization`` header, or without one."""

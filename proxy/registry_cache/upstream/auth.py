@@ -6,8 +6,8 @@ else. Source: distribution docs, "Token Authentication Specification".
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 from urllib.parse import urlencode
 
 from cachetools import LRUCache, TLRUCache
@@ -18,10 +18,10 @@ from registry_cache.runtime.singleflight import SingleFlight
 from registry_cache.upstream.account import Account
 from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.challenges import Challenge
-from registry_cache.upstream.credential import RealmTrust
+from registry_cache.upstream.credential import IDENTITY_TOKEN, RealmTrust
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.redirected import REDIRECTS, check_downgrade, check_host
-from registry_cache.upstream.shapes import is_page, oci_error
+from registry_cache.upstream.shapes import is_page, oci_error, parsed_json
 from registry_cache.upstream.tokens import parse_token
 from registry_cache.upstream.urls import joined, origin_of, shown
 
@@ -54,8 +54,10 @@ class TokenReply(NamedTuple):
     retry_in_seconds: float = 0.0
 
 
-# GET of a token URL with the given ``Authorization`` header, or without one.
-FetchToken = Callable[[str, str | None], Awaitable[TokenReply]]
+class FetchToken(Protocol):
+    """GET of a token URL with an ``Authorization`` header, or without one; POST of a form, where there is one."""
+
+    def __call__(self, url: str, authorization: str | None, form: bytes = b"", /) -> Awaitable[TokenReply]: ...
 
 
 class Authenticator:
@@ -210,17 +212,17 @@ class Authenticator:
         return token.header
 
     async def _token(self, key: _Key) -> _Token:
-        basic = await self._account.basic() if key.with_account else None
+        basic = await self._account.proof() if key.with_account else None
         if basic is not None and key.challenge.scope:
             self._account.check_scope(key.challenge.scope)
         reply, was_sent = await self._ask_realm(key.challenge, basic)
         if was_sent and basic is not None:
-            if reply.status == 401 and not is_page(reply.body):  # noqa: PLR2004 -- HTTP
+            if _is_rejected(reply, basic):
                 self._account.reject(basic, key.challenge.realm, reply.body)
-                reply, _ = await self._ask_realm(key.challenge, await self._account.basic())
+                reply, _ = await self._ask_realm(key.challenge, await self._account.proof())
             elif reply.status == 403:  # noqa: PLR2004 -- HTTP
                 await self._account.refused_scope(key.challenge, basic, reply.body, self._login_works)
-                reply, _ = await self._ask_realm(key.challenge, await self._account.basic())
+                reply, _ = await self._ask_realm(key.challenge, await self._account.proof())
             elif reply.status // 100 == 2:  # noqa: PLR2004 -- HTTP
                 self._account.accepted()
         token = self._tokens[key] = self._parsed(reply)
@@ -237,16 +239,22 @@ class Authenticator:
             raise UpstreamError(f"the token service answered {reply.status}")
         return reply.status == 200  # noqa: PLR2004 -- HTTP
 
-    async def _ask_realm(self, challenge: Challenge, basic: str | None) -> tuple[TokenReply, bool]:
-        """The token service's answer, and whether *basic* was sent to whoever gave it."""
+    async def _ask_realm(self, challenge: Challenge, proof: str | None) -> tuple[TokenReply, bool]:
+        """The token service's answer, and whether *proof* was sent to whoever gave it.
+
+        An identity token goes in the body of a POST, a Basic login in the header of a GET.
+        """
         query = {name: value for name in ("service", "scope") if (value := getattr(challenge, name))}
         url = joined(challenge.realm, challenge.realm) if challenge.realm else ""
         if not url:
             raise UpstreamError("upstream's challenge does not say where a token can be had")
-        url += ("&" if "?" in url else "?") + urlencode(query) if query else ""
+        bare, query_of = url, urlencode(query)
+        url += ("&" if "?" in url else "?") + query_of if query else ""
         for _ in range(_MAX_REDIRECTS):
             check_host(url, self._redactor)
-            sent = basic if basic is not None and await self._may_see(url) else None
+            sent = proof if proof is not None and await self._may_see(url) else None
+            if sent is not None and sent.startswith(IDENTITY_TOKEN):
+                return await self._fetch(bare, None, _refresh_form(query, sent)), True
             reply = await self._fetch(url, sent)
             if reply.status not in REDIRECTS or not reply.location:
                 return reply, sent is not None
@@ -276,6 +284,20 @@ class Authenticator:
         self._redactor.learn(token.value)
         now = time.monotonic()
         return _Token(f"Bearer {token.value}", now, now + token.seconds)
+
+
+def _refresh_form(query: Mapping[str, str], proof: str) -> bytes:
+    """What an identity token is shown in. Source: distribution docs, "Authenticating using OAuth2"."""
+    form = {"grant_type": "refresh_token", "client_id": "registry-cache", **query}
+    return urlencode({**form, "refresh_token": proof.removeprefix(IDENTITY_TOKEN).strip()}).encode()
+
+
+def _is_rejected(reply: TokenReply, proof: str) -> bool:
+    """Whether the token service does not take the account; of a refresh token OAuth 2 says so by 400."""
+    if reply.status == 401:  # noqa: PLR2004 -- HTTP
+        return not is_page(reply.body)
+    document = parsed_json(reply.body) if reply.status == 400 and proof.startswith(IDENTITY_TOKEN) else None  # noqa: PLR2004
+    return isinstance(document, dict) and document.get("error") in ("invalid_grant", "invalid_token")
 
 
 def _keyed(challenge: Challenge, repository: str) -> Challenge:

@@ -343,11 +343,14 @@ class Upstream:
         except TimeoutError as error:
             raise UpstreamError("upstream took too long to answer") from error
 
-    async def _fetch_token(self, url: str, authorization: str | None) -> TokenReply:
+    async def _fetch_token(self, url: str, authorization: str | None, form: bytes = b"") -> TokenReply:
         began, status = time.monotonic(), 0
+        ask = Ask("GET", url, "")
+        if form:
+            ask = Ask("POST", url, "", {"Content-Type": "application/x-www-form-urlencoded"}, form)
         try:
             async with self._bounded():
-                reply = await self._watched(Ask("GET", url, "").with_authorization(authorization))
+                reply = await self._watched(ask.with_authorization(authorization))
                 try:
                     status = reply.status
                     body = await reply.read_small(_TOKEN_MAX_BYTES)
@@ -363,7 +366,7 @@ class Upstream:
             duration_ms = (time.monotonic() - began) * 1000
             self._events.emit(
                 events.UpstreamRequest(
-                    kind="token", method="GET", url=url.partition("?")[0], status=status, duration_ms=duration_ms
+                    kind="token", method=ask.method, url=url.partition("?")[0], status=status, duration_ms=duration_ms
                 )
             )
 

@@ -15,11 +15,20 @@ from registry_cache.model.errors import CredentialRefused
 _SECRET_MAX_BYTES = 64 * 1024
 
 
+# In place of a name. Source: docker/docker-credential-helpers, "Development".
+IDENTITY_TOKEN = "<token>"  # noqa: S105 -- a name, not a secret
+
+
 class Login(NamedTuple):
     """Name and secret, as they are now."""
 
     username: str
     secret: bytes
+
+    @property
+    def is_identity_token(self) -> bool:
+        """Whether the secret is an identity token (a refresh token of OAuth 2), as docker login keeps one."""
+        return self.username == IDENTITY_TOKEN
 
     @property
     def basic(self) -> str:

@@ -25,7 +25,6 @@ _ANSWER_MAX_BYTES = 64 * 1024
 _AGAIN_SECONDS = 60.0
 # A secret is not used in its last seconds.
 _MARGIN_SECONDS = 60.0
-_IDENTITY_TOKEN = "<token>"  # noqa: S105 -- a name, not a secret
 
 
 class _Answer(msgspec.Struct, rename="pascal"):
@@ -60,7 +59,8 @@ class HelperCredential:
     @property
     def name(self) -> str:
         """Whose account it is, for messages."""
-        return self._known[0].username if self._known is not None else self._program
+        known = self._known
+        return self._program if known is None or known[0].is_identity_token else known[0].username
 
     async def login(self) -> Login:
         """Name and secret.
@@ -127,8 +127,6 @@ class HelperCredential:
             found = read_json(answer, _Answer)
         except ContentError as error:
             raise CredentialRefused(f"{self._program} answered without Username and Secret") from error
-        if found.username == _IDENTITY_TOKEN:
-            raise CredentialRefused(f"{self._program} gives an identity token, which only docker login can use")
         return Login(found.username, found.secret.encode())
 
     def _seconds(self, secret: bytes) -> float:

@@ -62,6 +62,7 @@ class SmallClient:
                 ask.method,
                 origin_of(ask.url),
                 headers={**HEADERS, **ask.headers},
+                content=ask.body or None,
                 extensions={"target": ask.url, "timeout": self._client.timeout.as_dict()},
             )
             try:
@@ -159,6 +160,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 request.method,
                 URL(url, encoded=True),
                 headers=[*request.headers.multi_items(), *by_proxy.pop("headers", {}).items()],
+                data=request.content or None,
                 allow_redirects=False,
                 ssl=self._dialling.tls_for(url),
                 timeout=aiohttp.ClientTimeout(sock_connect=timeouts["connect"], sock_read=timeouts["read"]),
