@@ -34,6 +34,7 @@ in
     client_ca = setting types.str "/etc/ssl/clients-ca.pem" "PEM file of authorities whose certificates clients may show.";
     htpasswd = setting types.str "/etc/registry-cache/htpasswd" "File of users that may log in, as htpasswd -B makes it. Default: what services.registry-cache.htpasswdFile names.";
     public_url = setting types.str "https://cache.example.org" "By which clients call the cache, where a proxy in front speaks TLS for it.";
+    listen_socket = setting types.str "/run/registry-cache/pull.sock" "A Unix socket for clients on this host, beside listen: rules know them by their user (uids).";
     oidc = setting (types.attrsOf types.attrs) { github = { issuer = "https://token.actions.githubusercontent.com"; audience = "cache.corp"; }; } "Issuers whose tokens are logins, by names for the rules: the tables [oidc.NAME] of docs/access.md.";
     limits = setting (types.listOf types.attrs) [ { networks = [ "10.1.0.0/16" ]; flights = 8; } ] "How much each client may have: the tables [[limits]] of docs/access.md. Default: no limit.";
     access = setting (types.listOf types.attrs) [ { networks = [ "10.1.0.0/16" ]; } ] "Who may pull what, in order: the tables [[access]] of docs/access.md. Default: with htpasswd or client_ca whoever is known, else everybody.";

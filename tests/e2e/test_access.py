@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import ssl
 import subprocess
 import urllib.request
@@ -9,6 +10,7 @@ import urllib.request
 import bcrypt
 import pytest
 
+from registry_cache.cli.listening import see_that_socket_is_free
 from tests.e2e.command import PROGRAM, settings_for, start, until
 from tests.e2e.dockerd import require_daemons
 
@@ -160,3 +162,40 @@ def test_nothing_is_answered_in_plain_where_there_is_tls(guarded):
         urllib.request.urlopen(cache.url.replace("https", "http") + "/v2/", timeout=10)
     with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
         urllib.request.urlopen(cache.url + "/v2/", timeout=10, context=ssl.create_default_context())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="asks as another user")
+def test_curl_at_the_socket_is_its_user(hub, repository, tmp_path_factory):
+    require_daemons("curl", root=False)
+    name = f"library/{repository.partition('/')[2]}"
+    hub.image(name, "1", make="image")
+    folder = tmp_path_factory.mktemp("socket")
+    for each in (folder, folder.parent, folder.parent.parent):
+        each.chmod(0o755)
+    path, config = folder / "pull.sock", folder / "settings.toml"
+    config.write_text('[[access]]\nuids = [65534]\nrepositories = ["docker.io/library/*"]\n')
+    cache = start(settings_for(hub, folder) | {"listen_socket": str(path), "config": str(config)})
+
+    def curl(way, user):
+        command = ["curl", "-sS", "-w", "\n%{http_code}", "--unix-socket", path, f"http://localhost{way}"]
+        done = subprocess.run(command, check=True, capture_output=True, timeout=30, user=user)
+        body, _, status = done.stdout.rpartition(b"\n")
+        return int(status), body
+
+    try:
+        until(lambda: cache.lines(event="ready"), "it is ready")
+        manifests = [curl(f"/v2/{name}/manifests/1", 65534) for _ in range(3)]
+        assert [status for status, _ in manifests] == [200] * 3
+        for layer in json.loads(manifests[0][1])["layers"]:
+            for _ in range(3):  # cold, stored, and from the fast path
+                status, body = curl(f"/v2/{name}/blobs/{layer['digest']}", 65534)
+                assert (status, len(body)) == (200, layer["size"])
+        assert curl(f"/v2/{name}/manifests/1", 0)[0] == 404
+        assert curl("/_stats", 65534)[0] == 403
+        assert audits(cache) >= {("uid 65534", "uid", "allow"), ("uid 0", "uid", "deny")}
+        with pytest.raises(OSError, match="Address already in use"):
+            see_that_socket_is_free(path)
+        assert cache.stop() == 0
+        assert not path.exists()
+    finally:
+        cache.end()

@@ -87,6 +87,7 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
         private_hosts = [ "blobs.internal" ]; open_to_all = false; admin_networks = [ "10.1.0.0/16" ];
         ops_listen = "[::1]:5002"; tls_cert = "{ca}"; tls_key = "{ca}"; client_ca = "{ca}";
         htpasswd = "{ca}"; public_url = "https://cache.example.org"; access = [ {{ users = [ "ci" ]; }} ];
+        listen_socket = "/run/registry-cache/pull.sock";
         limits = [ {{ flights = 8; }} ];
         oidc.ci = {{ issuer = "https://ci.example.org"; audience = "cache"; }}; allow_unlisted = [ "*.gcr.io" ];
         keep_deleted_tags = true; connect_timeout = 5; read_timeout = "15s"; request_timeout = "25s";

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from registry_cache.model import contents, events
 from registry_cache.model.oci import Digest
+from registry_cache.runtime.unix_sockets import bound
 from registry_cache.store import files
 from registry_cache.store.index import SqliteIndex, schema, sqlite
 from tests.cache import run_cache
@@ -320,7 +321,6 @@ async def test_link_in_the_sockets_place_is_not_followed(tmp_path, hub):
 
 def test_socket_has_its_mode_from_its_first_moment(tmp_path, monkeypatch):
     """A change of mode after bind() would come too late, and follow a link put in its place."""
-    from registry_cache.web import admin  # noqa: PLC0415
 
     def too_late(*_args, **_kwargs):
         raise AssertionError("the mode is changed by name")
@@ -328,7 +328,7 @@ def test_socket_has_its_mode_from_its_first_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "chmod", too_late)
     old = os.umask(0)
     try:
-        listener = admin._bind(tmp_path / "admin.sock")
+        listener = bound(tmp_path / "admin.sock", mode=0o600)
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "admin.sock").stat().st_mode) == 0o600

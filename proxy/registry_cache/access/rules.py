@@ -11,7 +11,7 @@ from registry_cache.access.networks import Networks
 from registry_cache.model.oci import DOCKER_HUB
 from registry_cache.model.registries import looks_like_registry
 
-Auth = Literal["", "none", "certificate", "login", "oidc"]
+Auth = Literal["", "none", "uid", "certificate", "login", "oidc"]
 EVERYTHING = "**"
 _OFFICIAL = "library/"
 
@@ -38,12 +38,14 @@ class Principal(NamedTuple):
         certificates: names in the certificate that it has shown, if one of CLIENT_CA's authorities vouches for it.
         user: of the login that came with the request; empty without one.
         vouched: what an issuer's token says that came as a login.
+        uid: of the user at the other end of a Unix socket; None elsewhere.
     """
 
     address: str
     certificates: tuple[str, ...] = ()
     user: str = ""
     vouched: Vouched | None = None
+    uid: int | None = None
 
     def holding(self, holder: "str | Vouched") -> "Principal":
         """The same, with a login: a user's (nobody's, where that is empty), or what a token says."""
@@ -56,14 +58,16 @@ class Principal(NamedTuple):
         """For the log: the strongest of what is known."""
         if self.vouched is not None:
             return f"{self.vouched.issuer}:{self.vouched.subject}"
-        return self.user or next(iter(self.certificates), self.address)
+        return self.user or next(iter(self.certificates), self.address if self.uid is None else f"uid {self.uid}")
 
     @property
     def auth(self) -> Auth:
         """What :attr:`name` was proven by."""
         if self.vouched is not None:
             return "oidc"
-        return "login" if self.user else "certificate" if self.certificates else "none"
+        if self.user:
+            return "login"
+        return "certificate" if self.certificates else "none" if self.uid is None else "uid"
 
 
 class Decision(NamedTuple):
@@ -110,6 +114,7 @@ class Who:
         certificates: patterns of names; ``*`` stands for anything in a name.
         identified: a login, a token or a certificate is needed, whichever.
         oidc: a token of an issuer is needed that says this.
+        uids: of users on this host, who ask through LISTEN_SOCKET.
 
     Raises:
         ValueError: a network is none; the text says which.
@@ -123,7 +128,9 @@ class Who:
         certificates: Iterable[str] | None = None,
         identified: bool = False,
         oidc: Claims | None = None,
+        uids: Iterable[int] | None = None,
     ) -> None:
+        self._uids = None if uids is None else frozenset(uids)
         self.oidc = oidc
         self._networks = None if networks is None else Networks(networks)
         self._users = None if users is None else frozenset(users)
@@ -136,7 +143,9 @@ class Who:
             return False
         if self._users is not None and not (principal.user and {"*", principal.user} & self._users):
             return False
-        if self._identified and principal.auth == "none":
+        if self._uids is not None and principal.uid not in self._uids:
+            return False
+        if self._identified and principal.auth in ("none", "uid"):
             return False
         if self.oidc is not None and (principal.vouched is None or not self.oidc.are_met(principal.vouched)):
             return False

@@ -5,9 +5,11 @@ import errno
 import os
 import socket
 import ssl
+from pathlib import Path
 
 from aiohttp import web
 
+from registry_cache.runtime.unix_sockets import bound, is_free
 from registry_cache.settings.types import host_and_port
 
 _BACKLOG = 1024
@@ -23,6 +25,7 @@ class Listeners:
     def __init__(self, transfers_seconds: float) -> None:
         # aiohttp waits this long twice, before and after it stops reading request bodies, and takes zero for ever.
         self._timeout_seconds = max(transfers_seconds / 2, 0.001)
+        self._paths: list[Path] = []
         self._runners: list[web.ServerRunner] = []
 
     async def listen(
@@ -44,10 +47,26 @@ class Listeners:
         scheme = "http" if tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
+    async def listen_at(self, path: Path) -> None:
+        """Serve what was last listened for at a Unix socket, too; every user of this host may ask there.
+
+        Raises:
+            OSError: that is not possible; the text names it.
+        """
+        try:
+            listener = bound(path, mode=0o666, backlog=_BACKLOG)
+            await web.SockSite(self._runners[-1], listener, backlog=_BACKLOG).start()
+            self._paths.append(path)
+        except OSError as error:
+            raise OSError(f"LISTEN_SOCKET {path}: {os.strerror(error.errno or 0)}") from error
+
     async def aclose(self) -> None:
         """No new connections; those that are there have their time. The one that was opened first goes first."""
         for runner in self._runners:
             await runner.cleanup()
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _site(runner: web.ServerRunner, address: str, tls: ssl.SSLContext | None) -> web.BaseSite:
@@ -78,3 +97,17 @@ def see_that_it_is_free(address: str, setting: str = "LISTEN") -> None:
                 except OSError as error:
                     if error.errno in (errno.EADDRINUSE, errno.EACCES):
                         raise OSError(f"{setting} {address}: {os.strerror(error.errno)}") from error
+
+
+def see_that_socket_is_free(path: Path) -> None:
+    """As :func:`see_that_it_is_free`; LISTEN_SOCKET has *path*.
+
+    Raises:
+        OSError: somebody listens there, it is no socket, or this user may not look.
+    """
+    try:
+        is_there = not is_free(path)
+    except OSError as error:
+        raise OSError(f"LISTEN_SOCKET {path}: {os.strerror(error.errno or 0)}") from error
+    if is_there:
+        raise OSError(f"LISTEN_SOCKET {path}: {os.strerror(errno.EADDRINUSE)}")

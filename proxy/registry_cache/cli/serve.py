@@ -14,7 +14,7 @@ import uvloop
 from registry_cache import __version__
 from registry_cache.assembly.proxy import Proxy, open_proxy
 from registry_cache.cli.common import SettingsCommand, config_option, settings_flags
-from registry_cache.cli.listening import Listeners, see_that_it_is_free
+from registry_cache.cli.listening import Listeners, see_that_it_is_free, see_that_socket_is_free
 from registry_cache.cli.stopping import Stopping, over
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError, StoreError
@@ -76,6 +76,8 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
     _allow_many_files()
     stopping.listen()
     see_that_it_is_free(settings.listen)
+    if settings.listen_socket:
+        see_that_socket_is_free(settings.listen_socket)
     if settings.ops_listen:
         see_that_it_is_free(settings.ops_listen, "OPS_LISTEN")
     notifier = Notifier(os.environ, warn=lambda message: bus.emit(events.Warned(message=message)))
@@ -85,6 +87,8 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
             address = proxy.identity.address = await listeners.listen(
                 proxy.server, settings.listen, tls=proxy.certificates.context if proxy.certificates else None
             )
+            if settings.listen_socket:
+                await listeners.listen_at(settings.listen_socket)
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, proxy.reload)
             if proxy.ops_server is not None and settings.ops_listen:
                 await listeners.listen(proxy.ops_server, settings.ops_listen, "OPS_LISTEN")

@@ -72,6 +72,7 @@ class WhoSettings(BaseModel):
         None, description="Names in clients' certificates (CLIENT_CA), such as *.nodes.corp."
     )
 
+    uids: list[int] | None = Field(None, description="Users of this host, by number, who ask through LISTEN_SOCKET.")
     oidc: ClaimPatterns | None = Field(
         None, description='What the token of an issuer says: { issuer = "github", repository_owner = "org" }.'
     )

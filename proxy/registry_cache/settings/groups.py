@@ -4,7 +4,8 @@ from registry_cache.settings.model import Settings
 
 _GROUPS: dict[str, tuple[str, ...]] = {
     "The service": (
-        "listen", "hosts", "log_format", "log_level", "shutdown_grace", "max_connections", "client_timeout",
+        "listen", "listen_socket", "hosts", "log_format", "log_level", "shutdown_grace", "max_connections",
+        "client_timeout",
     ),
     "Who may ask": (
         "tls_cert", "tls_key", "client_ca", "htpasswd", "public_url", "open_to_all", "admin_networks", "ops_listen",

@@ -127,6 +127,10 @@ class Settings(BaseSettings):
     )
 
     listen: Address = Field("127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at.")
+    listen_socket: Path | None = Field(
+        None,
+        description="A Unix socket for clients on this host, beside LISTEN: rules know them by their user (`uids`).",
+    )
     hosts: HostNames = Field(
         [],
         description="Names by which clients call the cache, beside localhost and addresses (the Host header). On "
@@ -321,6 +325,8 @@ class Settings(BaseSettings):
                     raise ValueError(
                         f"{name} {number} names the issuer {table.oidc['issuer'][0]!r}: there is no such OIDC"
                     )
+                if table.uids is not None and self.listen_socket is None:
+                    raise ValueError(f"{name} {number} names uids, but LISTEN_SOCKET is not set: nobody has one")
                 if table.certificates is not None and self.client_ca is None:
                     raise ValueError(f"{name} {number} names certificates, but CLIENT_CA is not set: none counts")
         return self

@@ -21,6 +21,7 @@ from registry_cache.model import events
 from registry_cache.model.contents import Pattern, familiar
 from registry_cache.model.errors import DigestInvalid, NameInvalid, StoreError
 from registry_cache.observe.figures import FullStats
+from registry_cache.runtime.unix_sockets import bound
 
 SOCKET_NAME = "admin.sock"
 _BACKLOG = 16
@@ -138,7 +139,7 @@ async def listening(admin: Admin, directory: Path, bus: events.Events) -> AsyncI
     await runner.setup()
     try:
         try:
-            await web.SockSite(runner, _bind(path)).start()
+            await web.SockSite(runner, bound(path, mode=0o600)).start()
         except OSError as error:
             bus.emit(events.Warned(message=f"{path}: {error.strerror}: list, purge, pin and stats will not work"))
         yield
@@ -146,23 +147,3 @@ async def listening(admin: Admin, directory: Path, bus: events.Events) -> AsyncI
         await runner.cleanup()
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _bind(path: Path) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # Through the folder's descriptor: a socket's path may have 107 bytes, a directory's many more.
-        # On the descriptor, before there is a name: bind(2) takes the mode over (Linux), so that it is never wider, and
-        # no link put in the name's place is followed.
-        os.fchmod(listener.fileno(), 0o600)
-        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(folder)
-    return listener

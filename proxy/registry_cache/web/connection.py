@@ -14,6 +14,7 @@ from registry_cache.access.limits import Account, Accounts
 from registry_cache.access.rules import Principal
 from registry_cache.model.errors import BadRequest, LimitReached
 from registry_cache.model.units import well_formed
+from registry_cache.runtime.unix_sockets import peer_user
 from registry_cache.web.certificates import certificate_names
 from registry_cache.web.errors import rendered
 from registry_cache.web.exchange import INERT, JSON, plain_address
@@ -73,9 +74,10 @@ class Connection(web.RequestHandler):
         self._peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         tls = transport.get_extra_info("ssl_object")
         self.is_encrypted = tls is not None
-        self.principal = Principal(self._peer, certificate_names(tls) if tls is not None else ())
         sock = transport.get_extra_info("socket")
-        if sock is not None:
+        user = None if sock is None else peer_user(sock)
+        self.principal = Principal(self._peer, certificate_names(tls) if tls is not None else (), uid=user)
+        if sock is not None and user is None:
             # The kernel drops who takes nothing: small bodies are in its hands, nobody here waits for them.
             milliseconds = max(1, int(self._client_timeout_seconds * 1000))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
