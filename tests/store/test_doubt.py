@@ -114,6 +114,22 @@ async def test_doubt_stays_while_the_index_cannot_take_it_that_rows_were_compare
     assert not shelf.index.doubt
 
 
+async def test_the_row_of_an_earlier_file_condemns_no_good_one(shelf):
+    """A power cut takes rows back, and not files: the one of a file that was cut has come back beside the good file."""
+    digest, wrong = await shelf.put(b"good again"), await shelf.put(b"cut")
+    await shelf.index.add_blob(BlobEntry(digest, 4, None, 1.0))
+    shelf.store.path(wrong).write_bytes(b"cu")
+    await shelf.index.raise_doubt("power was cut")
+    await shelf.store.maintain()
+    assert not shelf.index.doubt
+    assert (await shelf.index.blob(digest)).size_bytes == 10
+    assert (await shelf.index.blob(wrong)).size_bytes == 3, "what it should be, so that it is found when it is opened"
+    found = await shelf.store.open(digest)
+    assert found is not None
+    found.close()
+    assert await shelf.store.open(wrong) is None
+
+
 # --- reads that fail ----------------------------------------------------------------------------------------------
 
 

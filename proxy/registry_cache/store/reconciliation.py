@@ -1,6 +1,7 @@
 """Rows are made to agree with blobs/, beside the running service: after a crash, a lost index, a refused write."""
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Sequence
 
@@ -72,30 +73,41 @@ class Reconciler:
 
     async def _folder(self, algorithm: str, prefix: str) -> None:
         known = await self._index.entries_between(f"{algorithm}:{prefix}", f"{algorithm}:{prefix}g")
-        found: set[Digest] = set()
-        for name, _ in await self._files.sizes(self._layout.blobs(algorithm, prefix)):
+        found: dict[Digest, int] = {}
+        for name, size_bytes in await self._files.sizes(self._layout.blobs(algorithm, prefix)):
             try:
-                found.add(Digest.parse(f"{algorithm}:{name}"))
+                found[Digest.parse(f"{algorithm}:{name}")] = size_bytes
                 self._found = True
             except DigestInvalid:
                 continue  # not ours: left alone
-        for digest in sorted(known.keys() ^ found):
+        differing = {digest for digest in known.keys() & found.keys() if known[digest].size_bytes != found[digest]}
+        for digest in sorted((known.keys() ^ found.keys()) | differing):
             async with self._locks.hold([digest]):
                 await self._compare(digest)
 
     async def _compare(self, digest: Digest) -> None:
         """Give the file of *digest* its row, or take a row without a file away. Under the lock of the digest.
 
-        One that has another size than its row is found when it is opened.
+        A power cut may have brought the row of an earlier file back: where sizes differ, the content tells. If that is
+        wrong, it is found when it is opened.
         """
         row = await self._rows.of([digest])
         seen = await self._files.look(self._layout.blob(digest))
         if seen is None:
             self._rows.forget(row)
-        elif digest not in row:
+        elif digest not in row or (row[digest].size_bytes != seen.size_bytes and await self._is_right(digest)):
             entry = BlobEntry(digest, seen.size_bytes, self._media_type(digest, seen), seen.changed_at)
             await self._rows.add(entry)
             self._rows.placed(digest)
+
+    async def _is_right(self, digest: Digest) -> bool:
+        hasher = hashlib.new(digest.algorithm)
+        try:
+            fd, _ = await self._files.reopen(str(self._layout.blob(digest)), hasher)
+        except OSError:
+            return False
+        self._files.close_now(fd)
+        return hasher.hexdigest() == digest.encoded
 
     async def adopt(self, digest: Digest) -> BlobEntry | None:
         """A file that the index does not know, if it is here: the index was lost, or is being rebuilt.
