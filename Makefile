@@ -95,7 +95,7 @@ lock:  ## pin the dependencies anew (needs pip-tools)
 	pip-compile -q --extra dev --extra bench --generate-hashes --allow-unsafe --strip-extras --no-header \
 	  -c requirements-dev.lock \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-bench.lock pyproject.toml
-	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
+	pip-compile -q --extra fleet --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
 	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-build.lock packaging/build.in

@@ -33,7 +33,7 @@ python3Packages.buildPythonApplication {
   # One source: the names in pyproject.toml. nixpkgs decides about the versions.
   dependencies = map (
     requirement: python3Packages.${builtins.head (builtins.match "([A-Za-z0-9_-]+).*" requirement)}
-  ) project.dependencies;
+  ) (project.dependencies ++ project.optional-dependencies.fleet);
   pythonRelaxDeps = true;
 
   # Where what was built cannot run (cross-compiling), there is no completion.

@@ -28,6 +28,7 @@ need chromium chromium
 need promtool prometheus
 need prometheus prometheus
 need mandoc mandoc
+need redis-server redis-server
 # Only where they are asked for: make dist, make dist-test.
 case "$only" in *" mmdebstrap "*) need mmdebstrap mmdebstrap ;; esac
 case "$only" in *" podman "*) need podman "podman runc" ;; esac

@@ -18,6 +18,7 @@ FOREIGN = {
     "cryptography": ("web.certificates", "access.authority", "doctor"),
     "bcrypt": ("access",),
     "jwt": ("access.issuers",),
+    "redis": ("fleet.connection",),
 }
 # What is no layer: the entry, and the map itself.
 NO_LAYER = {"__init__", "__main__"}

@@ -89,7 +89,9 @@ let
     )
     ++ optional (cfg.htpasswdFile != null) "htpasswd:${cfg.htpasswdFile}"
     ++ optional (cfg.tls.certificateFile != null) "tls.cert:${cfg.tls.certificateFile}"
-    ++ optional (cfg.tls.keyFile != null) "tls.key:${cfg.tls.keyFile}";
+    ++ optional (cfg.tls.keyFile != null) "tls.key:${cfg.tls.keyFile}"
+    ++ optional (cfg.fleet.keyFile != null) "fleet.key:${cfg.fleet.keyFile}"
+    ++ optional (cfg.fleet.redisPasswordFile != null) "fleet.redis-password:${cfg.fleet.redisPasswordFile}";
   passwordFile = mkOption {
     type = types.nullOr types.path;
     default = null;
@@ -250,6 +252,26 @@ in
       };
     };
 
+    fleet = {
+      keyFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        apply = path: if path == null then null else toString path;
+        example = "/run/secrets/registry-cache-fleet";
+        description = ''
+          The key by which replicas know each other: at least 32 bytes, the same for all, outside the Nix store. It goes
+          with {option}`services.registry-cache.settings.fleet_redis_url`; the port of fleet_listen is opened by nobody.
+        '';
+      };
+      redisPasswordFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        apply = path: if path == null then null else toString path;
+        example = "/run/secrets/redis";
+        description = "File that holds the password of the fleet's Redis, outside the Nix store.";
+      };
+    };
+
     openFirewall = mkOption {
       type = types.bool;
       default = false;
@@ -379,6 +401,14 @@ in
         {
           assertion = !inStore cfg.tls.keyFile;
           message = "services.registry-cache.tls.keyFile is ${toString cfg.tls.keyFile}: everybody can read the Nix store.";
+        }
+        {
+          assertion = (cfg.settings.fleet_redis_url or null != null) == (cfg.fleet.keyFile != null || cfg.settings.fleet_key_file or null != null);
+          message = "services.registry-cache has fleet.keyFile or settings.fleet_redis_url: set both, or neither.";
+        }
+        {
+          assertion = !inStore cfg.fleet.keyFile && !inStore cfg.fleet.redisPasswordFile;
+          message = "services.registry-cache.fleet has a keyFile or a redisPasswordFile in the Nix store: everybody can read that.";
         }
         {
           assertion = cfg.docker.enable -> docker.enable;

@@ -64,6 +64,14 @@ in
     blob_connections = setting types.ints.positive 1 "Connections for one blob of which more than 32 MiB are left, where upstream gives each less than 400 Mbit/s; 1: always one. Default: 4.";
     prefetch_concurrency = setting types.ints.unsigned 6 "Layers fetched before a running pull asks for them, at the same time; 0: none. Default: 6.";
     prefetch_max_size = setting size "2GB" "The most bytes fetched ahead that no client has asked for yet (at most a quarter of max_size). Default: 2GB.";
+    fleet_redis_url = setting types.str "redis://redis.internal:6379" "Redis or Valkey by which replicas find each other, without a password in it; without it there is no fleet.";
+    fleet_redis_password_file = setting types.str "/run/secrets/redis" "File that holds its password, readable for the service. Default: what services.registry-cache.fleet.redisPasswordFile names.";
+    fleet_name = setting types.str "docker.io" "Replicas of one name share what they fetch: the same registries by the same account. Default: docker.io.";
+    fleet_key_file = setting types.str "/run/secrets/fleet-key" "File of at least 32 bytes, the same for all replicas, readable for the service. Default: what services.registry-cache.fleet.keyFile names.";
+    fleet_listen = setting (types.strMatching "(.*):([0-9]+)") ":5001" "Address and port where other replicas fetch from this one. Default: :5001.";
+    fleet_advertise = setting (types.strMatching "(.*):([0-9]+)") "10.0.0.5:5001" "Where the others reach that. Default: the host of fleet_listen, else this machine's address on its way to Redis.";
+    fleet_peers = setting (types.listOf types.str) [ "10.0.0.0/8" ] "Networks that replicas are in. Default: private ones and loopback.";
+    fleet_followers = setting types.ints.positive 16 "Replicas that one sends the same blob to; further ones get it from those. Default: 16.";
     max_connections = setting types.ints.positive 2048 "Client connections served at the same time. Default: 2048.";
     client_timeout = setting duration "1m" "A client that neither sends its request nor takes a byte for this long is dropped. Default: 1m.";
     scrub_rate = setting size "10MB" "Bytes per second that the background scrub re-hashes; 0 turns it off. Default: 10MB.";

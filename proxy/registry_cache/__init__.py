@@ -7,6 +7,7 @@ not know each other. The import test and ``docs/architecture.md`` go by this lis
     completing    what Tab offers, before anything else is loaded
     doctor        what is wrong with an installation, and what to do about it
     assembly      builds concrete things, puts them together, takes them down
+    fleet         replicas that share what they fetch: leases in Redis, and a port for each other
     web           the HTTP face: /v2/ for clients, /_stats, /_health and /metrics for operators
     importing     takes over the storage folder of a registry:2
     pull          hit, miss or stale; one flight for each cold digest

@@ -76,6 +76,8 @@ def test_what_is_not_set_is_left_to_the_program(host, tmp_path):
 def test_every_typed_setting_reaches_the_program(nix, tmp_path):
     ca = tmp_path / "ca.pem"
     ca.write_text("")
+    key = tmp_path / "fleet.key"
+    key.write_text("k" * 32)
     change = f"""{{
       services.registry-cache.username = lib.mkForce null;
       services.registry-cache.passwordFile = lib.mkForce null;
@@ -95,6 +97,9 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
         max_flights = 8; max_connections = 100;
         blob_connections = 4; prefetch_concurrency = 0; prefetch_max_size = "1GB";
         client_timeout = "1m"; scrub_rate = 0; shutdown_grace = "30s"; log_format = "json"; log_level = "debug";
+        fleet_redis_url = "redis://redis.internal"; fleet_redis_password_file = "{key}"; fleet_name = "prod";
+        fleet_key_file = "{key}"; fleet_listen = "[::1]:5003"; fleet_advertise = "10.0.0.1:5003";
+        fleet_peers = [ "10.0.0.0/8" ]; fleet_followers = 8;
       }};
       services.registry-cache.prune.settings = {{
         free_below = "10GB"; free_target = "20GB"; min_age = "3d"; include_tagged = true; tagged_min_age = "60d";
@@ -273,6 +278,9 @@ def test_backoff_where_systemd_knows_it(nix, host):
         ('services.registry-cache.tls.keyFile = "/run/keys/tls";', "set both, or neither"),
         ('services.registry-cache.htpasswdFile = stub.store "users";', "everybody can read the Nix store"),
         ('services.registry-cache.tls.keyFile = stub.store "key";', "everybody can read the Nix store"),
+        ('services.registry-cache.fleet.keyFile = "/run/fleet";', "set both, or neither"),
+        ('services.registry-cache.settings.fleet_redis_url = "redis://r";', "set both, or neither"),
+        ('services.registry-cache.fleet.redisPasswordFile = stub.store "key";', "everybody can read that"),
         ('services.registry-cache.settings.tls_cert = "/etc/cert.pem";', "a port that speaks TLS"),
         ('services.registry-cache.settings.listen = "10.0.0.1:5000";', "plain HTTP on an address that"),
         ("virtualisation.docker.enable = lib.mkForce false;", "there is no dockerd to use the cache"),
@@ -312,3 +320,21 @@ def test_what_is_doubtful_is_a_warning(nix, change, help_text):
 )
 def test_wrong_types_and_names_stop_the_evaluation(nix, change, why):
     assert why in nix.refused(f"{{ {change} }}")
+
+
+def test_a_fleets_secrets_are_handed_over_as_credentials(nix, tmp_path, monkeypatch):
+    change = """{
+      services.registry-cache.settings.fleet_redis_url = "redis://redis.internal";
+      services.registry-cache.fleet = { keyFile = "/run/fleet"; redisPasswordFile = "/run/redis"; };
+    }"""
+    made = nix.host(change)
+    assert (made["failedAssertions"], made["warnings"]) == ([], [])
+    unit = made["units"][CACHE]
+    handed_over = ["fleet.key:/run/fleet", "fleet.redis-password:/run/redis"]
+    assert unit["serviceConfig"]["LoadCredential"][-2:] == handed_over
+    for name in ("password", "fleet.key", "fleet.redis-password"):
+        (tmp_path / name).write_text("x" * 32)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    read_back = read(tmp_path, settings(unit))
+    assert read_back.fleet_key_file == tmp_path / "fleet.key"
+    assert read_back.fleet_redis_password_file == tmp_path / "fleet.redis-password"

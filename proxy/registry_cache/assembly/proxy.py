@@ -3,8 +3,10 @@
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from registry_cache.assembly.faces import open_servers
+from registry_cache.assembly.fleet import check_fleet
 from registry_cache.assembly.guards import Guard, check_users, open_certificates, open_guard
 from registry_cache.assembly.pulls import open_pulls
 from registry_cache.assembly.reports import Identity, Reports
@@ -24,6 +26,9 @@ from registry_cache.upstream.client import Upstream
 from registry_cache.web.app import OpsServer, Server
 from registry_cache.web.certificates import Certificates
 
+if TYPE_CHECKING:
+    from registry_cache.fleet.fleet import Fleet
+
 
 @dataclass(frozen=True)
 class Proxy:
@@ -41,6 +46,7 @@ class Proxy:
     flights: Flights
     metrics: Metrics
     identity: Identity
+    fleet: "Fleet | None"
 
     @property
     def upstream(self) -> Upstream:
@@ -71,6 +77,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
     """
     async with contextlib.AsyncExitStack() as stack:
         check_users(settings)
+        check_fleet(settings)
         certificates = await stack.enter_async_context(open_certificates(settings, bus))
         metrics = Metrics(registries(settings))
         bus.subscribe(metrics)
@@ -121,4 +128,5 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             pulls.flights,
             metrics,
             identity,
+            pulls.fleet,
         )

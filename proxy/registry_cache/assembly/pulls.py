@@ -3,7 +3,9 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from registry_cache.assembly.fleet import ended, open_fleet, open_port, source_of
 from registry_cache.assembly.stores import Catalog
 from registry_cache.assembly.unlisted import Lent, OnDemand, Unlisted
 from registry_cache.catalog.proof import Proof
@@ -25,6 +27,9 @@ from registry_cache.store.index import SqliteIndex
 from registry_cache.upstream.client import Upstream
 from registry_cache.upstream.resilience import backoff_seconds
 
+if TYPE_CHECKING:
+    from registry_cache.fleet.fleet import Fleet
+
 
 def build_upstream(registry: RegistrySettings, prefetch_concurrency: int, bus: events.Events) -> Upstream:
     """The upstream of *registry*; whoever builds it closes it."""
@@ -41,6 +46,7 @@ class Pulls:
     unlisted: Unlisted
     flights: Flights
     pull_through: PullThrough
+    fleet: "Fleet | None"
 
 
 @contextlib.asynccontextmanager
@@ -49,6 +55,7 @@ async def open_pulls(
 ) -> AsyncIterator[Pulls]:
     """The upstreams and what asks them, taken down in the opposite order of building."""
     async with contextlib.AsyncExitStack() as stack:
+        fleet = await stack.enter_async_context(open_fleet(settings, bus))
         served = registries(settings)
         upstreams: dict[str, Upstream] = {}
         for name, registry in served.items():
@@ -60,17 +67,25 @@ async def open_pulls(
         stack.callback(unlisted.interrupt)
         spare = Spare(len(served))
 
+        def made(registry: RegistrySettings, upstream: Asked) -> Runway:
+            return _runway(registry, upstream, spare, bus, fleet, catalog.proof)
+
         def runway(name: str) -> Runway:
-            return _runway(unlisted_registry(settings, name), Lent(unlisted, name), spare, bus)
+            return made(unlisted_registry(settings, name), Lent(unlisted, name))
 
         def asked(name: str) -> Registry:
             return _registry(unlisted_registry(settings, name), Lent(unlisted, name), lambda: None)
 
-        runways = {name: _runway(registry, upstreams[name], spare, bus) for name, registry in served.items()}
+        runways = {name: made(registry, upstreams[name]) for name, registry in served.items()}
         flights = Flights(
-            OnDemand(runways, runway, unlisted.allowed), store, published=_proves(catalog.proof), events=bus
+            OnDemand(runways, runway, unlisted.allowed),
+            store,
+            published=_published(catalog.proof, fleet),
+            ended=ended(fleet),
+            events=bus,
         )
         stack.push_async_callback(flights.aclose)
+        await stack.enter_async_context(open_port(fleet, settings, flights, catalog.proof, bus))
         prefetcher = Prefetcher(
             flights,
             catalog.manifests,
@@ -93,7 +108,7 @@ async def open_pulls(
             events=bus,
         )
         stack.push_async_callback(pull_through.aclose)
-        yield Pulls(upstreams, unlisted, flights, pull_through)
+        yield Pulls(upstreams, unlisted, flights, pull_through, fleet)
 
 
 def _unlisted(settings: Settings, bus: events.Events) -> Unlisted:
@@ -119,22 +134,32 @@ def _registry(registry: RegistrySettings, upstream: Asked, account: Callable[[],
     return Registry(upstream, policy, account)
 
 
-def _runway(registry: RegistrySettings, upstream: BlobSource, spare: Spare, bus: events.Events) -> Runway:
+def _runway(
+    registry: RegistrySettings,
+    upstream: Asked,
+    spare: Spare,
+    bus: events.Events,
+    fleet: "Fleet | None",
+    proof: Proof,
+) -> Runway:
     source: BlobSource = upstream
     if registry.blob_connections > 1:
         source = ParallelSource(upstream, connections=registry.blob_connections, spare=spare)
     return Runway.of(
-        source,
+        source_of(fleet, source, upstream, proof),
         limit=registry.max_flights,
         retries=registry.retries,
         backoff=backoff_seconds,
         rate_limit_wait_seconds=registry.rate_limit_wait,
         events=bus,
+        direct=source,
     )
 
 
-def _proves(proof: Proof) -> Callable[[Flight], None]:
+def _published(proof: Proof, fleet: "Fleet | None") -> Callable[[Flight], None]:
     def published(flight: Flight) -> None:
+        if fleet is not None:
+            fleet.published(flight)
         for repository in flight.supplied_by:  # none where an earlier run had brought it, under whatever name
             proof.supplied(repository, flight.digest)
 

@@ -191,6 +191,10 @@ class HeadRefused(UpstreamError):
     """Upstream does not answer HEAD as it may answer GET (refused, a no that may be another's, a body): ask by GET."""
 
 
+class PeerLost(UpstreamError):
+    """Bytes came from another replica and come no more: the source is asked again at once, and costs no try."""
+
+
 class UpstreamBusy(UpstreamError):
     """Too many transfers from upstream are under way already."""
 

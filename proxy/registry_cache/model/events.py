@@ -114,6 +114,38 @@ class BackgroundFailed(Event, frozen=True, kw_only=True):
     reason: str
 
 
+# --- fleet ------------------------------------------------------------------------------------------------------
+
+
+class FleetJoined(Event, frozen=True, kw_only=True):
+    """The replica can be followed by the others of fleet ``name``."""
+
+    name: str
+    listen: str
+
+
+class FleetRedisDown(Event, frozen=True, kw_only=True):
+    """Redis does not answer: this replica fetches for itself until it does."""
+
+    level: ClassVar[Level] = "warning"
+
+    reason: str
+
+
+class FleetRedisUp(Event, frozen=True, kw_only=True):
+    """Redis answers again."""
+
+
+class FleetTakeover(Event, frozen=True, kw_only=True):
+    """The replica at ``peer``, which fetched ``digest``, is gone: this one goes on from ``offset`` with upstream."""
+
+    level: ClassVar[Level] = "warning"
+
+    digest: str
+    offset: int
+    peer: str
+
+
 # --- store ------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ class BlobBody(Protocol):
 
     start: int
     total_bytes: int | None
+    is_secondhand: bool  # from another replica: where it proves wrong, upstream is asked
 
     async def read(self) -> Piece:
         """The next piece, empty at the end; raises UpstreamError when the transfer breaks."""

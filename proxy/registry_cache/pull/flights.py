@@ -29,14 +29,22 @@ class Flights:
 
     Args:
         published: called with each flight whose blob has been stored.
+        ended: called with each flight that is over, however it went.
     """
 
     def __init__(
-        self, runways: Runways, store: BlobStore, *, published: Callable[[Flight], None], events: events.Events
+        self,
+        runways: Runways,
+        store: BlobStore,
+        *,
+        published: Callable[[Flight], None],
+        ended: Callable[[Flight], None] = lambda _: None,
+        events: events.Events,
     ) -> None:
         self._runways = runways
         self._store = store
         self._published = published
+        self._ended = ended
         self._events = events
         self.landings = 0  # flights that have ended
         self._flights: dict[Digest, Flight] = {}
@@ -185,6 +193,7 @@ class Flights:
                 del self._flights[flight.digest]
             self._flying.discard(flight)
             self.landings += 1
+            self._ended(flight)
             self._close_if_done(flight)
 
     async def _fill(self, flight: Flight, ahead_bytes: int | None) -> None:

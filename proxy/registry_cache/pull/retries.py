@@ -11,6 +11,7 @@ from registry_cache.model.errors import (
     Denied,
     NameUnknown,
     OriginDown,
+    PeerLost,
     RangeRefused,
     RateLimited,
     RegistryCacheError,
@@ -52,7 +53,7 @@ class Resuming:
             asked: whether it asked for a range.
             brought: whether it brought something all the same.
         """
-        if isinstance(error, OriginDown | RateLimited):  # nothing was asked, or nothing of this blob
+        if isinstance(error, OriginDown | RateLimited | PeerLost):  # nothing was asked, or nothing of this blob
             return
         self._fruitless = self._fruitless + 1 if asked and not brought else 0
 

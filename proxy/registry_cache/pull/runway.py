@@ -32,6 +32,7 @@ class Runway(NamedTuple):
         rate_limit_wait_seconds: float,
         events: events.Events,
         grace_seconds: float | None = None,
+        direct: BlobSource | None = None,
     ) -> Self:
         """One with *limit* slots.
 
@@ -40,10 +41,11 @@ class Runway(NamedTuple):
             backoff: seconds before attempt number n + 1.
             rate_limit_wait_seconds: how long a flight without a byte waits for a rate limit to pass.
             grace_seconds: how long a slot stays with what nobody reads, while others wait.
+            direct: where what no flight can serve comes from, if from elsewhere.
         """
         tries = Retries(retries, backoff, events, rate_limit_wait_seconds)
         boarding = Boarding(limit, grace_seconds=_GRACE_SECONDS if grace_seconds is None else grace_seconds)
-        return cls(source, tries, boarding, DirectStreams(source, tries, limit=limit))
+        return cls(source, tries, boarding, DirectStreams(direct or source, tries, limit=limit))
 
 
 # By the registry's name.

@@ -14,6 +14,7 @@ from registry_cache.model.errors import (
     ContentError,
     DigestMismatch,
     NoSpace,
+    PeerLost,
     RangeRefused,
     RateLimited,
     RegistryCacheError,
@@ -66,7 +67,7 @@ class Transfer:
         self._pass_by = pass_by
         self._relays = 1
         self._resuming = Resuming()
-        self._spliced = False  # what is there is not of one GET
+        self._spliced = False  # what is there is not of one GET of upstream
 
     async def bring(self) -> None:
         """All bytes of the blob, verified.
@@ -143,7 +144,7 @@ class Transfer:
                     with _interruptible(flight, scope):
                         await self._board()
                         try:
-                            await self._get()
+                            await self._get_from_somewhere()
                         except UpstreamError as error:
                             # Progress earns new tries: only transfers that bring nothing use them up.
                             attempt = 1 if self.offset > before else attempt + 1
@@ -187,6 +188,16 @@ class Transfer:
 
     # --- one GET ------------------------------------------------------------------------------------------------
 
+    async def _get_from_somewhere(self) -> None:
+        """As :meth:`_get`; when it was another replica that broke, somebody goes on at once, and it costs no try."""
+        while True:
+            try:
+                await self._get()
+            except PeerLost as error:
+                self._resumed(self.offset, str(error))
+            else:
+                return
+
     async def _get(self) -> None:
         """One GET, from where we stand to the end of the blob."""
         flight, start = self._flight, self.offset if self._resuming.possible else 0
@@ -215,7 +226,7 @@ class Transfer:
             raise wrong(f"upstream announced {flight.size_bytes} bytes before, and {total} now")
         if total is not None:
             flight.size_bytes = total
-        self._spliced = body.start > 0
+        self._spliced = body.start > 0 or body.is_secondhand
         if flight.relay is None:
             if body.start == offset:
                 self._partial.resume()

@@ -20,6 +20,10 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         "connect_timeout", "read_timeout", "request_timeout", "rate_limit_wait", "negative_ttl", "retries",
         "max_flights", "blob_connections", "prefetch_concurrency", "prefetch_max_size",
     ),
+    "The fleet": (
+        "fleet_redis_url", "fleet_redis_password_file", "fleet_name", "fleet_key_file", "fleet_listen",
+        "fleet_advertise", "fleet_peers", "fleet_followers",
+    ),
 }  # fmt: skip
 
 

@@ -17,10 +17,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from registry_cache.model.errors import SettingsError
 from registry_cache.model.registries import HUB_NAMES, url_of, well_known
 from registry_cache.model.units import Threshold
 from registry_cache.settings.access import AccessRule, LimitSettings, OidcSettings
+from registry_cache.settings.fleet import FleetFields
 from registry_cache.settings.types import (
     Address,
     Aliases,
@@ -37,6 +37,7 @@ from registry_cache.settings.types import (
     Words,
     host_and_port,
     is_loopback,
+    unit_credential,
 )
 from registry_cache.settings.upstreams import UpstreamSettings, by_name, check_upstreams, credential_of
 
@@ -55,17 +56,6 @@ def _default_cache_dir() -> Path:
 def credential_file() -> Path | None:
     """The account's token, if the unit was given one."""
     return unit_credential("password", "PASSWORD_FILE")
-
-
-def unit_credential(name: str, setting: str) -> Path | None:
-    """The credential *name* of systemd's LoadCredential=, if the unit was given one, for *setting*."""
-    if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
-        path = Path(directory) / name
-        try:
-            return path if path.is_file() else None
-        except OSError as error:
-            raise SettingsError(f"{setting}: {str(path)!r}: the unit's credential: {error.strerror}") from error
-    return None
 
 
 def _default_state_file() -> Path:
@@ -119,7 +109,7 @@ class PruneSettings(BaseModel):
     )
 
 
-class Settings(BaseSettings):
+class Settings(FleetFields):
     """The settings of one process, validated as a whole."""
 
     model_config = SettingsConfigDict(

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
+from registry_cache.model.errors import SettingsError
 from registry_cache.model.registries import HUB_NAMES, normal
 from registry_cache.model.registry_patterns import registry_pattern
 from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
@@ -135,6 +136,17 @@ def _readable_file(value: Path) -> Path:
     if not value.is_file():
         raise ValueError("allowed is a readable file; this is no file")
     return value
+
+
+def unit_credential(name: str, setting: str) -> Path | None:
+    """The credential *name* of systemd's LoadCredential=, if the unit was given one, for *setting*."""
+    if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
+        path = Path(directory) / name
+        try:
+            return path if path.is_file() else None
+        except OSError as error:
+            raise SettingsError(f"{setting}: {str(path)!r}: the unit's credential: {error.strerror}") from error
+    return None
 
 
 # In place of a forward proxy: none, whatever the variables say.

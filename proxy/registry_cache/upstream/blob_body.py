@@ -21,6 +21,7 @@ class BlobBody:
     ) -> None:
         self.start = start
         self.total_bytes = total
+        self.is_secondhand = False
         self._left = None if stop is None else stop - start
         self._reply = reply
         self._received = received

@@ -1,0 +1,112 @@
+"""The part of this cache in a fleet, where there is one; without, nothing of it is even imported."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from registry_cache.catalog.proof import Proof
+from registry_cache.model import events
+from registry_cache.model.errors import SettingsError
+from registry_cache.pull.answers import Upstream
+from registry_cache.pull.flight import BlobSource, Flight
+from registry_cache.pull.flights import Flights
+from registry_cache.runtime.threads import Threads
+from registry_cache.settings.model import Settings
+from registry_cache.settings.types import host_and_port
+
+if TYPE_CHECKING:
+    from registry_cache.fleet.fleet import Fleet
+
+
+@contextlib.asynccontextmanager
+async def open_fleet(settings: Settings, bus: events.Events) -> AsyncIterator["Fleet | None"]:
+    """What flights need of it.
+
+    Raises:
+        SettingsError: redis-py is missing.
+    """
+    if settings.fleet_redis_url is None or settings.fleet_key_file is None:
+        yield None
+        return
+    check_fleet(settings)
+    from registry_cache.fleet import fleet  # noqa: PLC0415 -- redis-py is an extra, and a tenth of a second of start
+
+    opened = fleet.open_fleet(
+        settings.fleet_redis_url,
+        password_file=settings.fleet_redis_password_file,
+        key_file=settings.fleet_key_file,
+        name=settings.fleet_name,
+        networks=settings.fleet_peers,
+        bus=bus,
+    )
+    async with opened as replica:
+        yield replica
+
+
+def check_fleet(settings: Settings) -> None:
+    """Before anything is opened: a start that fails leaves no cache directory behind.
+
+    Raises:
+        SettingsError: redis-py is missing.
+    """
+    if settings.fleet_redis_url is not None:
+        try:
+            from registry_cache.fleet import connection  # noqa: F401, PLC0415 -- it is what needs redis-py
+        except ImportError as error:
+            raise SettingsError(
+                "FLEET_REDIS_URL is set, but redis-py is not installed: pip install 'registry-cache[fleet]'"
+            ) from error
+
+
+def source_of(fleet: "Fleet | None", source: BlobSource, upstream: Upstream, proof: Proof) -> BlobSource:
+    """Where flights get their bytes: *source*, behind the fleet if there is one."""
+    return source if fleet is None else fleet.source(source, upstream.blob_head, proof)
+
+
+def ended(fleet: "Fleet | None") -> Callable[[Flight], None]:
+    """For each flight that is over."""
+    return (lambda _: None) if fleet is None else fleet.ended
+
+
+@contextlib.asynccontextmanager
+async def open_port(
+    fleet: "Fleet | None", settings: Settings, flights: Flights, proof: Proof, bus: events.Events
+) -> AsyncIterator[None]:
+    """The port for the other replicas; they can be followed from here on.
+
+    Raises:
+        OSError: FLEET_LISTEN cannot be listened on.
+    """
+    if fleet is None:
+        yield
+        return
+    from registry_cache.fleet.port import FleetPort  # noqa: PLC0415 -- as above
+
+    async with contextlib.AsyncExitStack() as stack:
+        reads = Threads("fleet", 4)
+        stack.callback(reads.close)
+        port = FleetPort(
+            flights,
+            proof,
+            fleet.signer,
+            followers=settings.fleet_followers,
+            threads=reads,
+            now=fleet.redis.now,
+            figures=fleet.figures,
+        )
+        host, number = host_and_port(settings.fleet_listen)
+        server = web.Server(port.handle, handler_cancellation=True, access_log=None)
+        runner = web.ServerRunner(server, shutdown_timeout=0.001)  # clients here have had their grace already
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            await web.TCPSite(runner, host or None, number).start()
+        except OSError as error:
+            raise OSError(error.errno, f"FLEET_LISTEN {settings.fleet_listen}: {error.strerror}") from error
+        locator = fleet.locator(settings.fleet_advertise, host, runner.addresses[0][1])
+        locator.start()
+        stack.push_async_callback(locator.aclose)
+        bus.emit(events.FleetJoined(name=settings.fleet_name, listen=settings.fleet_listen))
+        yield

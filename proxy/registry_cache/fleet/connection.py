@@ -1,0 +1,119 @@
+"""The connection to Redis or Valkey, and when it is left alone: no pull waits for it longer than a quarter of a second.
+
+One that fails is not asked again for two seconds; then one question tries, while all others go on without it.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.credentials import CredentialProvider
+from redis.exceptions import RedisError
+
+from registry_cache.fleet.leases import RedisDown
+from registry_cache.model import events
+
+WAIT_SECONDS = 0.25
+RETRY_SECONDS = 2.0
+
+
+class _Credentials(CredentialProvider):
+    """The password is read again for each connection: a new one needs no restart."""
+
+    def __init__(self, username: str, password_file: Path | None) -> None:
+        self._username = username
+        self._password_file = password_file
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        password = self._password_file.read_text().strip() if self._password_file else ""
+        return (self._username, password) if self._username else (password,)
+
+
+class FleetRedis:
+    """See the module.
+
+    Args:
+        url: without a password, checked by the settings.
+    """
+
+    def __init__(self, url: str, *, password_file: Path | None, events: events.Events) -> None:
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname or "", parts.port or 6379
+        username = unquote(parts.username or "")
+        credentials = _Credentials(username, password_file) if username or password_file else None
+        # The library's own patience is ten tries: a dead Redis took 3.4 to 4.6 seconds to be one.
+        self._client = Redis(
+            host=self.host,
+            port=self.port,
+            db=int(parts.path.strip("/") or 0),
+            ssl=parts.scheme == "rediss",
+            credential_provider=credentials,
+            socket_timeout=WAIT_SECONDS,
+            socket_connect_timeout=WAIT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+        self._scripts: dict[str, AsyncScript] = {}
+        self._events = events
+        self._ahead_seconds = 0.0
+        self._is_probing = False
+        self._retry_at = 0.0  # monotonic seconds
+        self.trouble = ""  # why it is left alone; empty while it works
+
+    def __repr__(self) -> str:
+        return f"<FleetRedis {self.host}:{self.port} {self.trouble or 'works'}>"
+
+    def now(self) -> float:
+        """The fleet's clock, Unix seconds: Redis's, as far as it has told."""
+        return time.time() + self._ahead_seconds
+
+    def told(self, seconds: int, microseconds: int) -> None:
+        """What its clock says now."""
+        self._ahead_seconds = seconds + microseconds / 1e6 - time.time()
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        """The answer of *script*.
+
+        Raises:
+            RedisDown: there is none, or Redis is left alone for now.
+        """
+        is_probe = bool(self.trouble)
+        if is_probe and (self._is_probing or time.monotonic() < self._retry_at):
+            raise RedisDown(self.trouble)
+        self._is_probing = is_probe
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                answer = await self._script(script)(keys=keys, args=args)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(error)
+            raise RedisDown(self.trouble) from error
+        finally:
+            if is_probe:
+                self._is_probing = False
+        if self.trouble:
+            self.trouble = ""
+            self._events.emit(events.FleetRedisUp())
+        return answer
+
+    def _script(self, script: str) -> AsyncScript:
+        if script not in self._scripts:
+            self._scripts[script] = self._client.register_script(script)
+        return self._scripts[script]
+
+    def _failed(self, error: Exception) -> None:
+        was_up = not self.trouble
+        self.trouble = str(error)[:200] or f"it did not answer within {WAIT_SECONDS:g} s"
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        if was_up:
+            self._events.emit(events.FleetRedisDown(reason=self.trouble))
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()

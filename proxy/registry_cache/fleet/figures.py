@@ -1,0 +1,28 @@
+"""What this replica has done for and by the fleet, counted since it started."""
+
+from registry_cache.model import events
+
+
+class FleetFigures:
+    """Counts: blobs led, followed, taken over and fetched alone; bytes that came from peers and went to them."""
+
+    def __init__(self) -> None:
+        self.led = 0
+        self.followed = 0
+        self.takeovers = 0
+        self.alone = 0
+        self.peer_bytes = 0
+        self.served_bytes = 0
+        self.redirected = 0
+        self.refused = 0
+        self._warned: set[str] = set()
+
+    def received(self, count: int) -> None:
+        """*count* bytes have come from a peer."""
+        self.peer_bytes += count
+
+    def warn(self, message: str, bus: events.Events) -> None:
+        """Say it once."""
+        if message not in self._warned and len(self._warned) < 64:  # noqa: PLR2004 -- as many peers as matter
+            self._warned.add(message)
+            bus.emit(events.Warned(message=message))

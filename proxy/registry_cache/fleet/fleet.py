@@ -1,0 +1,117 @@
+"""One replica of a fleet: what it needs to lead and to follow, opened and closed together."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+from registry_cache.fleet.connection import FleetRedis
+from registry_cache.fleet.figures import FleetFigures
+from registry_cache.fleet.leases import Leases
+from registry_cache.fleet.peers import Peers
+from registry_cache.fleet.signature import Signer
+from registry_cache.fleet.source import FleetSource, Proof, Trail
+from registry_cache.model import events
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.pull.flight import BlobSource, Flight
+from registry_cache.runtime.background import Background
+
+_LOOK_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 3600.0  # addresses change
+
+
+class Fleet:
+    """See the module; made by :func:`open_fleet`."""
+
+    def __init__(
+        self, redis: FleetRedis, leases: Leases, peers: Peers, signer: Signer, bus: events.Events, figures: FleetFigures
+    ) -> None:
+        self.redis = redis
+        self.leases = leases
+        self.signer = signer
+        self.figures = figures
+        self._peers = peers
+        self._events = bus
+        self._trails: dict[Digest, Trail] = {}
+        self._stored: set[Digest] = set()
+
+    def source(
+        self, source: BlobSource, confirm: Callable[[Repository, Digest], Awaitable[object]], proof: Proof
+    ) -> FleetSource:
+        """*source*, asked only for what no other replica has or brings."""
+        return FleetSource(
+            source,
+            self.leases,
+            self._peers,
+            confirm=confirm,
+            proof=proof,
+            trails=self._trails,
+            figures=self.figures,
+            events=self._events,
+        )
+
+    def published(self, flight: Flight) -> None:
+        """Its blob is stored: others may come for it."""
+        self._stored.add(flight.digest)
+
+    def ended(self, flight: Flight) -> None:
+        """It is over, however it went."""
+        digest = flight.digest
+        is_stored = digest in self._stored
+        self._stored.discard(digest)
+        self._trails.pop(digest, None)
+        self.leases.release(digest, flight.repository, is_stored=is_stored, error=flight.error)
+
+    def locator(self, advertise: str | None, listen_host: str, port: int) -> Background:
+        """What finds out where the others reach this replica, and looks again while it does not know.
+
+        Args:
+            advertise: what the settings say.
+            listen_host: the host that is listened on; empty or unspecified for all.
+        """
+
+        async def look() -> float | None:
+            host = listen_host if listen_host not in ("", "0.0.0.0", "::", "localhost") else ""  # noqa: S104
+            found = advertise or (host or await self._own_address())
+            if not found:
+                return None
+            if advertise is None:
+                found = f"[{found}]:{port}" if ":" in found else f"{found}:{port}"
+            self.leases.address = found
+            return _LOOK_AGAIN_SECONDS
+
+        return Background("fleet address", look, interval_seconds=_LOOK_SECONDS, events=self._events)
+
+    async def _own_address(self) -> str:
+        """The machine's address on its way to Redis; empty while that is not known."""
+        with contextlib.suppress(OSError):
+            loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo(self.redis.host, self.redis.port, type=socket.SOCK_DGRAM)
+            family, kind, protocol, _, place = found[0]
+            with socket.socket(family, kind, protocol) as trying:
+                trying.connect(place)  # nothing is sent
+                return str(trying.getsockname()[0])
+        return ""
+
+
+@contextlib.asynccontextmanager
+async def open_fleet(
+    url: str,
+    *,
+    password_file: Path | None,
+    key_file: Path,
+    name: str,
+    networks: Sequence[str],
+    bus: events.Events,
+) -> AsyncIterator[Fleet]:
+    """The replica's part in a fleet. Nothing is asked of Redis before the first cold blob."""
+    async with contextlib.AsyncExitStack() as stack:
+        redis = FleetRedis(url, password_file=password_file, events=bus)
+        stack.push_async_callback(redis.aclose)
+        leases = Leases(redis, name=name, events=bus)
+        stack.push_async_callback(leases.aclose)
+        leases.start()
+        signer = Signer(key_file)
+        peers = await stack.enter_async_context(Peers(signer, networks, address=lambda: leases.address, now=redis.now))
+        yield Fleet(redis, leases, peers, signer, bus, FleetFigures())

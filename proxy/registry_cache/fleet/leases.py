@@ -1,0 +1,159 @@
+"""Who fetches which blob for all: leases, held from a flight's first GET until it has ended.
+
+A lease is a hint. Two that hold one cost a second GET, never a wrong or a failed pull.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from registry_cache.fleet import scripts
+from registry_cache.model import events
+from registry_cache.model.errors import BlobUnknown, RegistryCacheError
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.runtime.background import Background
+
+_RENEW_SECONDS = 3.0
+_VERDICT_MAX_CHARACTERS = 300
+
+
+class RedisDown(RegistryCacheError):
+    """Redis does not answer, or is left alone because it did not a moment ago."""
+
+
+class Redis(Protocol):
+    """What is needed of :class:`registry_cache.fleet.connection.FleetRedis`."""
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        """The answer of *script*; raises RedisDown."""
+
+    def told(self, seconds: int, microseconds: int) -> None:
+        """What its clock says now."""
+
+
+class Claim(NamedTuple):
+    """What to do: ``yours`` (fetch it), follow who has the ``lead`` or has it (``at``), or ``failed``, as they did.
+
+    ``value`` is the lease, the address, or upstream's words.
+    """
+
+    what: Literal["yours", "lead", "at", "failed"]
+    value: str
+
+    @property
+    def address(self) -> str:
+        """Of whom to follow."""
+        return self.value.rpartition("|")[2]
+
+
+class Leases:
+    """See the module.
+
+    Args:
+        name: of the fleet.
+    """
+
+    def __init__(self, redis: Redis, *, name: str, events: events.Events) -> None:
+        self.address = ""  # where the others reach this one; nothing is claimed before that is known
+        self._redis = redis
+        self._prefix = f"{{rc1:{name}}}:"
+        self._held: dict[Digest, str] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+        self._renewal = Background("leases", self._renew, interval_seconds=_RENEW_SECONDS, events=events)
+
+    def __repr__(self) -> str:
+        return f"<Leases {self.address} {len(self._held)} held>"
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def start(self) -> None:
+        """Renew what is held from now on."""
+        self._renewal.start()
+
+    async def aclose(self) -> None:
+        """Give everything back."""
+        await self._renewal.aclose()
+        for digest in list(self._held):
+            self.release(digest)
+        await asyncio.gather(*self._endings, return_exceptions=True)
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether this replica fetches *digest* for all."""
+        return digest in self._held
+
+    async def claim(self, repository: Repository, digest: Digest, lost: str = "") -> Claim:
+        """Who fetches *digest*.
+
+        Args:
+            lost: the lease or address of one that has just been seen not to answer: it is passed over.
+
+        Raises:
+            RedisDown: nobody can tell.
+        """
+        if not self.address:
+            raise RedisDown("it is not known yet where the others reach this replica")
+        mine = f"{secrets.token_hex(8)}|{self.address}"
+        what, value, seconds, microseconds = await self._redis.run(
+            scripts.CLAIM,
+            self._keys(repository, digest),
+            [mine, self.address, lost, scripts.LEASE_MS, scripts.AT_SECONDS],
+        )
+        self._redis.told(int(seconds), int(microseconds))
+        if what == b"yours":
+            self._held[digest] = mine
+        return Claim(what.decode(), value.decode(errors="replace"))
+
+    def release(
+        self,
+        digest: Digest,
+        repository: Repository | None = None,
+        *,
+        is_stored: bool = False,
+        error: RegistryCacheError | None = None,
+    ) -> None:
+        """The flight of *digest* has ended; told to the others in the background.
+
+        Args:
+            is_stored: it is here now.
+            error: why it is not. A registry's own no to the blob is told to those who followed.
+        """
+        mine = self._held.pop(digest, None)
+        if mine is None:
+            return
+        no = str(error)[:_VERDICT_MAX_CHARACTERS] if repository and type(error) is BlobUnknown else ""
+        at = self.address if is_stored else ""
+        keys = self._keys(repository, digest)
+        task = asyncio.create_task(self._release(keys, mine, at, no), name=f"release {digest}")
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _release(self, keys: Sequence[str], mine: str, at: str, no: str) -> None:
+        try:
+            await self._redis.run(scripts.RELEASE, keys, [mine, at, scripts.AT_SECONDS, no, scripts.VERDICT_MS])
+        except RedisDown:
+            return  # it ends by itself
+
+    async def _renew(self) -> None:
+        held = dict(self._held)
+        if not held:
+            return
+        try:
+            lost = await self._redis.run(
+                scripts.RENEW, [self._key("l", digest) for digest in held], [scripts.LEASE_MS, *held.values()]
+            )
+        except RedisDown:
+            return
+        digests = list(held)
+        for number in lost:  # it slept through its time, and somebody has taken over: what it fetches goes on
+            digest = digests[number - 1]
+            if self._held.get(digest) == held[digest]:
+                del self._held[digest]
+
+    def _keys(self, repository: Repository | None, digest: Digest) -> list[str]:
+        no = f"{self._prefix}x:{repository or ''}@{digest}"
+        return [self._key("l", digest), self._key("at", digest), no]
+
+    def _key(self, kind: str, digest: Digest) -> str:
+        return f"{self._prefix}{kind}:{digest}"

@@ -1,0 +1,206 @@
+"""The port where other replicas fetch what this one is fetching, or has: never more than that.
+
+A peer's request starts no flight and asks nothing of upstream. Who reads along reads as a client does, at its own pace.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+from aiohttp import web
+
+from registry_cache.fleet.figures import FleetFigures
+from registry_cache.fleet.peers import DIRECT, PROVEN
+from registry_cache.fleet.signature import HEADER, Signer
+from registry_cache.model.errors import BlobUnknown, DigestInvalid, NameInvalid, RegistryCacheError, UpstreamBusy
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.model.ranges import ContentRange
+from registry_cache.ports.blobs import Hash, OpenBlob, Sink
+from registry_cache.pull.flight import Flight, FlightReader
+from registry_cache.pull.flights import Flights
+from registry_cache.runtime.threads import Threads
+from registry_cache.web.sending import SocketSink
+
+_PATH = re.compile(r"/fleet/v1/([^/]{1,255})/(.{1,255})/blobs/([^/]{1,150})")
+_RANGE = re.compile(r"bytes=([0-9]{1,18})-")
+# A peer that takes nothing for so long is not waited for.
+_PEER_TIMEOUT_SECONDS = 10.0
+
+
+class Proof(Protocol):
+    """What is needed of :class:`registry_cache.catalog.proof.Proof`."""
+
+    async def known(self, repository: Repository, digest: Digest) -> bool:
+        """Whether *digest* is proven in *repository*, as far as that can be told without upstream."""
+
+
+class _Tower:
+    """See :class:`registry_cache.pull.flight.Tower`: for peers upstream is not asked."""
+
+    def __init__(self, flights: Flights) -> None:
+        self._flights = flights
+
+    def left(self, flight: Flight) -> None:
+        """As for any reader."""
+        self._flights.left(flight)
+
+    async def send_direct(
+        self, repository: Repository, digest: Digest, sink: Sink, start: int, stop: int, known: Hash | None = None
+    ) -> None:
+        """Never."""
+        del repository, sink, start, stop, known
+        raise UpstreamBusy(f"{digest} is not stored here")
+
+
+class _Follower:
+    """One that is sent a blob right now, from *start* on."""
+
+    def __init__(self, address: str, start: int) -> None:
+        self.address = address
+        self.start = start
+        self.sink: SocketSink | None = None
+
+    @property
+    def offset(self) -> int:
+        """How many bytes it has."""
+        return self.start + (self.sink.sent_bytes if self.sink else 0)
+
+
+class FleetPort:
+    """See the module.
+
+    Args:
+        followers: sent the same blob at the same time; further ones are sent to those.
+        now: the fleet's clock.
+    """
+
+    def __init__(
+        self,
+        flights: Flights,
+        proof: Proof,
+        signer: Signer,
+        *,
+        followers: int,
+        threads: Threads,
+        now: Callable[[], float],
+        figures: FleetFigures,
+    ) -> None:
+        self._flights = flights
+        self._proof = proof
+        self._signer = signer
+        self._followers = followers
+        self._threads = threads
+        self._now = now
+        self._figures = figures
+        self._tower = _Tower(flights)
+        self._serving: dict[Digest, list[_Follower]] = {}
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """One request of a peer."""
+        path, range_ = request.rel_url.raw_path, request.headers.get("Range", "")
+        match = _PATH.fullmatch(path)
+        if match is None or request.method not in ("GET", "HEAD"):
+            return web.Response(status=404)
+        peer = self._signer.address(request.headers.get(HEADER, ""), request.method, path, range_, self._now())
+        if peer is None:
+            self._figures.refused += 1
+            return web.Response(status=401)
+        try:
+            repository, digest = Repository.parse(match[2], match[1]), Digest.parse(match[3])
+        except (NameInvalid, DigestInvalid):
+            return web.Response(status=400)
+        asked = _RANGE.fullmatch(range_)
+        follower = _Follower(peer, int(asked[1]) if asked else 0)
+        content = await self._open(digest)
+        if content is None:
+            return web.Response(status=404)
+        try:
+            if request.method == "HEAD":
+                return web.Response(status=200)
+            return await self._answer(request, repository, digest, content, follower)
+        finally:
+            content.close()
+
+    async def _open(self, digest: Digest) -> OpenBlob | FlightReader | None:
+        """What is here, or on its way to be."""
+        blob = await self._flights.stored(digest)
+        flight = self._flights.get(digest)
+        if blob is not None or flight is None or flight.unstored or flight.leaving or flight.error is not None:
+            return blob
+        if flight.seat is not None:
+            flight.seat.read(by_anyone=True)
+        return FlightReader(self._tower, flight, flight.repository, joined=True, is_proven=True)
+
+    async def _answer(
+        self,
+        request: web.BaseRequest,
+        repository: Repository,
+        digest: Digest,
+        content: OpenBlob | FlightReader,
+        follower: _Follower,
+    ) -> web.StreamResponse:
+        others = self._serving.setdefault(digest, [])
+        if len(others) >= self._followers and DIRECT not in request.headers:
+            ahead = [one for one in others if one.offset > follower.start and one.address != follower.address]
+            if ahead:  # spread over those that have been sent nobody yet, as well as chance can
+                self._figures.redirected += 1
+                to = ahead[self._figures.redirected % len(ahead)].address
+                return web.Response(status=307, headers={"Location": f"http://{to}{request.rel_url.raw_path}"})
+        others.append(follower)
+        try:
+            size = await _size(content)
+            if size is None:
+                return web.Response(status=503)
+            is_supplied = isinstance(content, FlightReader) and repository in content.flight.supplied_by
+            proven = is_supplied or await self._proof.known(repository, digest)
+            return await self._send(request, content, follower, size, {PROVEN: "1" if proven else "0"})
+        except RegistryCacheError as error:
+            return web.Response(status=404 if isinstance(error, BlobUnknown) else 503)
+        finally:
+            others.remove(follower)
+            if not others:
+                self._serving.pop(digest, None)
+
+    async def _send(
+        self,
+        request: web.BaseRequest,
+        content: OpenBlob | FlightReader,
+        follower: _Follower,
+        size: int,
+        headers: dict[str, str],
+    ) -> web.StreamResponse:
+        start = follower.start
+        if not size:
+            return web.Response(status=200, headers=headers)
+        if start >= size:
+            return web.Response(status=416)
+        headers |= {"Content-Range": str(ContentRange(start, size, size)), "Content-Length": str(size - start)}
+        response = web.StreamResponse(status=206, headers=headers)
+        await response.prepare(request)
+        sink = follower.sink = SocketSink(
+            request.protocol, b"", timeout_seconds=_PEER_TIMEOUT_SECONDS, threads=self._threads
+        )
+        try:
+            if not isinstance(content, FlightReader) and content.body is not None:
+                await sink.write(content.body[start:])
+            else:
+                await content.send(sink, start, size)
+            await response.write_eof()
+        except (RegistryCacheError, ConnectionError) as error:
+            # aiohttp's way to end a connection without a word: the peer has to see that it is not whole.
+            request.protocol.force_close()
+            raise asyncio.CancelledError(str(error)) from error
+        finally:
+            self._figures.served_bytes += sink.sent_bytes
+            sink.close()
+        return response
+
+
+async def _size(content: OpenBlob | FlightReader) -> int | None:
+    """In bytes; None if it is not to be had here after all."""
+    if not isinstance(content, FlightReader):
+        return content.size_bytes
+    if await content.size() is None:
+        await content.landed()
+    return None if content.flight.unstored else content.flight.size_bytes

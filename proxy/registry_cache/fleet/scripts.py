@@ -1,0 +1,61 @@
+"""What is asked of Redis: each question is one script, so that it is one round trip and two replicas cannot both win.
+
+Keys of a digest: ``l:`` the lease (``token|address`` of who fetches it), ``at:`` the address of who has it,
+``x:REPOSITORY@`` upstream's no. A value that does not say what is expected is overwritten: a lease is a hint.
+"""
+
+LEASE_MS = 10_000
+VERDICT_MS = 5_000
+# Who has it says so again whenever somebody follows; an address without the blob is forgotten by who finds that out.
+AT_SECONDS = 7 * 86_400
+
+# KEYS: l, at, x. ARGV: mine, my address, what was just seen to be dead, lease in ms, seconds of at.
+# A lease or a place at one's own address that is not known here is of an earlier life.
+CLAIM = """
+local function answer(what, value)
+  local now = redis.call('TIME')
+  return {what, value, now[1], now[2]}
+end
+local mine, address, lost = ARGV[1], ARGV[2], ARGV[3]
+local at = redis.call('GET', KEYS[2])
+if at and (at == lost or at == address) then
+  redis.call('DEL', KEYS[2])
+  at = false
+end
+if at then
+  redis.call('EXPIRE', KEYS[2], ARGV[5])
+  return answer('at', at)
+end
+local held = redis.call('GET', KEYS[1])
+if held and held ~= lost and string.sub(held, -#address - 1) ~= '|' .. address then
+  return answer('lead', held)
+end
+if not held then
+  local no = redis.call('GET', KEYS[3])
+  if no then return answer('failed', no) end
+end
+redis.call('SET', KEYS[1], mine, 'PX', ARGV[4])
+return answer('yours', '')
+"""
+
+# KEYS: leases. ARGV: lease in ms, then the value of each. What of them is not ours any more.
+RENEW = """
+local lost = {}
+for number, key in ipairs(KEYS) do
+  local held = redis.call('GET', key)
+  if held and held ~= ARGV[number + 1] then
+    lost[#lost + 1] = number
+  else
+    redis.call('SET', key, ARGV[number + 1], 'PX', ARGV[1])
+  end
+end
+return lost
+"""
+
+# KEYS: l, at, x. ARGV: mine, the address that has it or '', seconds of at, upstream's no or '', its ms.
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+if ARGV[2] ~= '' then redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3]) end
+if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'PX', ARGV[5]) end
+return 1
+"""

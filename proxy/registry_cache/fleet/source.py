@@ -1,0 +1,219 @@
+"""Where a flight of a fleet gets its bytes: from upstream if it leads, else from who does, and then from upstream.
+
+Each GET is one decision. When a peer breaks or falls silent the flight asks again from where it stands, and that is the
+take-over: who does not answer a HEAD either is passed over, and whoever claims first goes on with upstream.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import aiohttp
+
+from registry_cache.fleet.figures import FleetFigures
+from registry_cache.fleet.leases import Claim, Leases, RedisDown
+from registry_cache.fleet.peers import SILENCE_SECONDS, PeerGone, PeerRefuses, PeerReply, Peers, PeerSilent
+from registry_cache.model import events
+from registry_cache.model.errors import BlobUnknown, PeerLost
+from registry_cache.model.oci import Digest, Repository
+from registry_cache.ports.blobs import Piece
+from registry_cache.pull.flight import BlobBody, BlobSource
+from registry_cache.runtime.threads import finish
+
+# So many peers in a row that do not have what they should, and the replica goes to upstream by itself.
+_PEERS_MAX = 4
+# A peer that lives, but whose answers break at once, so often: it is as good as dead.
+_FRUITLESS_MAX = 3
+
+
+class Proof(Protocol):
+    """What is needed of :class:`registry_cache.catalog.proof.Proof`."""
+
+    async def missing(self, repository: Repository, digest: Digest) -> bool:
+        """Whether upstream has to be asked before *digest* is served under *repository*."""
+
+
+class Trail:
+    """What a flight knows of whom it has followed."""
+
+    def __init__(self) -> None:
+        self.suspect: Claim | None = None  # it broke or fell silent, and has to be looked at
+        self.direct = False  # not by way of another follower: that way broke
+        self.fruitless = 0
+        self.position = 0  # so far peers have brought it
+
+
+class PeerBody:
+    """See :class:`registry_cache.pull.flight.BlobBody`: what another replica sends, as it gets it."""
+
+    def __init__(self, reply: PeerReply, claim: Claim, trail: Trail, received: Callable[[int], None]) -> None:
+        self.start = reply.start
+        self.total_bytes: int | None = reply.total_bytes
+        self.is_secondhand = True
+        self._left = reply.total_bytes - reply.start
+        self._reply = reply
+        self._claim = claim
+        self._trail = trail
+        self._received = received
+        self._began = time.monotonic()
+
+    async def read(self) -> Piece:
+        """See :class:`registry_cache.pull.flight.BlobBody`.
+
+        Raises:
+            PeerLost: it sends no more, for whatever reason.
+        """
+        if not self._left:
+            return b""
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                piece = await self._reply.response.content.readany()
+        except TimeoutError as error:
+            raise self._lost("it fell silent") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._lost(f"it broke: {error}") from error
+        if not piece:
+            raise self._lost("it ended early")
+        self._left -= len(piece)
+        self._received(len(piece))
+        self._trail.fruitless = 0
+        self._trail.position = (self.total_bytes or 0) - self._left
+        return piece
+
+    async def drain(self, take: Callable[[Piece], None]) -> None:
+        """See :class:`registry_cache.pull.flight.BlobBody`."""
+        while piece := await self.read():
+            await finish(asyncio.to_thread(take, piece))  # it uses a file, which is closed after us
+
+    def _lost(self, what: str) -> PeerLost:
+        self._trail.suspect = self._claim
+        self._trail.direct = self._reply.was_redirected
+        if time.monotonic() - self._began < SILENCE_SECONDS:
+            self._trail.fruitless += 1
+        return PeerLost(f"the replica at {self._claim.address}: {what}")
+
+    def close(self) -> None:
+        """Keep the connection if all of it has come."""
+        if self._left:
+            self._reply.response.close()
+        else:
+            self._reply.response.release()
+
+
+class FleetSource:
+    """A :class:`registry_cache.pull.flight.BlobSource` in front of upstream's.
+
+    Args:
+        confirm: asks upstream whether a repository has a blob; raises its no.
+        trails: of all registries together, by digest.
+    """
+
+    def __init__(
+        self,
+        source: BlobSource,
+        leases: Leases,
+        peers: Peers,
+        *,
+        confirm: Callable[[Repository, Digest], Awaitable[object]],
+        proof: Proof,
+        trails: dict[Digest, Trail],
+        figures: FleetFigures,
+        events: events.Events,
+    ) -> None:
+        self._source = source
+        self._leases = leases
+        self._peers = peers
+        self._confirm = confirm
+        self._proof = proof
+        self._trails = trails
+        self._figures = figures
+        self._events = events
+
+    @contextlib.asynccontextmanager
+    async def blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[BlobBody]:
+        """See :class:`registry_cache.pull.flight.BlobSource`.
+
+        Raises:
+            BlobUnknown: upstream has just said so to another replica.
+        """
+        body = None
+        trail = self._trails.setdefault(digest, Trail())
+        # Who begins anew was brought something wrong, perhaps by a peer: upstream alone is believed.
+        if stop is None and not self._leases.holds(digest) and start >= trail.position:
+            body = await self._followed(trail, repository, digest, start)
+        if body is None:
+            try:
+                async with self._source.blob(repository, digest, start=start, stop=stop) as own:
+                    yield own
+            except asyncio.CancelledError:  # its slot is wanted, and it may wait long for the next one: others need not
+                self._leases.release(digest)
+                raise
+            return
+        try:
+            yield body
+        finally:
+            body.close()
+
+    async def _followed(self, trail: Trail, repository: Repository, digest: Digest, start: int) -> PeerBody | None:
+        """The body from a peer; None if upstream is to be asked."""
+        lost, gone = await self._lost(trail, repository, digest), 0
+        while gone < _PEERS_MAX:
+            try:
+                claim = await self._leases.claim(repository, digest, lost)
+            except RedisDown:
+                break
+            if claim.what == "failed":
+                raise BlobUnknown(claim.value)
+            if claim.what == "yours":
+                self._leads(digest, lost, start)
+                return None
+            try:
+                return await self._follow(trail, claim, repository, digest, start)
+            except PeerRefuses as error:
+                self._figures.warn(str(error), self._events)
+                break
+            except PeerGone:
+                lost, gone = claim.value, gone + 1
+            except PeerSilent:  # upstream may be slow, which is no fault of the peer's: we wait with it
+                trail.suspect = claim
+                lost = await self._lost(trail, repository, digest)
+                gone += bool(lost)
+        self._figures.alone += 1
+        return None
+
+    def _leads(self, digest: Digest, lost: str, start: int) -> None:
+        self._figures.led += 1
+        if lost:
+            self._figures.takeovers += 1
+            peer = lost.rpartition("|")[2]
+            self._events.emit(events.FleetTakeover(digest=digest, offset=start, peer=peer))
+
+    async def _follow(self, trail: Trail, claim: Claim, repository: Repository, digest: Digest, start: int) -> PeerBody:
+        """The body from who leads or has it.
+
+        Raises:
+            PeerGone, PeerSilent, PeerRefuses: as :meth:`.peers.Peers.get`.
+        """
+        reply = await self._peers.get(claim.address, repository, digest, start=start, direct=trail.direct)
+        try:
+            # What one replica may hand out under this name is proven for this one only if upstream has said so.
+            if not reply.is_proven and await self._proof.missing(repository, digest):
+                await self._confirm(repository, digest)
+        except BaseException:
+            reply.response.close()
+            raise
+        self._figures.followed += 1
+        return PeerBody(reply, claim, trail, self._figures.received)
+
+    async def _lost(self, trail: Trail, repository: Repository, digest: Digest) -> str:
+        """The lease of the peer that the flight has followed, if that one is not alive any more."""
+        suspect, trail.suspect = trail.suspect, None
+        if suspect is None:
+            return ""
+        if trail.fruitless < _FRUITLESS_MAX and await self._peers.lives(suspect.address, repository, digest):
+            return ""
+        return suspect.value

@@ -1,0 +1,109 @@
+"""The settings of a fleet: replicas that share what they fetch. All of them do nothing without ``FLEET_REDIS_URL``."""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+from pydantic import model_validator as model_check
+from pydantic_settings import BaseSettings
+
+from registry_cache.settings.types import Address, NetworkList, ReadableFile, host_and_port, unit_credential
+
+KEY_MIN_BYTES = 32
+# A network's own (RFC 1918, RFC 6598, RFC 4193), and this host.
+_NEAR = [
+    "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "fc00::/7", "::1/128",
+]  # fmt: skip
+
+
+def _redis_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_right = False
+    if not port_is_right or parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ValueError("allowed is a URL such as redis://redis.internal:6379 or rediss://redis.internal:6379")
+    if parts.password is not None:
+        raise ValueError("allowed is a URL without a password in it: use FLEET_REDIS_PASSWORD_FILE")
+    if parts.query or parts.fragment or not re.fullmatch(r"/?|/[0-9]{1,4}", parts.path):
+        raise ValueError("allowed after the host is nothing but the number of a database, such as /0")
+    return value
+
+
+def _key_file(value: Path) -> Path:
+    size = value.stat().st_size
+    if size < KEY_MIN_BYTES:
+        raise ValueError(f"allowed is a file of at least {KEY_MIN_BYTES} bytes, the same for all; this one has {size}")
+    return value
+
+
+def _advertised(value: str) -> str:
+    host, port = host_and_port(value)
+    if host in ("", "localhost") or ipaddress.ip_address(host).is_unspecified or not port:
+        raise ValueError("allowed is the address and port where the others reach this one, such as 10.0.0.5:5001")
+    return value
+
+
+def _some(value: list[str]) -> list[str]:
+    if not value:
+        raise ValueError("allowed are the networks that replicas are in; none at all would be no fleet")
+    return value
+
+
+KeyFile = Annotated[ReadableFile, AfterValidator(_key_file)]
+
+
+class FleetFields(BaseSettings):
+    """What :class:`registry_cache.settings.model.Settings` has of a fleet."""
+
+    fleet_redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
+        None,
+        description="Redis or Valkey by which replicas find each other, such as redis://redis.internal:6379; "
+        "without it there is no fleet. It saves work, and no pull needs it.",
+    )
+    fleet_redis_password_file: ReadableFile | None = Field(
+        default_factory=lambda: unit_credential("fleet.redis-password", "FLEET_REDIS_PASSWORD_FILE"),
+        description="File that holds its password (default: the credential `fleet.redis-password` of a systemd unit).",
+    )
+    fleet_name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
+        "docker.io",
+        description="Replicas of one name share what they fetch: the same registries by the same account.",
+    )
+    fleet_key_file: KeyFile | None = Field(
+        default_factory=lambda: unit_credential("fleet.key", "FLEET_KEY_FILE"),
+        description="File of at least 32 bytes, the same for all replicas: who has it may fetch from them (default: "
+        "the credential `fleet.key` of a systemd unit).",
+    )
+    fleet_listen: Address = Field(":5001", description="Address and port where other replicas fetch from this one.")
+    fleet_advertise: Annotated[Address, AfterValidator(_advertised)] | None = Field(
+        None,
+        description="Where the others reach that (default: the host of FLEET_LISTEN, else this machine's address on "
+        "its way to Redis).",
+    )
+    fleet_peers: Annotated[NetworkList, AfterValidator(_some)] = Field(
+        _NEAR,
+        description="Networks that replicas are in; what Redis says of other addresses is not followed (default: "
+        "private ones and loopback).",
+    )
+    fleet_followers: int = Field(
+        16, ge=1, le=1024, description="Replicas that one sends the same blob to; further ones get it from those."
+    )
+
+    @model_check(mode="after")
+    def _fleet_is_whole(self) -> Self:
+        if self.fleet_redis_url is None:
+            given = sorted(name for name in self.model_fields_set if name.startswith("fleet_"))
+            if given:
+                raise ValueError(f"{given[0].upper()} is set but FLEET_REDIS_URL is not: without it there is no fleet")
+            return self
+        if self.fleet_key_file is None:
+            raise ValueError("FLEET_REDIS_URL is set but FLEET_KEY_FILE is not: replicas know each other by their key")
+        if self.fleet_advertise is not None:
+            address = ipaddress.ip_address(host_and_port(self.fleet_advertise)[0])
+            if not any(address in ipaddress.ip_network(network) for network in self.fleet_peers):
+                raise ValueError(f"FLEET_ADVERTISE: {self.fleet_advertise!r} is in no network of FLEET_PEERS")
+        return self

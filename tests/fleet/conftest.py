@@ -1,0 +1,163 @@
+"""Fixtures of the fleet: a real Redis for the session, and replicas in the test's own event loop."""
+
+import asyncio
+import contextlib
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as redis_py
+import redis.asyncio
+
+from registry_cache.fleet.connection import FleetRedis
+from registry_cache.fleet.leases import Leases
+from registry_cache.model import events
+from tests.cache import Cache, Reply
+from tests.e2e.command import free_port, until
+from tests.e2e.dockerd import require_daemons
+from tests.fakes import content
+from tests.fleet.wire import Wire, wire
+
+
+@contextlib.contextmanager
+def running_redis(directory: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(["redis-server", *options], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        client = redis_py.Redis(port=port)
+
+        def answers() -> bool:
+            with contextlib.suppress(redis_py.ConnectionError):
+                return bool(client.ping())
+            return False
+
+        until(answers, "redis-server answers")
+        client.close()
+        yield port, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A real redis-server; tests keep apart by the names of their fleets."""
+    require_daemons("redis-server", root=False)
+    with running_redis(tmp_path_factory.mktemp("redis")) as (port, _):
+        yield port
+
+
+@pytest.fixture
+async def redis_wire(redis_port: int) -> AsyncIterator[Wire]:
+    async with wire(("127.0.0.1", redis_port)) as made:
+        yield made
+
+
+@pytest.fixture
+async def database(redis_port: int) -> AsyncIterator[Any]:
+    """What a test looks at the Redis with."""
+    client = redis.asyncio.Redis(port=redis_port, decode_responses=True)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def fleet_name() -> str:
+    return f"test-{secrets.token_hex(4)}"
+
+
+class Replica:
+    """The leases of one replica, and what it has emitted."""
+
+    def __init__(self, port: int, name: str, address: str) -> None:
+        self.bus, self.seen = events.Events(), []
+        self.bus.subscribe(self.seen.append)
+        self.redis = FleetRedis(f"redis://127.0.0.1:{port}", password_file=None, events=self.bus)
+        self.leases = Leases(self.redis, name=name, events=self.bus)
+        self.leases.address = address
+
+    async def settled(self) -> None:
+        """What has ended has been told."""
+        await asyncio.gather(*self.leases._endings)
+
+
+@pytest.fixture
+async def replicas(fleet_name: str, redis_port: int) -> AsyncIterator[list[Replica]]:
+    """Three of one fleet, that renew nothing by themselves."""
+    made = [Replica(redis_port, fleet_name, f"10.0.0.{number}:5001") for number in (1, 2, 3)]
+    yield made
+    for one in made:
+        await one.leases.aclose()
+        await one.redis.aclose()
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    file = tmp_path / "fleet.key"
+    file.write_text("k" * 32)
+    return file
+
+
+@dataclass
+class Member:
+    """A replica in the test's own event loop, and the wire by which the others reach it."""
+
+    cache: Cache
+    wire: Wire
+
+    @property
+    def fleet(self) -> Any:
+        return self.cache.proxy.fleet
+
+    async def blob(self, repository: str, digest: str, **headers: str) -> Reply:
+        return await self.cache.blob(repository, digest, **headers)
+
+
+@pytest.fixture
+async def start_replica(start_cache, redis_wire, key_file, fleet_name):
+    """Start one more replica; the others reach it by a wire, on an address of its own."""
+    number = 10
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**flags: Any) -> Member:
+            nonlocal number
+            number += 1
+            host, port = f"127.0.0.{number}", free_port()
+            to_it = await stack.enter_async_context(wire((host, port), host))
+            given = {
+                "fleet_redis_url": f"redis://{redis_wire.address}",
+                "fleet_name": fleet_name,
+                "fleet_key_file": key_file,
+                "fleet_listen": f"{host}:{port}",
+                "fleet_advertise": to_it.address,
+            }
+            cache = await start_cache(f"replica-{number}", **given | flags)
+            while not cache.proxy.fleet.leases.address:
+                await asyncio.sleep(0)
+            return Member(cache, to_it)
+
+        yield start
+
+
+REPOSITORY = "library/fleet"
+
+
+@pytest.fixture
+async def make_blob(hub):
+    """Make a blob of its own in the fleet's repository; its digest and its bytes."""
+    await hub.images.image(REPOSITORY, "latest")
+    made = 0
+
+    async def make(size: int = 800_000) -> tuple[str, bytes]:
+        nonlocal made
+        made += 1
+        data = content(size, made)
+        return (await hub.images.blob(REPOSITORY, data)).digest, data
+
+    return make

@@ -1,0 +1,77 @@
+"""Wrong settings of a fleet are one line each, and without a fleet nothing of it is loaded."""
+
+import subprocess
+import sys
+
+import pytest
+
+from registry_cache.model.errors import SettingsError
+from registry_cache.settings.load import load_settings
+from tests.e2e.command import flags, run_to_end
+
+URL = "redis://redis.internal:6379"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"fleet_redis_url": "redis://:hunter2@r"},
+            "FLEET_REDIS_URL: 'redis://…@r': allowed is a URL without a password",
+        ),
+        ({"fleet_redis_url": "http://r"}, "FLEET_REDIS_URL: 'http://r': allowed is a URL such as redis://"),
+        ({"fleet_redis_url": "redis://r:99999"}, "FLEET_REDIS_URL: 'redis://r:99999': allowed is a URL such as"),
+        ({"fleet_redis_url": "redis://r/x"}, "FLEET_REDIS_URL: 'redis://r/x': allowed after the host"),
+        ({"fleet_redis_url": URL}, "FLEET_REDIS_URL is set but FLEET_KEY_FILE is not"),
+        ({"fleet_name": "prod"}, "FLEET_NAME is set but FLEET_REDIS_URL is not"),
+        ({"fleet_name": "Prod!"}, "FLEET_NAME: 'Prod!'"),
+        ({"fleet_key_file": "SHORT"}, "allowed is a file of at least 32 bytes, the same for all; this one has 5"),
+        ({"fleet_listen": "5001"}, "FLEET_LISTEN: '5001': allowed is HOST:PORT"),
+        ({"fleet_advertise": "0.0.0.0:5001"}, "FLEET_ADVERTISE: '0.0.0.0:5001': allowed is the address and port"),
+        ({"fleet_advertise": "10.0.0.1:0"}, "FLEET_ADVERTISE: '10.0.0.1:0': allowed is the address and port"),
+        ({"fleet_peers": "10.0.0.300/8"}, "FLEET_PEERS"),
+        ({"fleet_peers": ""}, "FLEET_PEERS: '': allowed are the networks"),
+        ({"fleet_followers": 0}, "FLEET_FOLLOWERS: 0: allowed"),
+        (
+            {"fleet_redis_url": URL, "fleet_key_file": "KEY", "fleet_advertise": "203.0.113.5:5001"},
+            "FLEET_ADVERTISE: '203.0.113.5:5001' is in no network of FLEET_PEERS",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, key_file, given, says):
+    (tmp_path / "short").write_text("short")
+    files = {"SHORT": tmp_path / "short", "KEY": key_file}
+    given = {name: files.get(value, value) for name, value in given.items()}
+    with pytest.raises(SettingsError) as error:
+        load_settings(None, given)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_wrong_one_ends_the_command_with_2(tmp_path):
+    done = run_to_end(*flags({"cache_dir": str(tmp_path / "cache"), "fleet_redis_url": "redis://:secret@r"}))
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "secret" not in done.stderr + done.stdout
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_a_fleet_nothing_of_it_is_loaded():
+    code = (
+        "import sys, registry_cache.assembly.proxy, registry_cache.cli.serve;"
+        "print([name for name in sys.modules if name.startswith(('redis', 'registry_cache.fleet'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_redis_py_it_says_what_to_install(tmp_path, key_file, monkeypatch):
+    (tmp_path / "redis.py").write_text("raise ImportError('not here')")
+    settings = {"cache_dir": str(tmp_path / "cache"), "fleet_redis_url": URL, "fleet_key_file": str(key_file)}
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run_to_end(*flags(settings))
+    assert (done.returncode, done.stderr.strip().splitlines()) == (
+        2,
+        ["registry-cache: FLEET_REDIS_URL is set, but redis-py is not installed: pip install 'registry-cache[fleet]'"],
+    )

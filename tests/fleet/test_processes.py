@@ -1,0 +1,194 @@
+"""Six real processes, a real Redis, the look-alike: what a crowd gets, and what it gets when one of them dies."""
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+import time
+from dataclasses import dataclass
+
+import aiohttp
+import pytest
+import pytest_asyncio
+import redis.asyncio
+
+from tests.e2e.command import Command, free_port, start
+from tests.fakes import content
+from tests.fleet.conftest import REPOSITORY
+from tests.hub.faults import Fault
+from tests.hub.hub import Hub
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+NAME = "processes"
+SIZE, HALF = 900_000, 450_000
+
+
+@dataclass(eq=False)
+class Process:
+    command: Command
+    address: str
+
+    @property
+    def is_alive(self) -> bool:
+        return self.command.process.poll() is None
+
+
+class Fleet:
+    def __init__(self, hub, database, session, processes) -> None:
+        self.hub, self.database, self.session, self.processes = hub, database, session, processes
+        self._made = 0
+
+    @property
+    def living(self) -> list[Process]:
+        return [one for one in self.processes if one.is_alive]
+
+    async def blob(self, size: int = SIZE) -> tuple[str, bytes]:
+        self._made += 1
+        data = content(size, 1000 + self._made)
+        return (await self.hub.images.blob(REPOSITORY, data)).digest, data
+
+    async def leader(self, digest: str) -> Process:
+        """Who fetches it."""
+        async with asyncio.timeout(10):
+            while not (held := await self.database.get(f"{{rc1:{NAME}}}:l:{digest}")):
+                await asyncio.sleep(0.01)
+        return next(one for one in self.processes if one.address == held.partition("|")[2])
+
+    async def get(self, process: Process, digest: str, seen: "Seen | None" = None) -> bytes:
+        url = f"{process.command.url}/v2/{REPOSITORY}/blobs/{digest}"
+        body = bytearray()
+        async with self.session.get(url) as response:
+            assert response.status == 200
+            async for piece in response.content.iter_any():
+                body += piece
+                if seen is not None:
+                    seen.note(len(body))
+        return bytes(body)
+
+
+class Seen:
+    """How far a client is, and the longest that it has waited."""
+
+    def __init__(self) -> None:
+        self.bytes, self.longest_gap, self._at = 0, 0.0, 0.0
+
+    def note(self, count: int) -> None:
+        now = time.monotonic()
+        if self._at:
+            self.longest_gap = max(self.longest_gap, now - self._at)
+        self.bytes, self._at = count, now
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hub(origin):
+    async with Hub.start(origin) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(hub, redis_port, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("fleet")
+    for name, text in (("key", "k" * 40), ("pat", hub.account.pat)):
+        (directory / name).write_text(text)
+    await hub.images.image(REPOSITORY, "latest")
+    commands = []
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(6):
+            host, port = f"127.0.1.{number + 1}", free_port()
+            settings = {
+                "listen": "127.0.0.1:0",
+                "cache_dir": str(directory / str(number) / "cache"),
+                "upstream": hub.url,
+                "ca_file": str(hub.ca_file),
+                "username": hub.account.username,
+                "password_file": str(directory / "pat"),
+                "min_free": "0",
+                "shutdown_grace": "2s",
+                "prefetch_concurrency": "0",
+                "fleet_redis_url": f"redis://127.0.0.1:{redis_port}",
+                "fleet_name": NAME,
+                "fleet_key_file": str(directory / "key"),
+                "fleet_listen": f"{host}:{port}",
+            }
+            commands.append(Process(start(settings), f"{host}:{port}"))
+            stack.callback(commands[-1].command.end)
+        await asyncio.gather(*(asyncio.to_thread(one.command.wait_until_ready) for one in commands))
+        database = redis.asyncio.Redis(port=redis_port, decode_responses=True)
+        stack.push_async_callback(database.aclose)
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
+        )
+        yield Fleet(hub, database, session, commands)
+
+
+async def test_ten_cold_blobs_for_six_replicas_with_three_clients_each_are_ten_gets(fleet):
+    blobs = [await fleet.blob() for _ in range(10)]
+    fleet.hub.reset_counters()
+    got = await asyncio.gather(
+        *(fleet.get(process, digest) for digest, _ in blobs for process in fleet.processes for _ in range(3))
+    )
+    assert [hashlib.sha256(body).hexdigest() for body in got] == [
+        digest.partition(":")[2] for digest, _ in blobs for _ in range(18)
+    ]
+    assert fleet.hub.counters.blob_gets() == 10
+    assert fleet.hub.counters.blob_bytes() == 10 * SIZE
+
+
+@contextlib.asynccontextmanager
+async def half_way(fleet, digest):
+    """All living replicas have a client with half of the blob; gives the leader, and the others' pulls."""
+    fault = fleet.hub.faults.add(Fault(kind="blob", stall_after_bytes=HALF, times=1, service="cdn"))
+    living, seen = fleet.living, [Seen() for _ in fleet.living]
+    pulls = [asyncio.create_task(fleet.get(one, digest, mark)) for one, mark in zip(living, seen, strict=True)]
+    leader = await fleet.leader(digest)
+    async with asyncio.timeout(20):
+        while not all(mark.bytes == HALF for mark in seen):
+            await asyncio.sleep(0.01)
+    for mark in seen:
+        mark.note(mark.bytes)  # gaps count from here
+        mark.longest_gap = 0.0
+    rest = {one: (pull, mark) for one, pull, mark in zip(living, pulls, seen, strict=True)}
+    try:
+        yield leader, rest.pop(leader), list(rest.values())
+    finally:
+        fleet.hub.faults.clear()
+        assert fault.met
+        for pull in pulls:
+            pull.cancel()
+        await asyncio.gather(*pulls, return_exceptions=True)
+
+
+def cdn_ranges(fleet, digest):
+    return [record.range for record in fleet.hub.counters.select(service="cdn", reference=digest)]
+
+
+async def test_a_leader_that_is_killed_costs_one_ranged_get_more(fleet):
+    digest, data = await fleet.blob()
+    async with half_way(fleet, digest) as (leader, _, others):
+        leader.command.process.kill()
+        assert [await pull for pull, _ in others] == [data] * len(others)
+    assert cdn_ranges(fleet, digest) == [None, f"bytes={HALF}-"]
+
+
+async def test_a_leader_that_freezes_is_passed_over_and_finishes_for_its_own_clients(fleet):
+    digest, data = await fleet.blob()
+    async with half_way(fleet, digest) as (leader, own, others):
+        leader.command.signal(signal.SIGSTOP)
+        try:
+            assert [await pull for pull, _ in others] == [data] * len(others)
+        finally:
+            leader.command.signal(signal.SIGCONT)
+        fleet.hub.faults.clear()
+        assert await own[0] == data
+    assert cdn_ranges(fleet, digest) == [None, f"bytes={HALF}-"]
+
+
+async def test_a_leader_that_is_stopped_is_followed_by_another(fleet):
+    digest, data = await fleet.blob()
+    async with half_way(fleet, digest) as (leader, own, others):
+        own[0].cancel()
+        leader.command.signal(signal.SIGTERM)
+        assert [await pull for pull, _ in others] == [data] * len(others)
+        fleet.hub.faults.clear()
+        assert await asyncio.to_thread(leader.command.wait) == 0
+    assert len(cdn_ranges(fleet, digest)) <= 2
