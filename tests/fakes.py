@@ -345,12 +345,13 @@ class Registry:
                 self.held = True
                 await gate.wait()
                 self.held = False
-        return SimpleNamespace(**{"digest": digest, "media_type": MEDIA_TYPE, "size_bytes": len(body), **self.told})
+        said = {"digest": digest, "media_type": MEDIA_TYPE, "size_bytes": len(body), "age_seconds": 0}
+        return SimpleNamespace(**said | self.told)
 
     async def manifest(self, reference: Reference) -> Any:
         self.gets.append(reference.target)
         digest, body = self._found(reference, self.get_errors)
-        return SimpleNamespace(digest=digest, media_type=MEDIA_TYPE, body=body)
+        return SimpleNamespace(digest=digest, media_type=MEDIA_TYPE, body=body, age_seconds=0)
 
 
 class ManifestStore(MemoryStore):

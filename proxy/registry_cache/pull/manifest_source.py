@@ -105,7 +105,7 @@ class ManifestSource:
         digest = reference.digest or found.digest
         if digest is None or not found.size_bytes or found.media_type == "application/octet-stream":
             return None
-        entry = TagEntry(digest, found.media_type, found.size_bytes, asked_at)
+        entry = TagEntry(digest, found.media_type, found.size_bytes, asked_at - found.age_seconds)
         self._proof.supplied(reference.repository, digest)
         if reference.digest is None:
             await self._observed(reference, entry)
@@ -158,7 +158,9 @@ class ManifestSource:
         self._proof.supplied(reference.repository, wanted)
         tags = self._noted.pop((reference.repository, wanted), {})
         if reference.digest is None:
-            tags[reference.target] = TagEntry(wanted, fetched.media_type, len(fetched.body), asked_at)
+            # What a cache before us has kept for a while is as old here: TTLs of two tiers do not add up.
+            was_so_at = asked_at - fetched.age_seconds
+            tags[reference.target] = TagEntry(wanted, fetched.media_type, len(fetched.body), was_so_at)
         for tag, entry in tags.items():
             self._in_background(self._index.put_tag(reference.repository, tag, entry))
         self._in_background(self._keep(reference.repository, answer))

@@ -211,7 +211,8 @@ class Tags:
             return self._stale(entry, stored, error, timer)
         except (UpstreamError, ContentError) as error:
             return self._stale(entry, stored, error, timer)
-        return stored._replace(served=Served("revalidated", timer.seconds, age_seconds=0.0))
+        age = 0.0 if found is None else self._age(found)
+        return stored._replace(served=Served("revalidated", timer.seconds, age_seconds=age))
 
     async def _moved(self, reference: Reference, found: TagEntry | None, timer: Timer) -> ManifestAnswer:
         """The manifest that a tag has moved to; also for a HEAD, whose client will ask for what it hears of."""

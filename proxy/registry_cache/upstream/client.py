@@ -36,7 +36,7 @@ from registry_cache.upstream.decoding import decoded, is_gzip
 from registry_cache.upstream.dialling import Dialling
 from registry_cache.upstream.exchange import Exchange
 from registry_cache.upstream.forward import chosen_proxy
-from registry_cache.upstream.headers import Link, content_digest, content_length, is_page, media_type
+from registry_cache.upstream.headers import Link, age_seconds, content_digest, content_length, is_page, media_type
 from registry_cache.upstream.helper import HelperCredential
 from registry_cache.upstream.judged import message_of
 from registry_cache.upstream.ratelimit import RateLimit, parse_retry_after
@@ -67,6 +67,7 @@ class ManifestHead(NamedTuple):
     digest: Digest | None
     media_type: str
     size_bytes: int | None
+    age_seconds: int = 0  # so long ago that was true: upstream is a cache itself
 
 
 class FetchedManifest(NamedTuple):
@@ -75,6 +76,7 @@ class FetchedManifest(NamedTuple):
     body: bytes
     media_type: str
     digest: str | None  # the Docker-Content-Digest header, if there was one
+    age_seconds: int = 0  # as for a head
 
 
 class FetchedList(NamedTuple):
@@ -192,7 +194,8 @@ class Upstream:
             size = content_length(reply.headers) or None
             if size is not None and size > MANIFEST_MAX_BYTES:
                 raise UpstreamError(f"the manifest is longer than {MANIFEST_MAX_BYTES} bytes")
-            return ManifestHead(content_digest(reply.headers), self._type(reply) or _UNKNOWN_TYPE, size)
+            kind = self._type(reply) or _UNKNOWN_TYPE
+            return ManifestHead(content_digest(reply.headers), kind, size, age_seconds(reply.headers))
 
     async def manifest(self, reference: Reference, *, attempts: int = _SMALL_ATTEMPTS) -> FetchedManifest:
         """The manifest itself. Hub counts this as a pull.
@@ -207,7 +210,8 @@ class Upstream:
             digest, kind = content_digest(reply.headers), await manifest_type(body)
             if reference.digest is None and kind is None:
                 raise UpstreamError("upstream answered with something that is no manifest")
-            return FetchedManifest(body, self._type(reply) or kind or _UNKNOWN_TYPE, digest)
+            kind = self._type(reply) or kind or _UNKNOWN_TYPE
+            return FetchedManifest(body, kind, digest, age_seconds(reply.headers))
 
     async def blob_head(self, repository: Repository, digest: Digest) -> int:
         """The size of a blob, in bytes; found out by a GET of one byte where a HEAD does not tell.

@@ -16,6 +16,7 @@ _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
 _TARGET = re.compile(r"[\s,]*<([^>]*)>")
 _PARAMETER = re.compile(r"\s*;\s*([^\s;,=\"<>]*)\s*(?:=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]*)))?")
 _LINK_MAX_CHARACTERS = 8192
+_AGE_MAX_SECONDS = 366 * 86_400
 
 
 class Headers(Mapping[str, str]):
@@ -67,6 +68,11 @@ def number(text: str) -> int | None:
 def content_length(headers: Headers) -> int | None:
     """Bytes that upstream announced; None if it did not, or not in a way that can be believed."""
     return headers.number("content-length")
+
+
+def age_seconds(headers: Headers) -> int:
+    """How long ago the answer was true at its origin; 0 where nothing is said. Source: RFC 9111, section 5.1."""
+    return min(headers.number("age") or 0, _AGE_MAX_SECONDS)
 
 
 def media_type(headers: Headers) -> str:
