@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from registry_cache.fleet import peers, source
+from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.model import events
 from tests.fleet.conftest import REPOSITORY
 from tests.hub.faults import Fault
@@ -62,7 +64,7 @@ async def test_one_get_for_all_replicas_and_their_clients(hub, start_replica, ma
     got = await bodies(member.blob(REPOSITORY, digest) for digest, _ in blobs for member in members for _ in range(3))
     assert got == [data for _, data in blobs for _ in range(9)]
     assert hub.counters.blob_gets() == 3
-    assert sum(member.fleet.figures.peer_bytes for member in members) == 3 * 2 * 800_000
+    assert sum(member.fleet.counts.peer_bytes for member in members) == 3 * 2 * 800_000
 
 
 async def test_who_comes_later_gets_it_from_who_has_it(hub, start_replica, make_blob):
@@ -101,7 +103,7 @@ async def test_a_slow_upstream_is_no_dead_leader(hub, start_replica, make_blob, 
     members = [await start_replica() for _ in range(2)]
     digest, data = await make_blob()
     async with half_way(hub, members, digest) as pulls:
-        follower = members[1].fleet.figures
+        follower = members[1].fleet.counts
         await until(lambda: follower.followed >= 3)  # it fell silent twice, and was found alive
         hub.faults.release()
         assert await bodies(pulls) == [data, data]
@@ -146,7 +148,7 @@ async def test_who_cannot_reach_the_leader_goes_on_from_where_it_stands(
     assert ranges == [None, f"bytes={HALF}-"]
     [takeover] = members[1].cache.seen(events.FleetTakeover)
     assert (takeover.offset, takeover.peer) == (HALF, members[0].wire.address)
-    assert members[1].fleet.figures.takeovers == 1
+    assert members[1].fleet.counts.takeovers == 1
 
 
 async def test_a_leader_that_shuts_down_is_followed_by_another(hub, start_replica, make_blob):
@@ -166,7 +168,7 @@ async def test_without_redis_each_fetches_for_itself(hub, start_replica, make_bl
     assert await bodies(member.blob(REPOSITORY, digest) for member in members) == [data, data]
     assert hub.counters.blob_gets(digest) == 2
     assert all(len(member.cache.seen(events.FleetRedisDown)) == 1 for member in members)
-    assert [member.fleet.figures.alone for member in members] == [1, 1]
+    assert [member.fleet.counts.alone for member in members] == [1, 1]
 
 
 async def test_running_followers_go_on_when_redis_goes(hub, start_replica, make_blob, redis_wire):
@@ -234,11 +236,11 @@ async def test_over_its_followers_the_leader_sends_to_those_that_are_ahead(hub, 
     async with half_way(hub, members[:2], digest) as pulls:
         pulls += [asyncio.create_task(member.blob(REPOSITORY, digest)) for member in members[2:]]
         await until(lambda: [flight.offset for m in members for flight in m.cache.proxy.flights] == [HALF] * 4)
-        assert members[0].fleet.figures.redirected >= 2
+        assert members[0].fleet.counts.redirected >= 2
         hub.faults.release()
         assert await bodies(pulls) == [data] * 4
     assert hub.counters.blob_gets(digest) == 1
-    assert members[0].fleet.figures.served_bytes == 800_000
+    assert members[0].fleet.counts.served_bytes == 800_000
 
 
 async def test_a_broken_branch_of_the_tree_goes_back_to_the_leader(hub, start_replica, make_blob):
@@ -256,33 +258,39 @@ async def test_a_broken_branch_of_the_tree_goes_back_to_the_leader(hub, start_re
 
 @pytest.fixture
 async def liar(key_file):
-    """A peer that answers with other bytes than were asked for."""
-    asked = []
+    """A peer that answers with other bytes than were asked for; ``is_stranger``: one without the key."""
+    lies = SimpleNamespace(is_stranger=False)
+    asked, signer = [], Signer(key_file)
 
     async def handle(request):
         asked.append(request.path)
         body = b"\0" * 800_000
         headers = {"Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}", "Fleet-Proven": "1"}
+        if not lies.is_stranger:
+            headers[ANSWER] = signer.answer(request.headers[HEADER])
         return web.Response(status=206, body=body, headers=headers)
 
     runner = web.ServerRunner(web.Server(handle))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.9", 0).start()
     host, port = runner.addresses[0][:2]
-    yield f"{host}:{port}", asked
+    lies.address, lies.asked = f"{host}:{port}", asked
+    yield lies
     await runner.cleanup()
 
 
 async def test_a_peer_is_not_trusted_for_content(hub, start_replica, make_blob, database, fleet_name, liar):
     member = await start_replica()
     digest, data = await make_blob()
-    address, asked = liar
-    await database.set(f"{{rc1:{fleet_name}}}:at:{digest}", address)
+    at = f"{{rc1:{fleet_name}}}:at:{digest}"
+    await database.set(at, liar.address)
     with pytest.raises(aiohttp.ClientPayloadError):  # its client saw wrong bytes, and never the last one
         await member.blob(REPOSITORY, digest)
     assert (await member.blob(REPOSITORY, digest)).body == data
-    assert len(asked) == 1
+    assert len(liar.asked) == 1
     assert hub.counters.blob_gets(digest) == 1
+    await settled(member)
+    assert await database.get(at) == member.wire.address  # nobody is led there again
     assert not member.cache.seen(events.FlightFailed)
 
 
@@ -291,10 +299,18 @@ async def test_addresses_beyond_the_peers_networks_are_not_asked(
 ):
     member = await start_replica(fleet_peers="127.0.0.11/32,10.0.0.0/8")
     digest, data = await make_blob()
-    address, asked = liar
-    await database.set(f"{{rc1:{fleet_name}}}:at:{digest}", address)
+    await database.set(f"{{rc1:{fleet_name}}}:at:{digest}", liar.address)
     assert (await member.blob(REPOSITORY, digest)).body == data
-    assert asked == []
+    assert liar.asked == []
+
+
+async def test_a_stranger_at_a_peers_address_is_not_believed(hub, start_replica, make_blob, database, fleet_name, liar):
+    liar.is_stranger = True
+    member = await start_replica()
+    digest, data = await make_blob()
+    await database.set(f"{{rc1:{fleet_name}}}:at:{digest}", liar.address)
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert len(liar.asked) == 1
 
 
 async def test_no_secret_goes_into_redis(hub, start_replica, make_blob, database, fleet_name, key_file):

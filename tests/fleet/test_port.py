@@ -40,7 +40,7 @@ async def test_what_is_here_is_sent_to_who_has_the_key(stored):
     assert headers["Content-Range"] == f"bytes 0-{len(data) - 1}/{len(data)}"
     assert headers["Fleet-Proven"] == "1"
     assert (await ask(member, path, method="HEAD"))[:2] == (200, b"")
-    assert member.fleet.figures.served_bytes == len(data)
+    assert member.fleet.counts.served_bytes == len(data)
 
 
 async def test_a_small_blob_is_sent_from_memory(start_replica, make_blob):
@@ -66,7 +66,7 @@ async def test_nobody_else_is_answered(stored, tmp_path):
         assert (status, body) == (401, b"")
     async with aiohttp.ClientSession() as session, session.get(f"http://{member.wire.address}{path}") as response:
         assert response.status == 401
-    assert member.fleet.figures.refused == len(wrong) + 1
+    assert member.fleet.counts.refused == len(wrong) + 1
 
 
 @pytest.mark.parametrize(

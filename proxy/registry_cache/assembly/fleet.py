@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from registry_cache.access.networks import Networks
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError
@@ -94,7 +95,7 @@ async def open_port(
             followers=settings.fleet_followers,
             threads=reads,
             now=fleet.redis.now,
-            figures=fleet.figures,
+            counts=fleet.counts,
         )
         host, number = host_and_port(settings.fleet_listen)
         server = web.Server(port.handle, handler_cancellation=True, access_log=None)
@@ -105,7 +106,8 @@ async def open_port(
             await web.TCPSite(runner, host or None, number).start()
         except OSError as error:
             raise OSError(error.errno, f"FLEET_LISTEN {settings.fleet_listen}: {error.strerror}") from error
-        locator = fleet.locator(settings.fleet_advertise, host, runner.addresses[0][1])
+        near = Networks(settings.fleet_peers)
+        locator = fleet.locator(settings.fleet_advertise, host, runner.addresses[0][1], near.__contains__)
         locator.start()
         stack.push_async_callback(locator.aclose)
         bus.emit(events.FleetJoined(name=settings.fleet_name, listen=settings.fleet_listen))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
@@ -22,6 +22,10 @@ from registry_cache.model import events
 
 WAIT_SECONDS = 0.25
 RETRY_SECONDS = 2.0
+# Of these the last are for what has arrived while the event loop was busy: its timers come before its sockets.
+_WAITS_SECONDS = (WAIT_SECONDS - 0.05, 0.05)
+# A question takes less than a millisecond; to open a connection takes longer than to wait for one.
+_CONNECTIONS = 4
 
 
 class _Credentials(CredentialProvider):
@@ -48,18 +52,20 @@ class FleetRedis:
         self.host, self.port = parts.hostname or "", parts.port or 6379
         username = unquote(parts.username or "")
         credentials = _Credentials(username, password_file) if username or password_file else None
-        # The library's own patience is ten tries: a dead Redis took 3.4 to 4.6 seconds to be one.
-        self._client = Redis(
+        self._pool = BlockingConnectionPool(
+            max_connections=_CONNECTIONS,
+            connection_class=SSLConnection if parts.scheme == "rediss" else Connection,
             host=self.host,
             port=self.port,
             db=int(parts.path.strip("/") or 0),
-            ssl=parts.scheme == "rediss",
             credential_provider=credentials,
-            socket_timeout=WAIT_SECONDS,
-            socket_connect_timeout=WAIT_SECONDS,
+            socket_timeout=1.0,  # for what nobody waits for any more
+            socket_connect_timeout=1.0,
+            # The library's own patience is ten tries: a dead Redis took 3.4 to 4.6 seconds to be one.
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
+        self._client = Redis(connection_pool=self._pool)
         self._scripts: dict[str, AsyncScript] = {}
         self._events = events
         self._ahead_seconds = 0.0
@@ -89,8 +95,7 @@ class FleetRedis:
             raise RedisDown(self.trouble)
         self._is_probing = is_probe
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                answer = await self._script(script)(keys=keys, args=args)
+            answer = await self._bounded(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
             raise RedisDown(self.trouble) from error
@@ -101,6 +106,19 @@ class FleetRedis:
             self.trouble = ""
             self._events.emit(events.FleetRedisUp())
         return answer
+
+    async def _bounded(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        asking = asyncio.ensure_future(self._script(script)(keys=keys, args=args))
+        try:
+            for seconds in _WAITS_SECONDS:
+                await asyncio.wait({asking}, timeout=seconds)
+            if not asking.done():
+                raise TimeoutError
+            return asking.result()
+        finally:
+            if not asking.done():
+                asking.cancel()
+                asking.add_done_callback(_forget)
 
     def _script(self, script: str) -> AsyncScript:
         if script not in self._scripts:
@@ -117,3 +135,10 @@ class FleetRedis:
     async def aclose(self) -> None:
         """Close its connections."""
         await self._client.aclose()
+        await self._pool.aclose()
+
+
+def _forget(asked: "asyncio.Future[Any]") -> None:
+    """Whatever became of it."""
+    if not asked.cancelled():
+        asked.exception()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from registry_cache.fleet.connection import FleetRedis
-from registry_cache.fleet.figures import FleetFigures
+from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.leases import Leases
 from registry_cache.fleet.peers import Peers
 from registry_cache.fleet.signature import Signer
@@ -25,12 +25,12 @@ class Fleet:
     """See the module; made by :func:`open_fleet`."""
 
     def __init__(
-        self, redis: FleetRedis, leases: Leases, peers: Peers, signer: Signer, bus: events.Events, figures: FleetFigures
+        self, redis: FleetRedis, leases: Leases, peers: Peers, signer: Signer, bus: events.Events, counts: Counts
     ) -> None:
         self.redis = redis
         self.leases = leases
         self.signer = signer
-        self.figures = figures
+        self.counts = counts
         self._peers = peers
         self._events = bus
         self._trails: dict[Digest, Trail] = {}
@@ -47,7 +47,7 @@ class Fleet:
             confirm=confirm,
             proof=proof,
             trails=self._trails,
-            figures=self.figures,
+            counts=self.counts,
             events=self._events,
         )
 
@@ -63,18 +63,24 @@ class Fleet:
         self._trails.pop(digest, None)
         self.leases.release(digest, flight.repository, is_stored=is_stored, error=flight.error)
 
-    def locator(self, advertise: str | None, listen_host: str, port: int) -> Background:
+    def locator(
+        self, advertise: str | None, listen_host: str, port: int, is_peers: Callable[[str], bool]
+    ) -> Background:
         """What finds out where the others reach this replica, and looks again while it does not know.
 
         Args:
             advertise: what the settings say.
             listen_host: the host that is listened on; empty or unspecified for all.
+            is_peers: whether the others would ask an address.
         """
 
         async def look() -> float | None:
             host = listen_host if listen_host not in ("", "0.0.0.0", "::", "localhost") else ""  # noqa: S104
             found = advertise or (host or await self._own_address())
             if not found:
+                return None
+            if not advertise and not is_peers(found):
+                self.counts.warn(f"{found} is in no network of FLEET_PEERS: this replica runs alone", self._events)
                 return None
             if advertise is None:
                 found = f"[{found}]:{port}" if ":" in found else f"{found}:{port}"
@@ -114,4 +120,4 @@ async def open_fleet(
         leases.start()
         signer = Signer(key_file)
         peers = await stack.enter_async_context(Peers(signer, networks, address=lambda: leases.address, now=redis.now))
-        yield Fleet(redis, leases, peers, signer, bus, FleetFigures())
+        yield Fleet(redis, leases, peers, signer, bus, Counts())

@@ -136,9 +136,8 @@ class Leases:
             return  # it ends by itself
 
     async def _renew(self) -> None:
+        """Also where nothing is held: the first who claims finds a connection that is open."""
         held = dict(self._held)
-        if not held:
-            return
         try:
             lost = await self._redis.run(
                 scripts.RENEW, [self._key("l", digest) for digest in held], [scripts.LEASE_MS, *held.values()]

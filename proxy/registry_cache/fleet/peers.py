@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from registry_cache.fleet.signature import HEADER, Signer
+from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import ContentRange
@@ -135,11 +135,16 @@ class Peers:
             headers[DIRECT] = "1"
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
-                return await self._session.request(method, url, headers=headers, allow_redirects=False)
+                response = await self._session.request(method, url, headers=headers, allow_redirects=False)
         except TimeoutError as error:
             raise PeerSilent(f"{address} does not answer") from error
         except (aiohttp.ClientError, OSError) as error:
             raise PeerGone(f"{address}: {error}") from error
+        is_known = self._signer.is_answer(response.headers.get(ANSWER, ""), headers[HEADER])
+        if response.status < 400 and not is_known:  # noqa: PLR2004 -- HTTP
+            response.close()
+            raise PeerGone(f"{address} does not have the fleet's key")
+        return response
 
     def allowed(self, address: str) -> str:
         """*address*, if it is a number and a port in the fleet's networks, and not this replica's own.

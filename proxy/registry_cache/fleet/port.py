@@ -10,9 +10,9 @@ from typing import Protocol
 
 from aiohttp import web
 
-from registry_cache.fleet.figures import FleetFigures
+from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.peers import DIRECT, PROVEN
-from registry_cache.fleet.signature import HEADER, Signer
+from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.model.errors import BlobUnknown, DigestInvalid, NameInvalid, RegistryCacheError, UpstreamBusy
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import ContentRange
@@ -84,7 +84,7 @@ class FleetPort:
         followers: int,
         threads: Threads,
         now: Callable[[], float],
-        figures: FleetFigures,
+        counts: Counts,
     ) -> None:
         self._flights = flights
         self._proof = proof
@@ -92,7 +92,7 @@ class FleetPort:
         self._followers = followers
         self._threads = threads
         self._now = now
-        self._figures = figures
+        self._counts = counts
         self._tower = _Tower(flights)
         self._serving: dict[Digest, list[_Follower]] = {}
 
@@ -104,7 +104,7 @@ class FleetPort:
             return web.Response(status=404)
         peer = self._signer.address(request.headers.get(HEADER, ""), request.method, path, range_, self._now())
         if peer is None:
-            self._figures.refused += 1
+            self._counts.refused += 1
             return web.Response(status=401)
         try:
             repository, digest = Repository.parse(match[2], match[1]), Digest.parse(match[3])
@@ -115,10 +115,11 @@ class FleetPort:
         content = await self._open(digest)
         if content is None:
             return web.Response(status=404)
+        signed = {ANSWER: self._signer.answer(request.headers[HEADER])}
         try:
             if request.method == "HEAD":
-                return web.Response(status=200)
-            return await self._answer(request, repository, digest, content, follower)
+                return web.Response(status=200, headers=signed)
+            return await self._answer(request, repository, digest, content, follower, signed)
         finally:
             content.close()
 
@@ -139,14 +140,16 @@ class FleetPort:
         digest: Digest,
         content: OpenBlob | FlightReader,
         follower: _Follower,
+        headers: dict[str, str],
     ) -> web.StreamResponse:
         others = self._serving.setdefault(digest, [])
         if len(others) >= self._followers and DIRECT not in request.headers:
             ahead = [one for one in others if one.offset > follower.start and one.address != follower.address]
             if ahead:  # spread over those that have been sent nobody yet, as well as chance can
-                self._figures.redirected += 1
-                to = ahead[self._figures.redirected % len(ahead)].address
-                return web.Response(status=307, headers={"Location": f"http://{to}{request.rel_url.raw_path}"})
+                self._counts.redirected += 1
+                to = ahead[self._counts.redirected % len(ahead)].address
+                where = {"Location": f"http://{to}{request.rel_url.raw_path}"}
+                return web.Response(status=307, headers=headers | where)
         others.append(follower)
         try:
             size = await _size(content)
@@ -154,7 +157,7 @@ class FleetPort:
                 return web.Response(status=503)
             is_supplied = isinstance(content, FlightReader) and repository in content.flight.supplied_by
             proven = is_supplied or await self._proof.known(repository, digest)
-            return await self._send(request, content, follower, size, {PROVEN: "1" if proven else "0"})
+            return await self._send(request, content, follower, size, {**headers, PROVEN: "1" if proven else "0"})
         except RegistryCacheError as error:
             return web.Response(status=404 if isinstance(error, BlobUnknown) else 503)
         finally:
@@ -192,7 +195,7 @@ class FleetPort:
             request.protocol.force_close()
             raise asyncio.CancelledError(str(error)) from error
         finally:
-            self._figures.served_bytes += sink.sent_bytes
+            self._counts.served_bytes += sink.sent_bytes
             sink.close()
         return response
 

@@ -1,6 +1,7 @@
 """How replicas know each other: each request is signed with the fleet's key, which itself never travels.
 
-``Fleet-Auth: ADDRESS TIME HMAC``, over method, path, range, address and time; it counts for a minute.
+``Fleet-Auth: ADDRESS TIME HMAC``, over method, path, range, address and time; it counts for a minute. The answer
+is signed over that: a stranger at an address that Redis names is not believed.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import re
 from pathlib import Path
 
 HEADER = "Fleet-Auth"
+ANSWER = "Fleet-Answer"
 _VALID_SECONDS = 60
 _FORM = re.compile(r"([0-9A-Fa-f.:\[\]]{3,60}) ([0-9]{1,12}) ([0-9a-f]{64})")
 
@@ -39,6 +41,14 @@ class Signer:
             return None
         right = self._mac(match[1], method, path, range_, match[2])
         return match[1] if hmac.compare_digest(right, match[3]) else None
+
+    def answer(self, request: str) -> str:
+        """What proves that who answers *request*, the value of its header, has the key too."""
+        return self._mac("answer", request)
+
+    def is_answer(self, value: str, request: str) -> bool:
+        """Whether *value* does."""
+        return hmac.compare_digest(self.answer(request).encode(), value.encode())
 
     def _mac(self, *parts: str) -> str:
         return hmac.new(self._key, "\n".join(parts).encode(), hashlib.sha256).hexdigest()

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import aiohttp
 
-from registry_cache.fleet.figures import FleetFigures
+from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.leases import Claim, Leases, RedisDown
 from registry_cache.fleet.peers import SILENCE_SECONDS, PeerGone, PeerRefuses, PeerReply, Peers, PeerSilent
 from registry_cache.model import events
@@ -43,6 +43,7 @@ class Trail:
         self.direct = False  # not by way of another follower: that way broke
         self.fruitless = 0
         self.position = 0  # so far peers have brought it
+        self.believed = ""  # who did
 
 
 class PeerBody:
@@ -74,12 +75,13 @@ class PeerBody:
             raise self._lost("it fell silent") from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._lost(f"it broke: {error}") from error
-        if not piece:
-            raise self._lost("it ended early")
+        if not piece or len(piece) > self._left:
+            raise self._lost("it ended early" if not piece else "it sends more than it said")
         self._left -= len(piece)
         self._received(len(piece))
         self._trail.fruitless = 0
         self._trail.position = (self.total_bytes or 0) - self._left
+        self._trail.believed = self._claim.value
         return piece
 
     async def drain(self, take: Callable[[Piece], None]) -> None:
@@ -119,7 +121,7 @@ class FleetSource:
         confirm: Callable[[Repository, Digest], Awaitable[object]],
         proof: Proof,
         trails: dict[Digest, Trail],
-        figures: FleetFigures,
+        counts: Counts,
         events: events.Events,
     ) -> None:
         self._source = source
@@ -128,7 +130,7 @@ class FleetSource:
         self._confirm = confirm
         self._proof = proof
         self._trails = trails
-        self._figures = figures
+        self._counts = counts
         self._events = events
 
     @contextlib.asynccontextmanager
@@ -142,9 +144,12 @@ class FleetSource:
         """
         body = None
         trail = self._trails.setdefault(digest, Trail())
-        # Who begins anew was brought something wrong, perhaps by a peer: upstream alone is believed.
-        if stop is None and not self._leases.holds(digest) and start >= trail.position:
-            body = await self._followed(trail, repository, digest, start)
+        if stop is None and not self._leases.holds(digest):
+            if start >= trail.position:
+                body = await self._followed(trail, repository, digest, start)
+            else:  # who begins anew was brought something wrong, perhaps by a peer: upstream alone is believed
+                with contextlib.suppress(RedisDown):
+                    await self._leases.claim(repository, digest, trail.believed)
         if body is None:
             try:
                 async with self._source.blob(repository, digest, start=start, stop=stop) as own:
@@ -174,7 +179,7 @@ class FleetSource:
             try:
                 return await self._follow(trail, claim, repository, digest, start)
             except PeerRefuses as error:
-                self._figures.warn(str(error), self._events)
+                self._counts.warn(str(error), self._events)
                 break
             except PeerGone:
                 lost, gone = claim.value, gone + 1
@@ -182,13 +187,13 @@ class FleetSource:
                 trail.suspect = claim
                 lost = await self._lost(trail, repository, digest)
                 gone += bool(lost)
-        self._figures.alone += 1
+        self._counts.alone += 1
         return None
 
     def _leads(self, digest: Digest, lost: str, start: int) -> None:
-        self._figures.led += 1
+        self._counts.led += 1
         if lost:
-            self._figures.takeovers += 1
+            self._counts.takeovers += 1
             peer = lost.rpartition("|")[2]
             self._events.emit(events.FleetTakeover(digest=digest, offset=start, peer=peer))
 
@@ -206,8 +211,8 @@ class FleetSource:
         except BaseException:
             reply.response.close()
             raise
-        self._figures.followed += 1
-        return PeerBody(reply, claim, trail, self._figures.received)
+        self._counts.followed += 1
+        return PeerBody(reply, claim, trail, self._counts.received)
 
     async def _lost(self, trail: Trail, repository: Repository, digest: Digest) -> str:
         """The lease of the peer that the flight has followed, if that one is not alive any more."""

@@ -3,7 +3,7 @@
 from registry_cache.model import events
 
 
-class FleetFigures:
+class Counts:
     """Counts: blobs led, followed, taken over and fetched alone; bytes that came from peers and went to them."""
 
     def __init__(self) -> None:
