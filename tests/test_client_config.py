@@ -1,6 +1,7 @@
 """The files by which clients ask the cache: what is in them, and that nothing of others' is lost."""
 
 import json
+import stat
 import tomllib
 from pathlib import Path, PurePosixPath
 
@@ -8,15 +9,16 @@ import pytest
 import yaml
 
 from registry_cache.clients.files import write
-from registry_cache.clients.texts import CLIENTS, MARK, ClientFile, Served, Unmergeable
+from registry_cache.clients.texts import CLIENTS, MARK, NOBODY, ClientFile, Identity, Served, Unmergeable
+from tests.proof.leaks import forms_of
 from tests.test_command_line import run
 
 CACHE = "http://127.0.0.1:5000"
 SERVED = [Served("docker.io", "https://registry-1.docker.io"), Served("registry.corp", "https://registry.corp:5443")]
 
 
-def made(client, now=None, cache=CACHE, served=SERVED):
-    return {str(file.path): file.make(now) for file in CLIENTS[client](cache, served).files}
+def made(client, now=None, cache=CACHE, served=SERVED, identity=NOBODY):
+    return {str(file.path): file.make(now) for file in CLIENTS[client](cache, served, identity).files}
 
 
 def test_containerd_has_a_file_for_each_registry():
@@ -127,3 +129,98 @@ def test_a_file_that_cannot_be_joined_is_refused_and_told(tmp_path, config):
 @pytest.mark.parametrize("arguments", [("nosuch",), ("podman", "--url", "cache.example")])
 def test_wrong_arguments(arguments):
     assert run("client-config", *arguments).returncode == 2
+
+
+SECURE = "https://cache.corp:5000"
+
+
+@pytest.fixture
+def identity(tmp_path):
+    for name in ("ca.pem", "me.cert", "me.key"):
+        (tmp_path / name).write_text(f"of {name}\n")
+    return Identity(f"{tmp_path}/ca.pem", (f"{tmp_path}/me.cert", f"{tmp_path}/me.key"), ("ci", 'a"b'))
+
+
+def test_containerd_knows_the_cache_and_shows_who_it_is(identity):
+    (text, _) = made("containerd", cache=SECURE, identity=identity).values()
+    host = tomllib.loads(text)["host"][SECURE]
+    assert host == {
+        "capabilities": ["pull", "resolve"],
+        "ca": identity.ca,
+        "client": [list(identity.certificate)],
+        "header": {"Authorization": ["Basic Y2k6YSJi"]},
+    }
+    files = CLIENTS["containerd"](SECURE, SERVED, identity).files
+    assert all(file.secret for file in files)
+    assert not any(file.secret for file in CLIENTS["containerd"](SECURE, SERVED, identity._replace(login=())).files)
+
+
+@pytest.mark.parametrize(
+    ("client", "folder"), [("podman", "/etc/containers/certs.d"), ("dockerd", "/etc/docker/certs.d")]
+)
+def test_podman_and_dockerd_have_copies_in_the_caches_folder(identity, client, folder):
+    files = made(client, cache=SECURE, identity=identity)
+    here = f"{folder}/cache.corp:5000"
+    kept = {path.removeprefix(here): text for path, text in files.items() if path.startswith(folder)}
+    assert kept == {"/ca.crt": "of ca.pem\n", "/client.cert": "of me.cert\n", "/client.key": "of me.key\n"}
+    client = CLIENTS[client](SECURE, SERVED, identity)
+    assert [file.path.name for file in client.files if file.secret] == ["client.key"]
+    assert any("login cache.corp:5000" in note for note in client.notes)
+    assert not any("of " in str(file.path) for file in CLIENTS["podman"](SECURE, SERVED, NOBODY).files)
+
+
+def test_k3s_and_buildkit_show_who_they_are(identity):
+    (text,) = made("k3s", cache=SECURE, identity=identity).values()
+    certificate, key = identity.certificate
+    assert yaml.safe_load(text)["configs"] == {
+        "cache.corp:5000": {
+            "tls": {"ca_file": identity.ca, "cert_file": certificate, "key_file": key},
+            "auth": {"username": "ci", "password": 'a"b'},
+        }
+    }
+    (text,) = made("buildkit", cache=SECURE, identity=identity).values()
+    assert tomllib.loads(text)["registry"]["cache.corp:5000"] == {
+        "ca": [identity.ca], "keypair": [{"cert": certificate, "key": key}],
+    }  # fmt: skip
+    (text,) = made("k3s", cache=SECURE, identity=Identity(ca=identity.ca)).values()
+    assert yaml.safe_load(text)["configs"] == {"cache.corp:5000": {"tls": {"ca_file": identity.ca}}}
+
+
+def test_secrets_are_written_for_their_owner_and_not_shown(tmp_path, config, identity):
+    (tmp_path / "login").write_text("ci:a secret word\n")
+    flags = [
+        "--config", config, "--root", tmp_path / "root", "--url", SECURE, "--ca", identity.ca,
+        "--client-cert", identity.certificate[0], "--client-key", identity.certificate[1],
+        "--login-file", tmp_path / "login",
+    ]  # fmt: skip
+    forms = [form.decode() for form in forms_of("ci", "a secret word")]
+    for client in CLIENTS:
+        for options in ((), ("--json",), ("--write",)):
+            shown = run("client-config", client, *flags, *options)
+            assert shown.returncode == 0, shown.stderr
+            assert not any(form in shown.stdout + shown.stderr for form in [*forms, "of me.key"])
+    secret = [
+        file for file in (tmp_path / "root").rglob("*")
+        if file.is_file() and any(form in file.read_text() for form in [*forms, "of me.key"])
+    ]  # fmt: skip
+    assert {file.name for file in secret} == {"hosts.toml", "registries.yaml", "client.key"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in secret} == {0o600}
+
+
+def test_a_file_that_gets_a_secret_is_closed_to_others(tmp_path):
+    (tmp_path / "file").write_text("open\n")
+    written = write(ClientFile(PurePosixPath("/file"), lambda _: "secret\n", secret=True), tmp_path)
+    assert (written.status, stat.S_IMODE((tmp_path / "file").stat().st_mode)) == ("written", 0o600)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--ca", "CA"), "has no TLS"),
+        (("--url", SECURE, "--client-cert", "CA"), "both or neither"),
+        (("--login-file", "CA"), "USER:PASSWORD"),
+    ],
+)
+def test_what_no_client_could_use_is_refused(identity, flags, said):
+    done = run("client-config", "podman", *(identity.ca if flag == "CA" else flag for flag in flags))
+    assert (done.returncode, said in " ".join(done.stderr.split())) == (2, True)

@@ -356,6 +356,26 @@ async def test_mirrors_are_told_apart_by_who_answers(start_cache):
 
 
 @pytest.mark.parametrize(
+    ("flags", "mirror", "is_named"),
+    [
+        ({}, "http://127.0.0.1:5000", False),
+        ({"htpasswd": True}, "http://127.0.0.1:5000", True),
+        ({"htpasswd": True, "access": [{"networks": ["127.0.0.0/8"], "quiet": True}]}, "http://127.0.0.1:5000", False),
+        ({"htpasswd": True, "access": [{"networks": ["127.0.0.0/8"], "quiet": True}]}, "http://localhost:5000", False),
+        ({"htpasswd": True, "access": [{"networks": ["127.0.0.0/8"], "quiet": True}]}, "http://10.1.0.5:5000", True),
+        ({"oidc": {"ci": {"issuer": "https://x", "audience": "y"}}}, "http://127.0.0.1:5000", True),
+        ({"access": [{"networks": ["127.0.0.0/8"]}]}, "http://127.0.0.1:5000", False),
+    ],
+)
+def test_a_mirror_that_would_be_sent_a_docker_hub_login_is_named(tmp_path, flags, mirror, is_named):
+    (tmp_path / "htpasswd").write_text("")
+    flags = flags | ({"htpasswd": tmp_path / "htpasswd"} if "htpasswd" in flags else {})
+    found = list(network.hub_logins(load_settings(None, flags), [mirror]))
+    assert len(found) == is_named
+    assert all(check.state == "warning" and mirror in check.text and "quiet" in check.remedy for check in found)
+
+
+@pytest.mark.parametrize(
     ("written", "remedy"),
     [
         (None, 'put "registry-mirrors": ["http://127.0.0.1:5000"] into'),

@@ -10,8 +10,11 @@ import click
 from registry_cache.cli.admin import cache_dir_option, json_option, running, settings_of
 from registry_cache.cli.common import say, service_config_option
 from registry_cache.clients.files import Written, write
-from registry_cache.clients.texts import CLIENTS, Client, Served, Unmergeable
+from registry_cache.clients.texts import CLIENTS, Client, Identity, Served, Unmergeable
 from registry_cache.settings.registries import registries
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True)
+_NOT_SHOWN = "(a secret: --write puts it there, for its owner alone)"
 
 
 @click.command(
@@ -21,11 +24,16 @@ Examples:
   registry-cache client-config containerd           # what would be in its files
   registry-cache client-config dockerd --write      # put it there; what was there is kept
   registry-cache client-config podman --url http://cache.example:5000
+  registry-cache client-config containerd --url https://cache.example:5000 --ca /etc/rc/ca.pem --login-file /root/login
 """,
 )
 @click.argument("client", type=click.Choice(list(CLIENTS)))
 @click.option("--write", "is_written", is_flag=True, help="Put it there, with a backup of what was there.")
 @click.option("--url", help="Where clients reach the cache, such as http://cache.example:5000.  [default: this host's]")
+@click.option("--ca", type=_FILE, help="PEM file of the authority that the cache's certificate is of.")
+@click.option("--client-cert", type=_FILE, help="PEM file of the client's own certificate.")
+@click.option("--client-key", type=_FILE, help="PEM file of its key.")
+@click.option("--login-file", type=_FILE, help="File with USER:PASSWORD, for clients that send a login unasked.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False),
@@ -41,6 +49,10 @@ def command(
     config: Path | None,
     cache_dir: Path | None,
     url: str | None,
+    ca: Path | None,
+    client_cert: Path | None,
+    client_key: Path | None,
+    login_file: Path | None,
     root: Path,
     *,
     is_written: bool,
@@ -57,7 +69,8 @@ def command(
         raise click.UsageError(f"--url: {url!r}: allowed is where the cache is, such as http://cache.example:5000")
     found = running(settings_of(config, cache_dir))
     served = [Served(registry.name, registry.url) for registry in registries(found.settings).values()]
-    made = CLIENTS[client]((url or found.url).rstrip("/"), served)
+    cache = (url or found.url).rstrip("/")
+    made = CLIENTS[client](cache, served, _identity(cache, ca, client_cert, client_key, login_file))
     results = _write(made, root) if is_written else []
     if as_json:
         click.echo(json.dumps(_document(made, root, results), indent=2))
@@ -67,6 +80,22 @@ def command(
         _show(made, root)
     if any(result.status == "refused" for result in results):
         raise SystemExit(1)
+
+
+def _identity(
+    cache: str, ca: Path | None, certificate: Path | None, key: Path | None, login_file: Path | None
+) -> Identity:
+    if (ca or certificate or key) and not cache.startswith("https:"):
+        raise click.UsageError(f"{cache} has no TLS: certificates are for an https address (--url)")
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--client-cert and --client-key: allowed is both or neither")
+    login: tuple[str, str] | tuple[()] = ()
+    if login_file is not None:
+        user, colon, password = login_file.read_text().strip().partition(":")
+        if not (user and colon and password) or not (user + password).isprintable():
+            raise click.UsageError("--login-file: allowed is one line, USER:PASSWORD")
+        login = (user, password)
+    return Identity(str(ca or ""), (str(certificate), str(key)) if certificate else (), login)
 
 
 def _write(made: Client, root: Path) -> list[Written]:
@@ -84,6 +113,9 @@ def _text(made: Client, root: Path) -> list[tuple[str, str]]:
     found = []
     for file in made.files:
         path = root / file.path.relative_to("/")
+        if file.secret:
+            found.append((str(path), f"# {_NOT_SHOWN}\n"))
+            continue
         try:
             text = file.make(path.read_text())
         except (OSError, UnicodeDecodeError, Unmergeable):

@@ -52,17 +52,17 @@ def write(file: ClientFile, root: Path) -> Written:
     backup = ""
     if now is not None:
         backup = f"{path}.{time.strftime('%Y%m%dT%H%M%S')}.bak"
-        shutil.copy2(path, backup)
-    _replace(path, text)
+        shutil.copy2(path, backup)  # with its mode
+    _replace(path, text, secret=file.secret)
     return Written(str(path), "written", backup)
 
 
-def _replace(path: Path, text: str) -> None:
-    """At once: who reads it meanwhile gets the old or the new one. Its mode and owner stay."""
-    mode, owner = 0o644, None
+def _replace(path: Path, text: str, *, secret: bool) -> None:
+    """At once: who reads it meanwhile gets the old or the new one. Its owner stays, and its mode, unless *secret*."""
+    mode, owner = 0o600 if secret else 0o644, None
     if path.exists():
         stat = path.stat()
-        mode, owner = stat.st_mode & 0o777, (stat.st_uid, stat.st_gid)
+        mode, owner = stat.st_mode & (0o700 if secret else 0o777), (stat.st_uid, stat.st_gid)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as out:

@@ -4,9 +4,10 @@ Sources: containerd, "Registry Configuration"; containers-registries.conf(5); k3
 buildkitd.toml(5); dockerd, "registry-mirrors".
 """
 
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,14 +23,39 @@ class Served(NamedTuple):
     url: str
 
 
+class Identity(NamedTuple):
+    """How a client knows the cache, and is known there.
+
+    Attributes:
+        ca: PEM file of the authority that the cache's certificate is of; empty where the system trusts it.
+        certificate: PEM files of the client's own certificate and its key; empty without one.
+        login: user and password, for clients that send them unasked; empty without them.
+    """
+
+    ca: str = ""
+    certificate: tuple[str, str] | tuple[()] = ()
+    login: tuple[str, str] | tuple[()] = ()
+
+    @property
+    def header(self) -> str:
+        """The login as a request has it (RFC 7617); empty without one."""
+        return f"Basic {base64.b64encode(':'.join(self.login).encode()).decode()}" if self.login else ""
+
+
+NOBODY = Identity()
+
+
 class ClientFile(NamedTuple):
     """A file of a client.
+
+    A ``secret`` one is for its owner alone, and is not shown.
 
     ``make`` gives its text from what is in it now (None: there is no file). It raises :class:`Unmergeable`.
     """
 
     path: PurePosixPath
     make: Callable[[str | None], str]
+    secret: bool = False
 
 
 class Client(NamedTuple):
@@ -71,14 +97,46 @@ def _if_ours(text: str) -> Callable[[str | None], str]:
     return make
 
 
-def _hosts(cache: str, registry: Served) -> str:
-    return f'server = "{registry.url}"\n\n[host."{cache}"]\n  capabilities = ["pull", "resolve"]\n'
+def _copied(path: str) -> Callable[[str | None], str]:
+    def make(_now: str | None) -> str:
+        return Path(path).read_text()
+
+    return make
 
 
-def containerd(cache: str, served: Sequence[Served]) -> Client:
+def _certificates(folder: str, cache: str, identity: Identity) -> list[ClientFile]:
+    """The folder of a registry that dockerd and podman look into: copies, since there only names count."""
+    here = PurePosixPath(folder) / urlsplit(cache).netloc
+    files = [ClientFile(here / "ca.crt", _copied(identity.ca))] if identity.ca else []
+    if identity.certificate:
+        certificate, key = identity.certificate
+        files += [
+            ClientFile(here / "client.cert", _copied(certificate)),
+            ClientFile(here / "client.key", _copied(key), secret=True),
+        ]
+    return files
+
+
+def _hosts(cache: str, registry: Served, identity: Identity) -> str:
+    lines = [f'server = "{registry.url}"', "", f'[host."{cache}"]', '  capabilities = ["pull", "resolve"]']
+    if identity.ca:
+        lines.append(f"  ca = {json.dumps(identity.ca)}")
+    if identity.certificate:
+        lines.append(f"  client = [{json.dumps(identity.certificate)}]")
+    if identity.login:
+        lines += [f'  [host."{cache}".header]', f'    Authorization = ["{identity.header}"]']
+    return "\n".join([*lines, ""])
+
+
+def containerd(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
     """``hosts.toml`` for each registry."""
     root = PurePosixPath("/etc/containerd/certs.d")
-    files = [ClientFile(root / registry.name / "hosts.toml", _whole(_hosts(cache, registry))) for registry in served]
+    files = [
+        ClientFile(
+            root / registry.name / "hosts.toml", _whole(_hosts(cache, registry, identity)), secret=bool(identity.login)
+        )
+        for registry in served
+    ]
     return Client(
         files,
         "nothing: containerd reads hosts.toml at each pull",
@@ -88,7 +146,7 @@ def containerd(cache: str, served: Sequence[Served]) -> Client:
     )
 
 
-def podman(cache: str, served: Sequence[Served]) -> Client:
+def podman(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
     """A mirror for each registry; podman, buildah, skopeo and CRI-O read it."""
     location, insecure = urlsplit(cache).netloc, str(cache.startswith("http:")).lower()
     blocks = [
@@ -97,27 +155,45 @@ def podman(cache: str, served: Sequence[Served]) -> Client:
         for name, _ in served
     ]
     path = PurePosixPath("/etc/containers/registries.conf.d/50-registry-cache.conf")
-    return Client([ClientFile(path, _whole("\n".join(blocks)))], "nothing: it is read at each pull")
+    return Client(
+        [ClientFile(path, _whole("\n".join(blocks))), *_certificates("/etc/containers/certs.d", cache, identity)],
+        "nothing: it is read at each pull",
+        [f"a login is podman's own to keep: podman login {location}"] if identity.login else [],
+    )
 
 
-def k3s(cache: str, served: Sequence[Served]) -> Client:
+def k3s(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
     """``registries.yaml``."""
     lines = [f'  "{registry.name}":\n    endpoint:\n      - "{cache}"\n' for registry in served]
+    tls = [("ca_file", identity.ca)] if identity.ca else []
+    tls += zip(("cert_file", "key_file"), identity.certificate, strict=False)
+    parts = {"tls": tls, "auth": list(zip(("username", "password"), identity.login, strict=False))}
+    if any(parts.values()):
+        lines.append(f'configs:\n  "{urlsplit(cache).netloc}":\n')
+    for name, values in parts.items():
+        if values:
+            lines.append(f"    {name}:\n" + "".join(f"      {key}: {json.dumps(value)}\n" for key, value in values))
     path = PurePosixPath("/etc/rancher/k3s/registries.yaml")
-    return Client([ClientFile(path, _if_ours("mirrors:\n" + "".join(lines)))], "systemctl restart k3s (or k3s-agent)")
+    file = ClientFile(path, _if_ours("mirrors:\n" + "".join(lines)), secret=bool(identity.login))
+    return Client([file], "systemctl restart k3s (or k3s-agent)")
 
 
-def buildkit(cache: str, served: Sequence[Served]) -> Client:
+def buildkit(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
     """``buildkitd.toml``."""
     location = urlsplit(cache).netloc
     blocks = [f'[registry."{registry.name}"]\n  mirrors = ["{location}"]\n' for registry in served]
     if cache.startswith("http:"):
         blocks.append(f'[registry."{location}"]\n  http = true\n')
+    elif identity.ca or identity.certificate:
+        blocks.append(f'[registry."{location}"]\n' + (f"  ca = [{json.dumps(identity.ca)}]\n" if identity.ca else ""))
+    if identity.certificate:
+        certificate, key = map(json.dumps, identity.certificate)
+        blocks.append(f'[[registry."{location}".keypair]]\n  cert = {certificate}\n  key = {key}\n')
     path = PurePosixPath("/etc/buildkit/buildkitd.toml")
     return Client([ClientFile(path, _if_ours("\n".join(blocks)))], "restart buildkitd, or make the builder anew")
 
 
-def dockerd(cache: str, served: Sequence[Served]) -> Client:
+def dockerd(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
     """``registry-mirrors``, for Docker Hub; what else is in ``daemon.json`` stays."""
 
     def make(now: str | None) -> str:
@@ -135,14 +211,19 @@ def dockerd(cache: str, served: Sequence[Served]) -> Client:
     notes = [
         f"dockerd has mirrors for Docker Hub only; others by name: docker pull {location}/{name}/…" for name in others
     ]
+    if identity.login:
+        notes.append(f"to a mirror dockerd sends Docker Hub's login only; by name: docker login {location}")
     return Client(
-        [ClientFile(PurePosixPath("/etc/docker/daemon.json"), make)],
+        [
+            ClientFile(PurePosixPath("/etc/docker/daemon.json"), make),
+            *_certificates("/etc/docker/certs.d", cache, identity),
+        ],
         "systemctl reload docker (or: kill -HUP $(cat /run/docker.pid))",
         notes,
     )
 
 
-CLIENTS: Mapping[str, Callable[[str, Sequence[Served]], Client]] = {
+CLIENTS: Mapping[str, Callable[[str, Sequence[Served], Identity], Client]] = {
     "containerd": containerd,
     "podman": podman,
     "k3s": k3s,

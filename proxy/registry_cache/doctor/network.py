@@ -4,11 +4,14 @@ import email.utils
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 
+from registry_cache.access.rules import Principal
+from registry_cache.assembly.guards import rules_of
 from registry_cache.assembly.pulls import build_upstream
 from registry_cache.doctor.check import Check
 from registry_cache.doctor.secret import new_token
@@ -245,6 +248,9 @@ async def docker(
             mirrors = [mirror.rstrip("/") for mirror in engine.info.registry_mirrors]
             found = [await instance_at(mirror, trust(settings.tls_cert)) for mirror in mirrors]
             yield mirror_check(mirrors, found, url, instance)
+            ours = [mirror for mirror, who in zip(mirrors, found, strict=True) if who and who == instance]
+            for check in hub_logins(settings, ours):
+                yield check
             disk = engine.disk()
     except (EngineUnreachable, SettingsError) as error:
         yield Check("dockerd", "warning", str(error), "fine if this host runs no Docker; else run doctor as root")
@@ -259,6 +265,23 @@ async def docker(
         yield Check("docker disk", "warning", text, "registry-cache prune shows what could go, and why")
     else:
         yield Check("docker disk", "ok", text)
+
+
+def hub_logins(settings: Settings, mirrors: list[str]) -> Iterator[Check]:
+    """dockerd's mirrors that are this cache, and would be sent the Docker Hub login of whoever has one there."""
+    if not settings.htpasswd and not settings.oidc:
+        return  # nobody is asked to log in
+    for mirror in mirrors:
+        host = urlsplit(mirror).hostname or ""
+        # A connection to an address of this host comes from that address.
+        address = "127.0.0.1" if host == "localhost" else host
+        if not any(rule.quiet and rule.is_for(Principal(address)) for rule in rules_of(settings)):
+            yield Check(
+                "docker hub login",
+                "warning",
+                f"dockerd sends {mirror} the Docker Hub login of whoever has one, because the cache asks for logins",
+                f'give these clients a rule with quiet = true: [[access]] networks = ["{address}"] (docs/access.md)',
+            )
 
 
 async def instance_at(url: str, tls: ssl.SSLContext | bool = True) -> str | None:
