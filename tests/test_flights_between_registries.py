@@ -199,3 +199,17 @@ async def test_three_are_tried_in_the_order_in_which_they_came(airport, shared):
     readers = [shared.join(where) for where in (REPOSITORY, OTHER, THIRD)]
     assert await asyncio.gather(*map(shared.read, readers)) == [DATA] * 3
     assert airport.flights.get(shared.digest) is None or airport.flights.get(shared.digest).supplied_by == {THIRD}
+
+
+async def test_one_that_is_sent_elsewhere_twice_in_one_moment_goes_there_once(airport, shared):
+    """Its slot is asked back while the watch sends it elsewhere: the second was an error in whoever came second."""
+    hangs = asyncio.Event()
+    shared.first.script(shared.digest, shared.first.part(shared.digest, upto=2_000, then=hangs))
+    mine, theirs = asyncio.create_task(shared.read(shared.join(REPOSITORY))), shared.join(OTHER)
+    await until(lambda: shared.first.open == 1)
+    (flight,) = airport.flights
+    interrupt = flight.interrupt
+    flight.divert()
+    await asyncio.sleep(0)  # the first has ended the scope, and the task has not run
+    interrupt()
+    assert await asyncio.gather(mine, shared.read(theirs)) == [DATA, DATA]

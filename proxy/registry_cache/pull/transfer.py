@@ -340,6 +340,8 @@ class _interruptible:  # noqa: N801 -- used like a function
             self._seat.interrupt = None
 
     def _end(self) -> None:
+        if self._scope.expired():  # the slot is asked back, and the flight sent elsewhere, in one turn of the loop
+            return
         self._scope.reschedule(asyncio.get_running_loop().time())
 
 
