@@ -60,7 +60,7 @@ soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5)
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
 	FUZZ_SECONDS=$$(($(or $(MINUTES),5) * 60)) $(BIN)/pytest -q tests/web/test_fuzz.py tests/web/test_fuzz_manifests.py
 
-BENCHMARKS := throughput latency cold crowd scale eviction
+BENCHMARKS := throughput latency cold crowd scale eviction registries
 
 bench: $(VENV)/bench.stamp daemons  ## measure against the peers, into docs/benchmarks (about 50 minutes)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

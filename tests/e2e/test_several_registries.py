@@ -1,12 +1,16 @@
 """Three registries behind one cache, and real clients: containerd, skopeo by prefix, skopeo and podman by mirror."""
 
 import json
+import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.command import PROGRAM, environment
 from tests.e2e.debian_registry import debian_registry
+from tests.e2e.dockerd import require_daemons, running_dockerd
 
 pytestmark = pytest.mark.e2e
 
@@ -79,6 +83,90 @@ def test_containerd_pulls_from_all_of_them_and_goes_on_when_one_is_gone(containe
         pull(name)
 
 
+@pytest.fixture
+def podman():
+    """Podman with a storage of its own; ``conf`` is its registries.conf."""
+    require_daemons("podman")
+    home = Path(tempfile.mkdtemp(prefix="podman-"))  # a run root may have 50 characters
+    storage = ["--root", home / "storage", "--runroot", home / "run", "--storage-driver", "vfs"]
+
+    def command(*arguments, conf=None):
+        own = {"CONTAINERS_REGISTRIES_CONF": str(conf)} if conf else {}
+        return run("podman", *storage, *arguments, **own)
+
+    yield command
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def test_podman_pulls_from_all_of_them_by_prefix_and_goes_on_when_one_is_gone(cache, registries, repository, podman):
+    address = cache.url.removeprefix("http://")
+
+    def pull(name):
+        podman("pull", "--quiet", "--tls-verify=false", f"{address}/{name}")
+        podman("rmi", "--force", f"{address}/{name}")
+
+    pulls(cache, pull, names_of(repository))
+    registries[TEAM].stop()
+    for name in names_of(repository):
+        pull(name)
+
+
+def test_podman_pulls_from_all_of_them_by_the_mirrors_that_client_config_writes(
+    cache, registries, repository, tmp_path, podman
+):
+    run(PROGRAM, "client-config", "podman", "--cache-dir", cache.cache_dir, "--root", tmp_path / "host", "--write")
+    conf = tmp_path / "host/etc/containers/registries.conf.d/50-registry-cache.conf"
+
+    def pull(name):
+        podman("pull", "--quiet", name, conf=conf)
+        podman("rmi", "--force", name, conf=conf)
+
+    pulls(cache, pull, names_of(repository))
+    registries[OPEN].stop()
+    for name in names_of(repository):
+        pull(name)
+
+
+def test_dockerd_pulls_from_all_of_them_by_prefix_and_builds_on_them(cache, registries, repository):
+    """It has no mirrors for others than Docker Hub; its BuildKit has the names of FROM."""
+    address = cache.url.removeprefix("http://")
+    with running_dockerd() as docker:
+
+        def pull(name):
+            docker.run("pull", f"{address}/{name}")
+            docker.run("rmi", f"{address}/{name}")
+
+        pulls(cache, pull, names_of(repository))
+        registries[TEAM].stop()
+        for name in names_of(repository):
+            pull(name)
+        for number, name in enumerate(names_of(repository)):
+            build(docker, f"FROM {address}/{name}\nLABEL built=here\n", f"built:{number}")
+            assert docker.run("image", "inspect", "--format", "{{.Config.Labels.built}}", f"built:{number}") == "here"
+
+
+def test_dockerds_buildkit_builds_on_docker_hubs_images_by_its_mirror(cache, repository):
+    with running_dockerd(**{"registry-mirrors": [cache.url]}) as docker:
+        build(docker, f"FROM {repository}:1\nLABEL built=here\n", "built:1")
+        assert docker.run("image", "inspect", "--format", "{{.Config.Labels.built}}", "built:1") == "here"
+    asked = cache.lines(event="request")
+    assert {line["registry"] for line in asked if line["repository"]} == {"docker.io"}
+    assert {line["status"] for line in asked if line["kind"] in ("manifest", "blob")} == {200}
+
+
+def build(docker, dockerfile, tag):
+    """By the BuildKit in dockerd; Debian's client needs no plugin for that."""
+    client = shutil.which("docker", path="/usr/bin")
+    if client is None:
+        pytest.skip("missing for this test: Debian's docker")
+    done = subprocess.run(
+        [client, *docker.command("build", "--quiet", "--tag", tag, "-")[1:]],
+        check=False, capture_output=True, timeout=120, input=dockerfile.encode(),
+        env=docker.environment() | {"DOCKER_BUILDKIT": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_skopeo_pulls_from_all_of_them_by_prefix(cache, repository, tmp_path):
     address = cache.url.removeprefix("http://")
 
@@ -104,9 +192,9 @@ def test_client_config_is_what_skopeo_and_podman_pull_by(cache, repository, tmp_
     assert {name: of[0] for name, of in costs(cache).items()} == {"docker.io": 1, OPEN: 1, TEAM: 1}
 
 
-def run(*arguments):
+def run(*arguments, **env):
     done = subprocess.run(
-        [*map(str, arguments)], check=False, capture_output=True, text=True, timeout=60, env=environment()
+        [*map(str, arguments)], check=False, capture_output=True, text=True, timeout=60, env=environment(**env)
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
