@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.e2e.dockerd import require_daemons
-from tests.proof import bounded, broken, quota, rebuild, redeploy, speed, zstd
+from tests.proof import bounded, broken, quota, rebuild, redeploy, registries, speed, zstd
 from tests.proof.evidence import Evidence
 from tests.proof.installation import CHECKOUT, Installation
 from tests.proof.recipe import SERVICES, DebianImages, Stack, small_stack
@@ -26,7 +26,7 @@ examples:
   python -m tests.proof --short                      as make test has it
   python -m tests.proof --only 6 --only '(c)' --json  some parts, the results as JSON
 """
-PARTS = ("(a)", "(b)", "(d)", "5", "6", "7", "(c)")
+PARTS = ("(a)", "(b)", "(d)", "5", "6", "7", "8", "(c)")
 SHORT = ("(a)", "(b)", "(d)", "5")
 
 
@@ -121,6 +121,7 @@ def _run_parts(
         "5": ("broken pulls", lambda: broken.broken_pull_stays_broken(site, evidence)),
         "6": ("bounded", lambda: bounded.stays_bounded(site, evidence, deploys=200)),
         "7": ("rebuilt", lambda: rebuild.rebuilds(site, stack, evidence)),
+        "8": ("three registries", lambda: registries.three_registries(site, evidence)),
         "(c)": ("the speed-up", lambda: speed.speed_up(site, stack, evidence, rounds=given.rounds)),
     }
     for name, (title, run) in parts.items():

@@ -37,11 +37,11 @@ class Installation:
     def settings_file(self) -> Path:
         return self.root / "etc" / "registry-cache.toml"
 
-    def configure(self, settings: dict[str, str]) -> None:
+    def configure(self, settings: dict[str, str], upstreams: dict[str, dict[str, str]]) -> None:
         """Add the user's lines to the installed settings, in which every line is a comment."""
         example = self.root / "usr/local/share/doc/registry-cache/registry-cache.toml"
         lines = [f'{name} = "{value}"\n' for name, value in settings.items()]
-        self.settings_file.write_text(example.read_text() + "".join(lines))
+        self.settings_file.write_text(example.read_text() + "".join(lines) + tables(upstreams))
 
     def remove(self) -> None:
         """Program, units and settings."""
@@ -51,6 +51,14 @@ class Installation:
     def program(self) -> list[str]:
         """What starts it; fails where nothing is installed."""
         return ["unshare", "--mount", "sh", "-c", _LAID_OVER, "sh", f"{self.root}/usr/local", COMMAND]
+
+
+def tables(upstreams: dict[str, dict[str, str]]) -> str:
+    """The tables of registries, as the settings file has them."""
+    lines = []
+    for name, table in upstreams.items():
+        lines += [f'[upstreams."{name}"]\n', *(f'{key} = "{value}"\n' for key, value in table.items())]
+    return "".join(lines)
 
 
 def libraries_of(pid: int) -> set[str]:

@@ -42,6 +42,7 @@ PART_TITLES = {
     "5": "5. A broken pull stays broken",
     "6": "6. Bounded",
     "7": "7. Rebuild",
+    "8": "8. Three registries",
 }
 
 

@@ -15,7 +15,7 @@ from tests.e2e.swarm import wait_until_gone
 from tests.hub.client import HubClient, running_hub
 from tests.hub.tls import ADDRESSES
 from tests.proof.engine import Engine
-from tests.proof.installation import Installation
+from tests.proof.installation import Installation, tables
 from tests.proof.recipe import JOB, Stack
 
 CONVERGENCE_SECONDS = 180
@@ -137,16 +137,25 @@ class Site:
         return {"listen": f"127.0.0.1:{self.mirror_port}", "trusted_realms": "127.0.0.1"}
 
     @contextlib.contextmanager
-    def cache(self, name: str = "cache", **settings: str) -> Iterator[Command]:
-        """Our cache, started as a user starts it; a *name* that was there before goes on with its content."""
+    def cache(
+        self, name: str = "cache", *, upstreams: dict[str, dict[str, str]] | None = None, **settings: str
+    ) -> Iterator[Command]:
+        """Our cache, started as a user starts it; a *name* that was there before goes on with its content.
+
+        Args:
+            upstreams: tables of registries beside the default one.
+        """
         directory = self.directory / name
         directory.mkdir(exist_ok=True)
         given = settings_for(self.hub, directory) | self.own | settings
         self.host.use_mirror(self.mirror)
         arguments = None
         if self.installation:
-            self.installation.configure(given)
+            self.installation.configure(given, upstreams or {})
             arguments = ["--config", str(self.installation.settings_file)]
+        elif upstreams:
+            given["config"] = str(directory / "registries.toml")
+            (directory / "registries.toml").write_text(tables(upstreams))
         with running(given, arguments=arguments, program=self.program) as command:
             yield command
 
