@@ -23,7 +23,7 @@ test:  ## everything: lint, types, tests, the real daemons among them
 fast: $(VENV)/dev.stamp  ## what needs no daemon and takes no time: half a minute
 	$(BIN)/pytest -q -n 2 --dist loadscope -m "not daemon and not slow"
 
-check: $(VENV)/dev.stamp  ## one test: make check T=tests/test_oci.py (or T="-k digest")
+check: $(VENV)/check.stamp  ## one test: make check T=tests/test_oci.py (or T="-k digest")
 	$(BIN)/pytest -q $(or $(T),$(error name a test: make check T=tests/test_oci.py))
 
 fmt: $(VENV)/dev.stamp  ## format the code and mend what the linter can mend
@@ -90,11 +90,13 @@ daemons:  ## install what the tests run against (as root; else those tests are s
 	@sh tests/install-daemons.sh
 
 lock:  ## pin the dependencies anew (needs pip-tools)
-	pip-compile -q --extra dev --generate-hashes --allow-unsafe --strip-extras --no-header \
+	pip-compile -q --extra fleet --extra check --extra dev --generate-hashes --allow-unsafe --strip-extras --no-header \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-dev.lock pyproject.toml
-	pip-compile -q --extra dev --extra bench --generate-hashes --allow-unsafe --strip-extras --no-header \
+	pip-compile -q --extra fleet --extra check --extra dev --extra bench --generate-hashes --allow-unsafe --strip-extras --no-header \
 	  -c requirements-dev.lock \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-bench.lock pyproject.toml
+	pip-compile -q --extra fleet --extra check --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements-check.lock pyproject.toml
 	pip-compile -q --extra fleet --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
 	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-header -c requirements-dev.lock \
@@ -127,11 +129,17 @@ $(VENV)/run.stamp: $(VENV)/venv.stamp requirements.lock requirements-build.lock 
 	@touch $@
 
 # --no-compile: most of these are never imported by one test, and compiling them takes as long as all the rest.
+$(VENV)/check.stamp: $(VENV)/venv.stamp requirements-check.lock requirements-build.lock pyproject.toml
+	$(PIP) --no-compile --require-hashes -r requirements-check.lock
+	$(PIP) --require-hashes -r requirements-build.lock
+	$(PIP) --no-index --no-build-isolation -e .
+	@touch $@ $(VENV)/run.stamp
+
 $(VENV)/dev.stamp: $(VENV)/venv.stamp requirements-dev.lock requirements-build.lock pyproject.toml
 	$(PIP) --no-compile --require-hashes -r requirements-dev.lock
 	$(PIP) --require-hashes -r requirements-build.lock
 	$(PIP) --no-index --no-build-isolation -e .
-	@touch $@ $(VENV)/run.stamp
+	@touch $@ $(VENV)/check.stamp $(VENV)/run.stamp
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp requirements-bench.lock
 	$(PIP) --require-hashes -r requirements-bench.lock
