@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
         ["crowd"],
         ["scale"],
         ["eviction"],
+        ["access"],
         ["registries", "--part", "hits"],
     ],
     ids=lambda arguments: arguments[0],
