@@ -103,6 +103,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
             upstreams=pulls.upstreams,
             unlisted=pulls.unlisted,
             flights=pulls.flights,
+            fleet=pulls.fleet.figures if pulls.fleet else None,
         )
         servers = await stack.enter_async_context(
             open_servers(

@@ -3,7 +3,7 @@
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from registry_cache.assembly.unlisted import Unlisted
 from registry_cache.catalog.listings import Listings
 from registry_cache.observe.figures import (
     DiskFigures,
+    FleetFigures,
     FullStats,
     NextEviction,
     PinFigures,
@@ -68,6 +69,7 @@ class Reports:
         upstreams: Mapping[str, Upstream],
         unlisted: Unlisted,
         flights: Flights,
+        fleet: Callable[[], FleetFigures] | None,
     ) -> None:
         self._settings = settings
         self._served = registries(settings)
@@ -82,6 +84,7 @@ class Reports:
         self._upstreams = upstreams
         self._unlisted = unlisted
         self._flights = flights
+        self._fleet = fleet
 
     @property
     def instance(self) -> str:
@@ -142,6 +145,7 @@ class Reports:
             "upstreams": upstreams,
             "flights": len(self._flights),
             "transfers": [_transfer(flight) for flight in self._flights],
+            "fleet": self._fleet() if self._fleet else None,
         }
 
     def _store_figures(self) -> StoreFigures:

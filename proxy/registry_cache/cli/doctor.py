@@ -114,6 +114,8 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
         yield check
     if stats and token.state != "broken" and (check := network.still_rejected(stats, told, settings)):
         yield check
+    if stats and (check := network.fleet(stats)):
+        yield check
     instance = found.instance or (stats.instance if stats else None)
     async for check in network.docker(settings, os.environ, found.url, instance):
         yield check

@@ -64,6 +64,20 @@ def service(answer: Stats | PullFailed, url: str) -> Check:
     return Check("service", "ok", f"{url} answers, version {answer.version}")
 
 
+def fleet(stats: Stats) -> Check | None:
+    """The service's part in its fleet, if it has one."""
+    found = stats.fleet
+    if found is None:
+        return None
+    if found.redis_trouble:
+        text = f"Redis does not answer: {found.redis_trouble}; this replica fetches for itself"
+        return Check("fleet", "warning", text, "see to FLEET_REDIS_URL and FLEET_REDIS_PASSWORD_FILE, and to Redis")
+    if not found.address:
+        text = "it is not known where the others reach this replica, so it runs alone"
+        return Check("fleet", "warning", text, "set FLEET_ADVERTISE to an address in FLEET_PEERS")
+    return Check("fleet", "ok", f"{found.name}: Redis answers, the others reach this replica at {found.address}")
+
+
 def still_rejected(stats: Stats, found: list[Check], settings: Settings) -> Check | None:
     """The service's own credential is rejected, and what was found when it was tried from here does not say so."""
     if not stats.upstream.credential_rejected or any(each[:2] == ("credential", "broken") for each in found):

@@ -17,6 +17,10 @@ class Counts:
         self.refused = 0
         self._warned: set[str] = set()
 
+    def figures(self) -> dict[str, int]:
+        """All of them, by name."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
     def received(self, count: int) -> None:
         """*count* bytes have come from a peer."""
         self.peer_bytes += count

@@ -14,6 +14,7 @@ from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.source import FleetSource, Proof, Trail
 from registry_cache.model import events
 from registry_cache.model.oci import Digest, Repository
+from registry_cache.observe.figures import FleetFigures
 from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.runtime.background import Background
 
@@ -25,8 +26,16 @@ class Fleet:
     """See the module; made by :func:`open_fleet`."""
 
     def __init__(
-        self, redis: FleetRedis, leases: Leases, peers: Peers, signer: Signer, bus: events.Events, counts: Counts
+        self,
+        name: str,
+        redis: FleetRedis,
+        leases: Leases,
+        peers: Peers,
+        signer: Signer,
+        bus: events.Events,
+        counts: Counts,
     ) -> None:
+        self._name = name
         self.redis = redis
         self.leases = leases
         self.signer = signer
@@ -62,6 +71,16 @@ class Fleet:
         self._stored.discard(digest)
         self._trails.pop(digest, None)
         self.leases.release(digest, flight.repository, is_stored=is_stored, error=flight.error)
+
+    def figures(self) -> FleetFigures:
+        """For ``/_stats``."""
+        return FleetFigures(
+            name=self._name,
+            address=self.leases.address,
+            redis_trouble=self.redis.trouble,
+            leases=len(self.leases),
+            **self.counts.figures(),
+        )
 
     def locator(
         self, advertise: str | None, listen_host: str, port: int, is_peers: Callable[[str], bool]
@@ -120,4 +139,4 @@ async def open_fleet(
         leases.start()
         signer = Signer(key_file)
         peers = await stack.enter_async_context(Peers(signer, networks, address=lambda: leases.address, now=redis.now))
-        yield Fleet(redis, leases, peers, signer, bus, Counts())
+        yield Fleet(name, redis, leases, peers, signer, bus, Counts())

@@ -146,6 +146,33 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
     has_account: bool | None = None
 
 
+class FleetFigures(Figures, frozen=True, kw_only=True):
+    """What this replica does for the fleet and gets from it; counts and bytes since the start.
+
+    Attributes:
+        address: where the others reach it; empty while that is not known, and it runs alone.
+        redis_trouble: why Redis is left alone; empty while it works.
+        leases: blobs that it fetches for all, now.
+        led: blobs that it has fetched for all; ``takeovers``: those of them whose leader had died.
+        followed: bodies that it has begun to read from others.
+        alone: blobs that it has fetched for itself, since neither Redis nor a peer could help.
+        refused: requests on the fleet's port without the key.
+    """
+
+    name: str
+    address: str
+    redis_trouble: str
+    leases: int
+    led: int
+    followed: int
+    takeovers: int
+    alone: int
+    peer_bytes: int
+    served_bytes: int
+    redirected: int
+    refused: int
+
+
 class Transfer(Figures, frozen=True, kw_only=True):
     """A flight that is under way; ``size_bytes`` is None while upstream has not told it.
 
@@ -176,6 +203,7 @@ class Stats(Figures, frozen=True, kw_only=True):
         refused: by kind: malformed, cross_site, host, path, operator.
         upstream: the default registry.
         upstreams: every registry, by its name, the default one first.
+        fleet: None where there is none.
     """
 
     schema: int = SCHEMA
@@ -201,6 +229,7 @@ class Stats(Figures, frozen=True, kw_only=True):
     upstreams: dict[str, UpstreamFigures] = {}
     flights: int
     transfers: list[Transfer]
+    fleet: FleetFigures | None = None
 
 
 class PinFigures(Figures, frozen=True, kw_only=True):

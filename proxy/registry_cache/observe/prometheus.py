@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from registry_cache.access.limits import Limits
 from registry_cache.model.events import REFUSAL_KINDS
-from registry_cache.observe.figures import DiskFigures, Stats, StoreFigures, UpstreamFigures
+from registry_cache.observe.figures import DiskFigures, FleetFigures, Stats, StoreFigures, UpstreamFigures
 from registry_cache.observe.metrics import BUCKETS_SECONDS, RESULTS, Latency, Metrics
 
 PREFIX = "registry_cache_"
@@ -48,6 +48,8 @@ class PrometheusCollector(Collector):
         yield from _store(stats.store, stats.disk)
         yield from _upstream(stats.upstream)
         yield from _registries(stats.upstreams)
+        if stats.fleet is not None:
+            yield from _fleet(stats.fleet)
         yield _gauge("flights", "Transfers from upstream under way.", stats.flights)
         for name, latency in self._metrics.latency.items():
             yield _histogram(f"{name}_duration_seconds", f"Duration of a {name}, body included.", latency)
@@ -153,6 +155,17 @@ def _registries(upstreams: Mapping[str, UpstreamFigures]) -> Iterator[Metric]:
         yield _labelled(f"registry_{metric}", text, "registry", values, gauge=True)
     left = ((name, one.rate_limit.remaining) for name, one in upstreams.items() if one.rate_limit is not None)
     yield _labelled("registry_quota_remaining", "Pulls that a registry has left.", "registry", left, gauge=True)
+
+
+def _fleet(fleet: FleetFigures) -> Iterator[Metric]:
+    yield _gauge("fleet_redis_up", "Whether the fleet's Redis answers.", int(not fleet.redis_trouble))
+    yield _gauge("fleet_leases", "Blobs that this replica fetches for all now.", fleet.leases)
+    how = {name: getattr(fleet, name) for name in ("led", "followed", "alone")}
+    yield _labelled("fleet_fetches", "Cold blobs by how they came here.", "how", how.items())
+    yield _counter("fleet_takeovers", "Blobs gone on with after another replica had died.", fleet.takeovers)
+    yield _counter("fleet_peer_received_bytes", "Body bytes received from other replicas.", fleet.peer_bytes)
+    yield _counter("fleet_peer_sent_bytes", "Body bytes sent to other replicas.", fleet.served_bytes)
+    yield _counter("fleet_refused_requests", "Requests on the fleet's port without the key.", fleet.refused)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -1,0 +1,50 @@
+"""What a replica tells of its fleet."""
+
+import re
+from pathlib import Path
+
+from registry_cache.doctor.network import fleet as fleet_check
+from registry_cache.observe.figures import Stats, read
+from tests.fleet.conftest import REPOSITORY
+from tests.fleet.test_following import settled
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+async def test_who_led_and_who_followed_is_in_the_figures(start_replica, make_blob, fleet_name):
+    first, second = [await start_replica() for _ in range(2)]
+    digest, data = await make_blob()
+    await first.blob(REPOSITORY, digest)
+    await settled(first)
+    await second.blob(REPOSITORY, digest)
+    led, followed = [(await member.cache.stats())["fleet"] for member in (first, second)]
+    assert (led["name"], led["address"], led["redis_trouble"]) == (fleet_name, first.wire.address, "")
+    assert (led["led"], led["followed"], led["served_bytes"]) == (1, 0, len(data))
+    assert (followed["led"], followed["followed"], followed["peer_bytes"]) == (0, 1, len(data))
+
+
+async def test_its_metrics_are_documented(start_replica):
+    member = await start_replica()
+    text = (await member.cache.get("/metrics")).body.decode()
+    names = re.findall(r"^# HELP (registry_cache_fleet_\w+) ", text, re.MULTILINE)
+    documented = re.findall(r"^\| `(registry_cache_fleet_\w+)", (DOCS / "metrics.md").read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(documented)
+
+
+async def test_without_a_fleet_nothing_is_told_of_one(cache):
+    stats = await cache.stats()
+    assert stats["fleet"] is None
+    assert "_fleet_" not in (await cache.get("/metrics")).body.decode()
+    assert fleet_check(read(stats, Stats)) is None
+
+
+async def test_the_doctor_tells_of_redis(start_replica, make_blob, redis_wire):
+    member = await start_replica()
+    assert fleet_check(read(await member.cache.stats(), Stats)).state == "ok"
+    await redis_wire.set("refuses")
+    digest, _ = await make_blob()
+    await member.blob(REPOSITORY, digest)
+    check = fleet_check(read(await member.cache.stats(), Stats))
+    assert (check.state, "Redis does not answer" in check.text) == ("warning", True)
+    member.fleet.redis.trouble, member.fleet.leases.address = "", ""
+    assert "FLEET_ADVERTISE" in fleet_check(read(await member.cache.stats(), Stats)).remedy
