@@ -1,5 +1,6 @@
 """Real clients of a cache that asks who is there: certificates and logins, over TLS and on loopback."""
 
+import base64
 import contextlib
 import json
 import os
@@ -43,7 +44,7 @@ def guarded(hub, tmp_path, tls):
     """Start a cache with these rules; its address."""
     with contextlib.ExitStack() as stack:
 
-        def begin(*, encrypted: bool = True, listen: str = "127.0.0.1:0"):
+        def begin(*, encrypted: bool = True, listen: str = "127.0.0.1:0", quiet: bool = False):
             (tmp_path / "htpasswd").write_text(f"ci:{bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()}\n")
             config = tmp_path / "settings.toml"
             files = {"htpasswd": tmp_path / "htpasswd", "client_ca": tls / "ca.pem"}
@@ -51,6 +52,7 @@ def guarded(hub, tmp_path, tls):
             if not encrypted:
                 files = {"htpasswd": files["htpasswd"]}
             rules = RULES if encrypted else RULES.partition('corp"]\n')[2]
+            rules += "quiet = true\n" if quiet else ""  # of the last one, which is what is open
             config.write_text("".join(f'{name} = "{path}"\n' for name, path in files.items()) + rules)
             command = start(settings_for(hub, tmp_path) | {"listen": listen, "config": str(config)})
             stack.callback(command.end)
@@ -154,6 +156,28 @@ def test_dockerd_as_a_mirror_without_a_login_and_as_a_registry_with_one(guarded,
         docker.run("logout", address)
     assert ("ci", "login", "allow") in audits(cache)
     assert PASSWORD not in cache.stdout.read_text() + cache.stderr.read_text()
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_docker_hub_login_does_not_come_to_a_quiet_mirror(guarded, hub, repository, docker, mirror_port, quiet):
+    name = f"open-{repository.partition('/')[2]}"
+    hub.image(f"library/{name}", "1", make="runnable")
+    cache = guarded(encrypted=False, listen=f"127.0.0.1:{mirror_port}", quiet=quiet)
+    config = docker.directory / "config" / "config.json"
+    before = config.read_text() if config.exists() else None
+    secret = "of Docker Hub"
+    login = base64.b64encode(f"hub-user:{secret}".encode()).decode()
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(json.dumps({"auths": {"https://index.docker.io/v1/": {"auth": login}}}))
+    try:
+        docker.run("pull", f"{name}:1")
+    finally:
+        config.write_text(before) if before is not None else config.unlink()
+    answers = {(line["kind"], line["status"]) for line in cache.lines(event="request")}
+    assert ("manifest", 200) in answers
+    # Who is not told to log in sends no login: dockerd is told at /v2/, and by nothing else.
+    assert (("ping", 401) in answers) == (not quiet)
+    assert secret not in cache.stdout.read_text() + cache.stderr.read_text()
 
 
 def test_nothing_is_answered_in_plain_where_there_is_tls(guarded):
