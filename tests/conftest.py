@@ -3,11 +3,18 @@
 import contextlib
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 
 from tests.cache import Cache, run_cache
 from tests.hub.fixtures import hub, origin, plain_hub
+
+# How fast examples are made is the machine's matter: no test fails for it.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 __all__ = ["cache", "hub", "origin", "plain_hub", "start_cache"]
 

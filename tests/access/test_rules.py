@@ -40,7 +40,7 @@ RULES = st.lists(
     max_size=6,
 )
 PRINCIPALS = st.builds(
-    Principal,
+    lambda address, certificates, user: Principal(address, certificates, user),  # noqa: PLW0108 -- no other fields
     st.sampled_from(ADDRESSES),
     st.lists(st.sampled_from(SHOWN), max_size=2).map(tuple),
     st.sampled_from(("", "ci", "dev", "nobody")),
