@@ -63,7 +63,7 @@ async def test_a_tag_that_moved_moves_without_heads(start_cache, stand_in):
 
 async def test_a_good_head_costs_no_get(registry):
     client, server = await registry(lambda _: reply(200, b"", GOOD, length=len(MANIFEST)))
-    assert await client.head(NAME) == (DIGEST, OCI, len(MANIFEST))
+    assert await client.head(NAME) == (DIGEST, OCI, len(MANIFEST), 0)
     assert server.targets("GET") == []
 
 
