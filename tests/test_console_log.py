@@ -2,6 +2,7 @@
 
 import os
 
+import msgspec
 import pytest
 
 from registry_cache.model import events
@@ -58,6 +59,28 @@ def test_figures_are_for_people():
 def test_names_from_the_network_cannot_steer_a_terminal():
     text = written("console", "info", request("manifest", repository="evil\x1b[2J\x07"))
     assert r"evil\x1b[2J\x07" in text
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_cannot_be_written_takes_no_other_line_along(log_format):
+    class Odd:
+        def __str__(self):
+            raise ValueError("a bug")
+
+        __repr__ = __format__ = __str__
+
+    odd = events.Evicted(objects=Odd(), size_bytes=1, reason="cap")
+    text = written(log_format, "info", events.Warned(message="before"), odd, events.Warned(message="behind"))
+    assert len(text.splitlines()) == 3
+    assert "before" in text
+    assert "the log cannot take Evicted" in text
+    assert "behind" in text
+
+
+def test_foreign_bytes_stay_in_their_own_line():
+    odd = request("blob", user_agent="\udcff")
+    lines = written("json", "info", events.Warned(message="before"), odd, events.Warned(message="behind")).splitlines()
+    assert [msgspec.json.decode(line)["event"] for line in lines] == ["warned", "request", "warned"]
 
 
 def test_times_are_utc_and_say_so():

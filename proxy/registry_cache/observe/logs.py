@@ -72,11 +72,21 @@ class Log:
             while self._events:
                 batch = [self._events.popleft() for _ in range(min(len(self._events), _BATCH_LINES))]
                 try:
-                    _write_all(self._fd, self._encode(batch))
+                    _write_all(self._fd, self._made(batch))
                 except OSError:
                     return  # nobody reads the log any more
             if self._closing:
                 return
+
+    def _made(self, batch: list[events.Event]) -> bytes:
+        """The lines of *batch*. One that cannot be made becomes a line that says so: no other is lost for it."""
+        try:
+            return self._encode(batch)
+        except Exception as error:  # noqa: BLE001 -- the thread has to live on
+            if len(batch) > 1:
+                return b"".join(self._made([event]) for event in batch)
+            message = f"the log cannot take {type(batch[0]).__name__}: {type(error).__name__}"
+            return self._encode([events.Crashed(message=message)])
 
     def close(self, seconds: float = 3.0) -> None:
         """Write what is left, for no longer than this."""
