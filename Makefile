@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Hundreds of processes start in the tests: each would compile every package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help run test fast check fmt lint docs pictures sbom soak bench bench-quick verify verify-short clients client-daemons proof-daemons daemons lock install uninstall clean
 
 help:  ## what can be made
@@ -18,7 +21,7 @@ run: $(VENV)/run.stamp  ## start the cache on 127.0.0.1:5000, its content in ./c
 test:  ## everything: lint, types, tests, the real daemons among them
 	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp daemons
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25 -m "not dist"
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --durations 25 -m "not dist"
 
 fast: $(VENV)/dev.stamp  ## what needs no daemon and takes no time: half a minute
 	$(BIN)/pytest -q -n 2 --dist loadscope -m "not daemon and not slow"

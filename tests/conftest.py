@@ -1,6 +1,7 @@
 """Fixtures for every test: the look-alike of Docker Hub, and a cache in front of it."""
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -31,12 +32,28 @@ _DAEMON_FIXTURES = frozenset({"origin", "nix", "rendered", "browser"})
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a daemon are known by what they ask for: ``-m "not daemon"`` leaves them out.
 
-    Those that take long come first, so that the last file of a run is a short one.
+    Files that wait for daemons and files that compute are put between each other: so neither cores nor workers are
+    idle. Those with a long test come first of their kind, so that the last file of a run is a short one.
     """
     for item in items:
         if item.get_closest_marker("e2e") or _DAEMON_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("daemon")
-    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("slow", "e2e"))))
+    order = _places(items)
+    items.sort(key=lambda item: order[item.path])
+
+
+def _places(items: list[pytest.Item]) -> dict[Path, float]:
+    """For each file where in the run it comes, from 0 to 1."""
+    files: dict[Path, tuple[bool, bool]] = {}  # whether it waits; whether no test of it takes long
+    for item in items:
+        waits, short = files.get(item.path, (False, True))
+        is_slow = item.get_closest_marker("slow") is not None
+        files[item.path] = (waits or item.get_closest_marker("e2e") is not None, short and not is_slow)
+    places: dict[Path, float] = {}
+    for kind in (True, False):
+        ordered = sorted((path for path, (waits, _) in files.items() if waits is kind), key=lambda path: files[path][1])
+        places |= {path: place / len(ordered) for place, path in enumerate(ordered)}
+    return places
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.dockerd import Dockerd, Registry, running_dockerd, running_registry
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
 DAY = 86400
 MB = 1_000_000

@@ -3,7 +3,7 @@
 import pytest
 
 # The first one on a machine has Debian and the wheels to fetch.
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 PREFIX = "usr/local"
 SETTINGS = {"etc/registry-cache.toml", "etc/registry-cache-prune.toml"}

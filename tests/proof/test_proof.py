@@ -7,6 +7,7 @@ from tests.proof.clairvoyant import clairvoyant_hit_bytes
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # a minute, where it is alone
 def test_short_proof_holds():
     evidence = prove(parse_arguments(["--short"]))

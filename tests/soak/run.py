@@ -34,6 +34,7 @@ KILL_EVERY_SECONDS = 8.0
 SECOND_SIGNAL = 143  # the exit code of who was not waited for
 REPOSITORIES = 10
 BLOB_SIZES = (700, 30_000, 70_000, 400_000, 3_000_000)
+ANSWERS_OF_A_LIFE = 40
 CAP_BYTES = 14_000_000  # a third of what there is
 FAULTS: tuple[dict[str, Any], ...] = (
     {"service": "cdn", "reset_after_bytes": 100_000},
@@ -156,9 +157,10 @@ class Soak:
                         response.close()  # hangs up half-way
                         continue
                     body = await response.read()
-            except (aiohttp.ClientError, TimeoutError, OSError):
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self.tally.broken += 1
-                await asyncio.sleep(0.05)
+                # Twenty that knock at a closed door without a pause would take the core that opens it.
+                await asyncio.sleep(0.5 if isinstance(error, aiohttp.ClientConnectorError) else 0.05)
                 continue
             if response.status in (200, PARTIAL):
                 self.tally.whole += 1
@@ -325,7 +327,7 @@ class Soak:
         return await self._run(lambda: self._for_seconds(seconds))
 
     async def run_deaths(self, count: int) -> Tally:
-        """``kill -9`` so many times, at random points, while everybody pulls."""
+        """``kill -9`` so many times, while everybody pulls."""
         return await self._run(lambda: self._deaths(count))
 
     async def _for_seconds(self, seconds: float) -> None:
@@ -335,8 +337,11 @@ class Soak:
         await trouble
 
     async def _deaths(self, count: int) -> None:
-        for _ in range(count):
-            await asyncio.sleep(self.random.uniform(0.0, 0.5))
+        """Every third dies as soon as it listens, the others once they have given some answers."""
+        for number in range(count):
+            wanted = self.tally.whole + (self.random.randint(1, ANSWERS_OF_A_LIFE) if number % 3 else 0)
+            while self.tally.whole < wanted:
+                await asyncio.sleep(0.001)
             await self.kill()
 
     async def _run(self, work: Callable[[], Awaitable[None]]) -> Tally:

@@ -8,7 +8,7 @@ from tests.e2e.dockerd import require_daemons
 from tests.hub.client import running_hub
 from tests.soak.run import Soak
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.mark.timeout(400)
@@ -22,6 +22,6 @@ async def test_nothing_is_lost_wrong_or_too_much(tmp_path, what):
             tally = await soak.run(120)
         else:
             tally = await soak.run_deaths(40)
-            assert tally.kills >= 40
+            assert tally.kills == 40
     assert tally.lies == [], f"seed {seed}"
     assert tally.whole > 100

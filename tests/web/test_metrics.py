@@ -115,6 +115,7 @@ def test_every_alert_says_what_to_do():
             assert rule["labels"]["severity"] in ("warning", "critical")
 
 
+@pytest.mark.slow
 async def test_alerts_satisfy_promtool_and_fire_when_they_should():
     assert "SUCCESS" in await promtool("check", "rules", "--lint-fatal", DOCS / "alerts.yml")
     assert "SUCCESS" in await promtool("test", "rules", HERE / "alerts_test.yml")
