@@ -13,8 +13,10 @@ from registry_cache.model.errors import SettingsError
 from registry_cache.pull.answers import Upstream
 from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.pull.flights import Flights
+from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.runtime.threads import Threads
 from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import RegistrySettings, registries
 from registry_cache.settings.types import host_and_port
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ async def open_fleet(settings: Settings, bus: events.Events) -> AsyncIterator["F
         key_file=settings.fleet_key_file,
         name=settings.fleet_name,
         networks=settings.fleet_peers,
+        tag_ttl_seconds=max(registry.tag_ttl for registry in registries(settings).values()),
         bus=bus,
     )
     async with opened as replica:
@@ -64,6 +67,23 @@ def check_fleet(settings: Settings) -> None:
 def source_of(fleet: "Fleet | None", source: BlobSource, upstream: Upstream, proof: Proof) -> BlobSource:
     """Where flights get their bytes: *source*, behind the fleet if there is one."""
     return source if fleet is None else fleet.source(source, upstream.blob_head, proof)
+
+
+def shared(fleet: "Fleet | None", registry: RegistrySettings, upstream: Upstream) -> Upstream:
+    """Whom manifests and tags are asked of: *upstream*, behind the fleet if there is one."""
+    if fleet is None:
+        return upstream
+    return fleet.shared(upstream, tag_ttl_seconds=registry.tag_ttl, no_ttl_seconds=registry.negative_ttl)
+
+
+@contextlib.asynccontextmanager
+async def following(fleet: "Fleet | None", pull_through: PullThrough) -> AsyncIterator[None]:
+    """Hear what the other replicas tell, as long as this is entered."""
+    if fleet is None:
+        yield
+        return
+    async with fleet.following(pull_through.moved):
+        yield
 
 
 def ended(fleet: "Fleet | None") -> Callable[[Flight], None]:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from registry_cache.assembly.fleet import ended, open_fleet, open_port, source_of
+from registry_cache.assembly.fleet import ended, following, open_fleet, open_port, shared, source_of
 from registry_cache.assembly.stores import Catalog
 from registry_cache.assembly.unlisted import Lent, OnDemand, Unlisted
 from registry_cache.catalog.proof import Proof
@@ -74,7 +74,8 @@ async def open_pulls(
             return made(unlisted_registry(settings, name), Lent(unlisted, name))
 
         def asked(name: str) -> Registry:
-            return _registry(unlisted_registry(settings, name), Lent(unlisted, name), lambda: None)
+            registry = unlisted_registry(settings, name)
+            return _registry(registry, shared(fleet, registry, Lent(unlisted, name)), lambda: None)
 
         runways = {name: made(registry, upstreams[name]) for name, registry in served.items()}
         flights = Flights(
@@ -96,7 +97,7 @@ async def open_pulls(
             events=bus,
         )
         stack.push_async_callback(prefetcher.aclose)
-        listed = {name: _listed(registry, upstreams[name]) for name, registry in served.items()}
+        listed = {name: _listed(registry, upstreams[name], fleet) for name, registry in served.items()}
         pull_through = PullThrough(
             OnDemand(listed, asked, unlisted.allowed),
             store=store,
@@ -108,6 +109,7 @@ async def open_pulls(
             events=bus,
         )
         stack.push_async_callback(pull_through.aclose)
+        await stack.enter_async_context(following(fleet, pull_through))
         yield Pulls(upstreams, unlisted, flights, pull_through, fleet)
 
 
@@ -118,8 +120,8 @@ def _unlisted(settings: Settings, bus: events.Events) -> Unlisted:
     return Unlisted(RegistryPatterns(settings.allow_unlisted), build)
 
 
-def _listed(registry: RegistrySettings, upstream: Upstream) -> Registry:
-    return _registry(registry, upstream, lambda: upstream.auth.credential_rejected)
+def _listed(registry: RegistrySettings, upstream: Upstream, fleet: "Fleet | None") -> Registry:
+    return _registry(registry, shared(fleet, registry, upstream), lambda: upstream.auth.credential_rejected)
 
 
 def _registry(registry: RegistrySettings, upstream: Asked, account: Callable[[], Hashable]) -> Registry:

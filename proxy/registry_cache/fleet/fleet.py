@@ -8,13 +8,17 @@ from pathlib import Path
 
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.counts import Counts
-from registry_cache.fleet.leases import Leases
+from registry_cache.fleet.leases import Leases, prefix_of
+from registry_cache.fleet.moves import Moved, Moves
 from registry_cache.fleet.peers import Peers
+from registry_cache.fleet.questions import Questions
+from registry_cache.fleet.shared_upstream import SharedUpstream
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.source import FleetSource, Proof, Trail
 from registry_cache.model import events
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.observe.figures import FleetFigures
+from registry_cache.pull.answers import Upstream
 from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.runtime.background import Background
 
@@ -34,8 +38,13 @@ class Fleet:
         signer: Signer,
         bus: events.Events,
         counts: Counts,
+        *,
+        tag_ttl_seconds: float,
     ) -> None:
         self._name = name
+        prefix = prefix_of(name)
+        self.questions = Questions(redis, signer, prefix=prefix, address=lambda: leases.address, events=bus)
+        self.moves = Moves(redis, signer, prefix=prefix, backlog_seconds=tag_ttl_seconds, events=bus)
         self.redis = redis
         self.leases = leases
         self.signer = signer
@@ -59,6 +68,21 @@ class Fleet:
             counts=self.counts,
             events=self._events,
         )
+
+    def shared(self, upstream: Upstream, *, tag_ttl_seconds: float, no_ttl_seconds: float) -> SharedUpstream:
+        """*upstream*, asked only for what no other replica has heard from it."""
+        return SharedUpstream(
+            upstream, self.questions, self.moves, tag_ttl_seconds=tag_ttl_seconds, no_ttl_seconds=no_ttl_seconds
+        )
+
+    @contextlib.asynccontextmanager
+    async def following(self, moved: Moved) -> AsyncIterator[None]:
+        """Hear what the others tell, as long as this is entered."""
+        self.moves.start(moved)
+        try:
+            yield
+        finally:
+            await self.moves.aclose()
 
     def published(self, flight: Flight) -> None:
         """Its blob is stored: others may come for it."""
@@ -128,9 +152,14 @@ async def open_fleet(
     key_file: Path,
     name: str,
     networks: Sequence[str],
+    tag_ttl_seconds: float,
     bus: events.Events,
 ) -> AsyncIterator[Fleet]:
-    """The replica's part in a fleet. Nothing is asked of Redis before the first cold blob."""
+    """The replica's part in a fleet.
+
+    Args:
+        tag_ttl_seconds: the longest that any registry's tags are served unasked.
+    """
     async with contextlib.AsyncExitStack() as stack:
         redis = FleetRedis(url, password_file=password_file, events=bus)
         stack.push_async_callback(redis.aclose)
@@ -139,4 +168,7 @@ async def open_fleet(
         leases.start()
         signer = Signer(key_file)
         peers = await stack.enter_async_context(Peers(signer, networks, address=lambda: leases.address, now=redis.now))
-        yield Fleet(name, redis, leases, peers, signer, bus, Counts())
+        fleet = Fleet(name, redis, leases, peers, signer, bus, Counts(), tag_ttl_seconds=tag_ttl_seconds)
+        fleet.questions.start()
+        stack.push_async_callback(fleet.questions.aclose)
+        yield fleet

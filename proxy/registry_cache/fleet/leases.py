@@ -18,6 +18,11 @@ _RENEW_SECONDS = 3.0
 _VERDICT_MAX_CHARACTERS = 300
 
 
+def prefix_of(name: str) -> str:
+    """Of all keys of the fleet *name*: one hash slot."""
+    return f"{{rc1:{name}}}:"
+
+
 class RedisDown(RegistryCacheError):
     """Redis does not answer, or is left alone because it did not a moment ago."""
 
@@ -25,7 +30,9 @@ class RedisDown(RegistryCacheError):
 class Redis(Protocol):
     """What is needed of :class:`registry_cache.fleet.connection.FleetRedis`."""
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+    async def run(
+        self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], *, patiently: bool = False
+    ) -> Any:
         """The answer of *script*; raises RedisDown."""
 
     def told(self, seconds: int, microseconds: int) -> None:
@@ -57,7 +64,7 @@ class Leases:
     def __init__(self, redis: Redis, *, name: str, events: events.Events) -> None:
         self.address = ""  # where the others reach this one; nothing is claimed before that is known
         self._redis = redis
-        self._prefix = f"{{rc1:{name}}}:"
+        self._prefix = prefix_of(name)
         self._held: dict[Digest, str] = {}
         self._endings: set[asyncio.Task[None]] = set()
         self._renewal = Background("leases", self._renew, interval_seconds=_RENEW_SECONDS, events=events)
@@ -131,7 +138,9 @@ class Leases:
 
     async def _release(self, keys: Sequence[str], mine: str, at: str, no: str) -> None:
         try:
-            await self._redis.run(scripts.RELEASE, keys, [mine, at, scripts.AT_SECONDS, no, scripts.VERDICT_MS])
+            await self._redis.run(
+                scripts.RELEASE, keys, [mine, at, scripts.AT_SECONDS, no, scripts.VERDICT_MS], patiently=True
+            )
         except RedisDown:
             return  # it ends by itself
 
@@ -140,7 +149,10 @@ class Leases:
         held = dict(self._held)
         try:
             lost = await self._redis.run(
-                scripts.RENEW, [self._key("l", digest) for digest in held], [scripts.LEASE_MS, *held.values()]
+                scripts.RENEW,
+                [self._key("l", digest) for digest in held],
+                [scripts.LEASE_MS, *held.values()],
+                patiently=True,
             )
         except RedisDown:
             return

@@ -50,5 +50,17 @@ class Signer:
         """Whether *value* does."""
         return hmac.compare_digest(self.answer(request).encode(), value.encode())
 
-    def _mac(self, *parts: str) -> str:
-        return hmac.new(self._key, "\n".join(parts).encode(), hashlib.sha256).hexdigest()
+    def seal(self, *parts: str, payload: bytes) -> str:
+        """What proves that a replica has written *payload*, and what *parts* say of it; they have no line's end."""
+        return self._mac("seal", *parts, payload=payload)
+
+    def is_seal(self, value: str, *parts: str, payload: bytes) -> bool:
+        """Whether *value* does."""
+        return hmac.compare_digest(self.seal(*parts, payload=payload), value)
+
+    def _mac(self, *parts: str, payload: bytes = b"") -> str:
+        signed = hmac.new(self._key, "\n".join(parts).encode(), hashlib.sha256)
+        if payload:
+            signed.update(b"\n")
+            signed.update(payload)
+        return signed.hexdigest()

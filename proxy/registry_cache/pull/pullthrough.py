@@ -105,6 +105,17 @@ class PullThrough:
         self._proof.named(repository, digest, body)
         self._prefetcher.served(repository, digest, body)
 
+    async def moved(self, reference: Reference, digest: Digest, ago_seconds: float) -> None:
+        """Another replica has heard that a tag is *digest*: if it was something else here, it is asked for now.
+
+        Args:
+            ago_seconds: when upstream was asked.
+
+        Raises:
+            RegistryCacheError: upstream's no.
+        """
+        await self._tags.moved(reference, digest, ago_seconds)
+
     async def cached_manifest(self, reference: Reference) -> ManifestAnswer:
         """The manifest as it is known here, however old the tag; upstream is not asked.
 

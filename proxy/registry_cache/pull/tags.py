@@ -214,6 +214,15 @@ class Tags:
         age = 0.0 if found is None else self._age(found)
         return stored._replace(served=Served("revalidated", timer.seconds, age_seconds=age))
 
+    async def moved(self, reference: Reference, digest: Digest, ago_seconds: float) -> None:
+        """See :meth:`registry_cache.pull.pullthrough.PullThrough.moved`."""
+        entry = await self._index.tag(reference.repository, reference.target)
+        if entry is None or entry.digest == digest or entry.fetched_at >= self._clock.now() - ago_seconds:
+            return
+        stored = await self._stored(entry.digest)
+        if stored is not None:
+            await self._revalidated(reference, entry, stored, Timer())
+
     async def _moved(self, reference: Reference, found: TagEntry | None, timer: Timer) -> ManifestAnswer:
         """The manifest that a tag has moved to; also for a HEAD, whose client will ask for what it hears of."""
         if found is not None:
