@@ -91,7 +91,8 @@ let
     ++ optional (cfg.tls.certificateFile != null) "tls.cert:${cfg.tls.certificateFile}"
     ++ optional (cfg.tls.keyFile != null) "tls.key:${cfg.tls.keyFile}"
     ++ optional (cfg.fleet.keyFile != null) "fleet.key:${cfg.fleet.keyFile}"
-    ++ optional (cfg.fleet.redisPasswordFile != null) "fleet.redis-password:${cfg.fleet.redisPasswordFile}";
+    ++ optional (cfg.fleet.redisPasswordFile != null) "fleet.redis-password:${cfg.fleet.redisPasswordFile}"
+    ++ optional (cfg.fleet.s3CredentialsFile != null) "fleet.s3-credentials:${cfg.fleet.s3CredentialsFile}";
   passwordFile = mkOption {
     type = types.nullOr types.path;
     default = null;
@@ -270,6 +271,16 @@ in
         example = "/run/secrets/redis";
         description = "File that holds the password of the fleet's Redis, outside the Nix store.";
       };
+      s3CredentialsFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        apply = path: if path == null then null else toString path;
+        example = "/run/secrets/fleet-s3";
+        description = ''
+          AWS credentials file with the keys of the fleet's bucket, outside the Nix store. It goes with
+          {option}`services.registry-cache.settings.fleet_bucket_url` and `fleet_max_size`.
+        '';
+      };
     };
 
     openFirewall = mkOption {
@@ -407,8 +418,12 @@ in
           message = "services.registry-cache has fleet.keyFile or settings.fleet_redis_url: set both, or neither.";
         }
         {
-          assertion = !inStore cfg.fleet.keyFile && !inStore cfg.fleet.redisPasswordFile;
-          message = "services.registry-cache.fleet has a keyFile or a redisPasswordFile in the Nix store: everybody can read that.";
+          assertion = (cfg.settings.fleet_bucket_url or null != null) == (cfg.fleet.s3CredentialsFile != null || cfg.settings.fleet_s3_credentials_file or null != null);
+          message = "services.registry-cache has fleet.s3CredentialsFile or settings.fleet_bucket_url: set both, or neither.";
+        }
+        {
+          assertion = !inStore cfg.fleet.keyFile && !inStore cfg.fleet.redisPasswordFile && !inStore cfg.fleet.s3CredentialsFile;
+          message = "services.registry-cache.fleet has a keyFile, redisPasswordFile or s3CredentialsFile in the Nix store: everybody can read that.";
         }
         {
           assertion = cfg.docker.enable -> docker.enable;

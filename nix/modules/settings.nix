@@ -72,6 +72,10 @@ in
     fleet_advertise = setting (types.strMatching "(.*):([0-9]+)") "10.0.0.5:5001" "Where the others reach that. Default: the host of fleet_listen, else this machine's address on its way to Redis.";
     fleet_peers = setting (types.listOf types.str) [ "10.0.0.0/8" ] "Networks that replicas are in. Default: private ones and loopback.";
     fleet_followers = setting types.ints.positive 16 "Replicas that one sends the same blob to; further ones get it from those. Default: 16.";
+    fleet_bucket_url = setting types.str "https://s3.internal/registry-cache" "Bucket of an S3-compatible store that replicas share, and a prefix if it is not all theirs.";
+    fleet_s3_region = setting types.str "us-east-1" "Region that requests to it are signed for. Default: us-east-1.";
+    fleet_s3_credentials_file = setting types.str "/run/secrets/fleet-s3" "AWS credentials file with its keys, readable for the service. Default: what services.registry-cache.fleet.s3CredentialsFile names.";
+    fleet_max_size = setting size "10TB" "Cap of the bucket: what has not been used for the longest is deleted there.";
     max_connections = setting types.ints.positive 2048 "Client connections served at the same time. Default: 2048.";
     client_timeout = setting duration "1m" "A client that neither sends its request nor takes a byte for this long is dropped. Default: 1m.";
     scrub_rate = setting size "10MB" "Bytes per second that the background scrub re-hashes; 0 turns it off. Default: 10MB.";

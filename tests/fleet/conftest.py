@@ -20,6 +20,7 @@ from tests.cache import Cache, Reply
 from tests.e2e.command import free_port, until
 from tests.e2e.dockerd import require_daemons
 from tests.fakes import content
+from tests.fleet.store import ACCESS, SECRET, Store, store
 from tests.fleet.wire import Wire, wire
 
 
@@ -143,6 +144,45 @@ async def start_replica(start_cache, redis_wire, key_file, fleet_name):
             return Member(cache, to_it)
 
         yield start
+
+
+@pytest.fixture
+def credentials(tmp_path: Path) -> Path:
+    file = tmp_path / "s3-credentials"
+    file.write_text(f"[default]\naws_access_key_id = {ACCESS}\naws_secret_access_key = {SECRET}\n")
+    return file
+
+
+@pytest.fixture
+async def stand_in() -> AsyncIterator[Store]:
+    """A store that does what it is told, right and wrong."""
+    async with store() as made:
+        yield made
+
+
+@pytest.fixture
+async def store_wire(stand_in: Store) -> AsyncIterator[Wire]:
+    async with wire(("127.0.0.1", stand_in.port)) as made:
+        yield made
+
+
+@pytest.fixture
+async def start_sharing(start_replica, stand_in, store_wire, credentials):
+    """Start one more replica that has the bucket; its first sweep is over."""
+
+    async def start(**flags: Any) -> Member:
+        given = {
+            "fleet_bucket_url": f"http://{store_wire.address}/{stand_in.url.rpartition('/')[2]}",
+            "fleet_s3_credentials_file": credentials,
+            "fleet_max_size": "1GB",
+        }
+        member = await start_replica(**given | flags)
+        async with asyncio.timeout(10):
+            while not float((await member.fleet.tier.index.turn("none")).complete_at):
+                await asyncio.sleep(0.005)
+        return member
+
+    return start
 
 
 REPOSITORY = "library/fleet"

@@ -23,8 +23,8 @@ async def test_who_led_and_who_followed_is_in_the_figures(start_replica, make_bl
     assert (followed["led"], followed["followed"], followed["peer_bytes"]) == (0, 1, len(data))
 
 
-async def test_its_metrics_are_documented(start_replica):
-    member = await start_replica()
+async def test_its_metrics_are_documented(start_sharing):
+    member = await start_sharing()
     text = (await member.cache.get("/metrics")).body.decode()
     names = re.findall(r"^# HELP (registry_cache_fleet_\w+) ", text, re.MULTILINE)
     documented = re.findall(r"^\| `(registry_cache_fleet_\w+)", (DOCS / "metrics.md").read_text(), re.MULTILINE)

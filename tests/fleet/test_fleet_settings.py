@@ -32,6 +32,26 @@ URL = "redis://redis.internal:6379"
         ({"fleet_peers": "10.0.0.300/8"}, "FLEET_PEERS"),
         ({"fleet_peers": ""}, "FLEET_PEERS: '': allowed are the networks"),
         ({"fleet_followers": 0}, "FLEET_FOLLOWERS: 0: allowed"),
+        ({"fleet_bucket_url": "https://s3/bucket"}, "FLEET_BUCKET_URL is set but FLEET_REDIS_URL is not"),
+        ({"fleet_bucket_url": "s3://bucket"}, "FLEET_BUCKET_URL: 's3://bucket': allowed is a URL such as https://s3"),
+        ({"fleet_bucket_url": "https://s3"}, "FLEET_BUCKET_URL: 'https://s3': allowed after the host is the name of"),
+        ({"fleet_bucket_url": "https://s3/b/a b"}, "allowed after the host is the name of the bucket"),
+        ({"fleet_bucket_url": "https://a:hunter2@s3/bu"}, "allowed is a URL without keys in it: use FLEET_S3_CRED"),
+        ({"fleet_s3_region": "EU!"}, "FLEET_S3_REGION: 'EU!'"),
+        ({"fleet_max_size": "0"}, "FLEET_MAX_SIZE: '0'"),
+        (
+            {"fleet_redis_url": URL, "fleet_key_file": "KEY", "fleet_bucket_url": "https://s3/bucket"},
+            "FLEET_BUCKET_URL is set but FLEET_S3_CREDENTIALS_FILE is not",
+        ),
+        (
+            {
+                "fleet_redis_url": URL,
+                "fleet_key_file": "KEY",
+                "fleet_bucket_url": "https://s3/bucket",
+                "fleet_s3_credentials_file": "KEY",
+            },
+            "FLEET_BUCKET_URL and FLEET_MAX_SIZE belong together",
+        ),
         (
             {"fleet_redis_url": URL, "fleet_key_file": "KEY", "fleet_advertise": "203.0.113.5:5001"},
             "FLEET_ADVERTISE: '203.0.113.5:5001' is in no network of FLEET_PEERS",

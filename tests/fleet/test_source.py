@@ -23,7 +23,7 @@ class Leases:
     def holds(self, digest):
         return digest in self.held
 
-    async def claim(self, repository, digest, lost=""):
+    async def claim(self, repository, digest, lost="", *, may_be_shared=False):
         self.held.add(digest)
         return Claim("yours", "")
 
@@ -55,7 +55,7 @@ def upstream():
 @pytest.fixture
 def source(leases, upstream):
     return FleetSource(
-        upstream, leases, None, confirm=None, proof=None, trails={}, counts=Counts(), events=events.Events()
+        upstream, leases, None, confirm=None, proof=None, trails={}, tier=None, counts=Counts(), events=events.Events()
     )
 
 

@@ -100,6 +100,8 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
         fleet_redis_url = "redis://redis.internal"; fleet_redis_password_file = "{key}"; fleet_name = "prod";
         fleet_key_file = "{key}"; fleet_listen = "[::1]:5003"; fleet_advertise = "10.0.0.1:5003";
         fleet_peers = [ "10.0.0.0/8" ]; fleet_followers = 8;
+        fleet_bucket_url = "https://s3.internal/cache"; fleet_s3_region = "eu"; fleet_s3_credentials_file = "{key}";
+        fleet_max_size = "10TB";
       }};
       services.registry-cache.prune.settings = {{
         free_below = "10GB"; free_target = "20GB"; min_age = "3d"; include_tagged = true; tagged_min_age = "60d";
@@ -281,6 +283,8 @@ def test_backoff_where_systemd_knows_it(nix, host):
         ('services.registry-cache.fleet.keyFile = "/run/fleet";', "set both, or neither"),
         ('services.registry-cache.settings.fleet_redis_url = "redis://r";', "set both, or neither"),
         ('services.registry-cache.fleet.redisPasswordFile = stub.store "key";', "everybody can read that"),
+        ('services.registry-cache.fleet.s3CredentialsFile = stub.store "key";', "everybody can read that"),
+        ('services.registry-cache.settings.fleet_bucket_url = "https://s3/b";', "set both, or neither"),
         ('services.registry-cache.settings.tls_cert = "/etc/cert.pem";', "a port that speaks TLS"),
         ('services.registry-cache.settings.listen = "10.0.0.1:5000";', "plain HTTP on an address that"),
         ("virtualisation.docker.enable = lib.mkForce false;", "there is no dockerd to use the cache"),
@@ -325,16 +329,21 @@ def test_wrong_types_and_names_stop_the_evaluation(nix, change, why):
 def test_a_fleets_secrets_are_handed_over_as_credentials(nix, tmp_path, monkeypatch):
     change = """{
       services.registry-cache.settings.fleet_redis_url = "redis://redis.internal";
-      services.registry-cache.fleet = { keyFile = "/run/fleet"; redisPasswordFile = "/run/redis"; };
+      services.registry-cache.settings.fleet_bucket_url = "https://s3.internal/bucket";
+      services.registry-cache.settings.fleet_max_size = "10TB";
+      services.registry-cache.fleet = {
+        keyFile = "/run/fleet"; redisPasswordFile = "/run/redis"; s3CredentialsFile = "/run/s3";
+      };
     }"""
     made = nix.host(change)
     assert (made["failedAssertions"], made["warnings"]) == ([], [])
     unit = made["units"][CACHE]
-    handed_over = ["fleet.key:/run/fleet", "fleet.redis-password:/run/redis"]
-    assert unit["serviceConfig"]["LoadCredential"][-2:] == handed_over
-    for name in ("password", "fleet.key", "fleet.redis-password"):
+    handed_over = ["fleet.key:/run/fleet", "fleet.redis-password:/run/redis", "fleet.s3-credentials:/run/s3"]
+    assert unit["serviceConfig"]["LoadCredential"][-3:] == handed_over
+    for name in ("password", "fleet.key", "fleet.redis-password", "fleet.s3-credentials"):
         (tmp_path / name).write_text("x" * 32)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     read_back = read(tmp_path, settings(unit))
     assert read_back.fleet_key_file == tmp_path / "fleet.key"
     assert read_back.fleet_redis_password_file == tmp_path / "fleet.redis-password"
+    assert read_back.fleet_s3_credentials_file == tmp_path / "fleet.s3-credentials"

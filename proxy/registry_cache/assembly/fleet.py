@@ -10,6 +10,7 @@ from registry_cache.access.networks import Networks
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError
+from registry_cache.ports.blobs import BlobStore
 from registry_cache.pull.answers import Upstream
 from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.pull.flights import Flights
@@ -18,17 +19,21 @@ from registry_cache.runtime.threads import Threads
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import RegistrySettings, registries
 from registry_cache.settings.types import host_and_port
+from registry_cache.store.index import SqliteIndex
 
 if TYPE_CHECKING:
     from registry_cache.fleet.fleet import Fleet
+    from registry_cache.fleet.tier_opening import BucketPlace
 
 
 @contextlib.asynccontextmanager
-async def open_fleet(settings: Settings, bus: events.Events) -> AsyncIterator["Fleet | None"]:
+async def open_fleet(
+    settings: Settings, bus: events.Events, store: BlobStore, index: SqliteIndex
+) -> AsyncIterator["Fleet | None"]:
     """What flights need of it.
 
     Raises:
-        SettingsError: redis-py is missing.
+        SettingsError: redis-py is missing, or no certificate is in CA_FILE.
     """
     if settings.fleet_redis_url is None or settings.fleet_key_file is None:
         yield None
@@ -43,10 +48,28 @@ async def open_fleet(settings: Settings, bus: events.Events) -> AsyncIterator["F
         name=settings.fleet_name,
         networks=settings.fleet_peers,
         tag_ttl_seconds=max(registry.tag_ttl for registry in registries(settings).values()),
+        bucket=_bucket(settings),
+        open_blob=store.open,
         bus=bus,
     )
     async with opened as replica:
+        if replica.tier is not None:
+            index.uses_told = replica.tier.used
         yield replica
+
+
+def _bucket(settings: Settings) -> "BucketPlace | None":
+    from registry_cache.fleet.tier_opening import BucketPlace  # noqa: PLC0415 -- as above
+
+    if settings.fleet_bucket_url is None or settings.fleet_s3_credentials_file is None:
+        return None
+    return BucketPlace(
+        settings.fleet_bucket_url,
+        settings.fleet_s3_region,
+        settings.fleet_s3_credentials_file,
+        int(settings.fleet_max_size or 0),
+        settings.ca_file,
+    )
 
 
 def check_fleet(settings: Settings) -> None:

@@ -55,7 +55,7 @@ async def open_pulls(
 ) -> AsyncIterator[Pulls]:
     """The upstreams and what asks them, taken down in the opposite order of building."""
     async with contextlib.AsyncExitStack() as stack:
-        fleet = await stack.enter_async_context(open_fleet(settings, bus))
+        fleet = await stack.enter_async_context(open_fleet(settings, bus, store, index))
         served = registries(settings)
         upstreams: dict[str, Upstream] = {}
         for name, registry in served.items():

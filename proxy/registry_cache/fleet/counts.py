@@ -4,7 +4,10 @@ from registry_cache.model import events
 
 
 class Counts:
-    """Counts: blobs led, followed, taken over and fetched alone; bytes that came from peers and went to them."""
+    """Counts: blobs led, followed, taken over and fetched alone; bytes that came from peers and went to them.
+
+    Of the bucket: bodies begun from it, blobs brought there or not, deleted there, and found wrong.
+    """
 
     def __init__(self) -> None:
         self.led = 0
@@ -15,6 +18,14 @@ class Counts:
         self.served_bytes = 0
         self.redirected = 0
         self.refused = 0
+        self.from_bucket = 0
+        self.bucket_bytes = 0
+        self.shared = 0
+        self.shared_bytes = 0
+        self.not_shared = 0
+        self.evicted = 0
+        self.evicted_bytes = 0
+        self.rotten = 0
         self._warned: set[str] = set()
 
     def figures(self) -> dict[str, int]:

@@ -15,9 +15,13 @@ from registry_cache.fleet.questions import Questions
 from registry_cache.fleet.shared_upstream import SharedUpstream
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.source import FleetSource, Proof, Trail
+from registry_cache.fleet.tier import Tier
+from registry_cache.fleet.tier_opening import BucketPlace, open_tier
 from registry_cache.model import events
+from registry_cache.model.errors import DigestMismatch
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.observe.figures import FleetFigures
+from registry_cache.ports.blobs import OpenBlob
 from registry_cache.pull.answers import Upstream
 from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.runtime.background import Background
@@ -36,6 +40,7 @@ class Fleet:
         leases: Leases,
         peers: Peers,
         signer: Signer,
+        tier: Tier | None,
         bus: events.Events,
         counts: Counts,
         *,
@@ -48,6 +53,7 @@ class Fleet:
         self.redis = redis
         self.leases = leases
         self.signer = signer
+        self.tier = tier
         self.counts = counts
         self._peers = peers
         self._events = bus
@@ -65,6 +71,7 @@ class Fleet:
             confirm=confirm,
             proof=proof,
             trails=self._trails,
+            tier=self.tier,
             counts=self.counts,
             events=self._events,
         )
@@ -87,13 +94,19 @@ class Fleet:
     def published(self, flight: Flight) -> None:
         """Its blob is stored: others may come for it."""
         self._stored.add(flight.digest)
+        trail = self._trails.get(flight.digest)
+        if self.tier is not None and (trail is None or not trail.is_shared):
+            self.tier.shelf.share(flight.digest)
 
     def ended(self, flight: Flight) -> None:
         """It is over, however it went."""
         digest = flight.digest
         is_stored = digest in self._stored
         self._stored.discard(digest)
-        self._trails.pop(digest, None)
+        trail = self._trails.pop(digest, None)
+        is_wrong = isinstance(flight.error, DigestMismatch)
+        if is_wrong and trail is not None and trail.of_bucket is not None and self.tier is not None:
+            self.tier.rotten(digest, trail.of_bucket, "its bytes are not those of its digest")
         self.leases.release(digest, flight.repository, is_stored=is_stored, error=flight.error)
 
     def figures(self) -> FleetFigures:
@@ -103,6 +116,10 @@ class Fleet:
             address=self.leases.address,
             redis_trouble=self.redis.trouble,
             leases=len(self.leases),
+            has_bucket=self.tier is not None,
+            reading_trouble=self.tier.bucket.reading.trouble if self.tier else "",
+            writing_trouble=self.tier.bucket.writing.trouble if self.tier else "",
+            sharing=len(self.tier.shelf) if self.tier else 0,
             **self.counts.figures(),
         )
 
@@ -153,12 +170,18 @@ async def open_fleet(
     name: str,
     networks: Sequence[str],
     tag_ttl_seconds: float,
+    bucket: BucketPlace | None = None,
+    open_blob: Callable[[Digest], Awaitable[OpenBlob | None]],
     bus: events.Events,
 ) -> AsyncIterator[Fleet]:
     """The replica's part in a fleet.
 
     Args:
         tag_ttl_seconds: the longest that any registry's tags are served unasked.
+        open_blob: of the local store, from which the bucket is filled.
+
+    Raises:
+        SettingsError: there is no certificate in the bucket's ``ca_file``.
     """
     async with contextlib.AsyncExitStack() as stack:
         redis = FleetRedis(url, password_file=password_file, events=bus)
@@ -168,7 +191,11 @@ async def open_fleet(
         leases.start()
         signer = Signer(key_file)
         peers = await stack.enter_async_context(Peers(signer, networks, address=lambda: leases.address, now=redis.now))
-        fleet = Fleet(name, redis, leases, peers, signer, bus, Counts(), tag_ttl_seconds=tag_ttl_seconds)
+        counts, tier = Counts(), None
+        if bucket is not None:
+            opened = open_tier(bucket, redis, name=name, open_blob=open_blob, counts=counts, bus=bus)
+            tier = await stack.enter_async_context(opened)
+        fleet = Fleet(name, redis, leases, peers, signer, tier, bus, counts, tag_ttl_seconds=tag_ttl_seconds)
         fleet.questions.start()
         stack.push_async_callback(fleet.questions.aclose)
         yield fleet

@@ -14,6 +14,7 @@ from registry_cache.model.errors import BlobUnknown, RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.runtime.background import Background
 
+LOOK = "look"
 _RENEW_SECONDS = 3.0
 _VERDICT_MAX_CHARACTERS = 300
 
@@ -42,10 +43,11 @@ class Redis(Protocol):
 class Claim(NamedTuple):
     """What to do: ``yours`` (fetch it), follow who has the ``lead`` or has it (``at``), or ``failed``, as they did.
 
-    ``value`` is the lease, the address, or upstream's words.
+    ``stored``: it is in the bucket. ``value`` is the lease, the address, upstream's words, or what the bucket's index
+    has of it; with ``yours`` :data:`LOOK`, where it may be in the bucket although the index does not have it.
     """
 
-    what: Literal["yours", "lead", "at", "failed"]
+    what: Literal["yours", "lead", "at", "failed", "stored"]
     value: str
 
     @property
@@ -90,11 +92,14 @@ class Leases:
         """Whether this replica fetches *digest* for all."""
         return digest in self._held
 
-    async def claim(self, repository: Repository, digest: Digest, lost: str = "") -> Claim:
+    async def claim(
+        self, repository: Repository, digest: Digest, lost: str = "", *, may_be_shared: bool = False
+    ) -> Claim:
         """Who fetches *digest*.
 
         Args:
             lost: the lease or address of one that has just been seen not to answer: it is passed over.
+            may_be_shared: the bucket may bring it.
 
         Raises:
             RedisDown: nobody can tell.
@@ -104,8 +109,16 @@ class Leases:
         mine = f"{secrets.token_hex(8)}|{self.address}"
         what, value, seconds, microseconds = await self._redis.run(
             scripts.CLAIM,
-            self._keys(repository, digest),
-            [mine, self.address, lost, scripts.LEASE_MS, scripts.AT_SECONDS],
+            [*self._keys(repository, digest), *(self._prefix + name for name in ("size", "lru", "going", "meta"))],
+            [
+                mine,
+                self.address,
+                lost,
+                scripts.LEASE_MS,
+                scripts.AT_SECONDS,
+                bytes.fromhex(digest.encoded),
+                int(may_be_shared),
+            ],
         )
         self._redis.told(int(seconds), int(microseconds))
         if what == b"yours":

@@ -9,7 +9,8 @@ VERDICT_MS = 5_000
 # Who has it says so again whenever somebody follows; an address without the blob is forgotten by who finds that out.
 AT_SECONDS = 7 * 86_400
 
-# KEYS: l, at, x. ARGV: mine, my address, what was just seen to be dead, lease in ms, seconds of at.
+# KEYS: l, at, x, size, lru, going, meta. ARGV: mine, my address, what was just seen to be dead, lease in ms, seconds of
+# at, the digest's bytes, 1 if the bucket may bring it (tier_scripts.py).
 # A lease or a place at one's own address that is not known here is of an earlier life.
 CLAIM = """
 local function answer(what, value)
@@ -17,6 +18,13 @@ local function answer(what, value)
   return {what, value, now[1], now[2]}
 end
 local mine, address, lost = ARGV[1], ARGV[2], ARGV[3]
+if ARGV[7] == '1' then
+  local shared = redis.call('HGET', KEYS[4], ARGV[6])
+  if shared and not redis.call('ZSCORE', KEYS[6], ARGV[6]) then
+    redis.call('ZADD', KEYS[5], 'XX', 'GT', redis.call('TIME')[1], ARGV[6])
+    return answer('stored', shared)
+  end
+end
 local at = redis.call('GET', KEYS[2])
 if at and (at == lost or at == address) then
   redis.call('DEL', KEYS[2])
@@ -35,6 +43,7 @@ if not held then
   if no then return answer('failed', no) end
 end
 redis.call('SET', KEYS[1], mine, 'PX', ARGV[4])
+if ARGV[7] == '1' and redis.call('HEXISTS', KEYS[7], 'complete') == 0 then return answer('yours', 'look') end
 return answer('yours', '')
 """
 

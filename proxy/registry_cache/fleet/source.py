@@ -1,4 +1,4 @@
-"""Where a flight of a fleet gets its bytes: from upstream if it leads, else from who does, and then from upstream.
+"""Where a flight of a fleet gets its bytes: from the bucket, from upstream if it leads, else from who does.
 
 Each GET is one decision. When a peer breaks or falls silent the flight asks again from where it stands, and that is the
 take-over: who does not answer a HEAD either is passed over, and whoever claims first goes on with upstream.
@@ -13,8 +13,10 @@ from typing import Protocol
 import aiohttp
 
 from registry_cache.fleet.counts import Counts
-from registry_cache.fleet.leases import Claim, Leases, RedisDown
+from registry_cache.fleet.leases import LOOK, Claim, Leases, RedisDown
 from registry_cache.fleet.peers import SILENCE_SECONDS, PeerGone, PeerRefuses, PeerReply, Peers, PeerSilent
+from registry_cache.fleet.s3 import StoreTrouble
+from registry_cache.fleet.tier import Tier, TierBody
 from registry_cache.model import events
 from registry_cache.model.errors import BlobUnknown, PeerLost
 from registry_cache.model.oci import Digest, Repository
@@ -44,6 +46,9 @@ class Trail:
         self.fruitless = 0
         self.position = 0  # so far peers have brought it
         self.believed = ""  # who did
+        self.is_past_bucket = False  # it has not brought what it should
+        self.of_bucket: str | None = None  # what the index has of it, where all bytes so far are the bucket's
+        self.is_shared = False  # it is in the bucket, or whoever leads brings it there
 
 
 class PeerBody:
@@ -110,6 +115,7 @@ class FleetSource:
     Args:
         confirm: asks upstream whether a repository has a blob; raises its no.
         trails: of all registries together, by digest.
+        tier: the bucket, if there is one.
     """
 
     def __init__(
@@ -121,6 +127,7 @@ class FleetSource:
         confirm: Callable[[Repository, Digest], Awaitable[object]],
         proof: Proof,
         trails: dict[Digest, Trail],
+        tier: Tier | None,
         counts: Counts,
         events: events.Events,
     ) -> None:
@@ -130,6 +137,7 @@ class FleetSource:
         self._confirm = confirm
         self._proof = proof
         self._trails = trails
+        self._tier = tier
         self._counts = counts
         self._events = events
 
@@ -142,8 +150,13 @@ class FleetSource:
         Raises:
             BlobUnknown: upstream has just said so to another replica.
         """
-        body = None
+        body: PeerBody | TierBody | None = None
         trail = self._trails.setdefault(digest, Trail())
+        if stop is None and start < trail.position and trail.of_bucket is not None and self._tier is not None:
+            self._tier.rotten(digest, trail.of_bucket, "its bytes are not those of its digest")
+            trail.is_past_bucket = True
+        if stop is None:
+            trail.of_bucket, trail.is_shared = None, False
         if stop is None and not self._leases.holds(digest):
             if start >= trail.position:
                 body = await self._followed(trail, repository, digest, start)
@@ -163,14 +176,17 @@ class FleetSource:
         finally:
             body.close()
 
-    async def _followed(self, trail: Trail, repository: Repository, digest: Digest, start: int) -> PeerBody | None:
-        """The body from a peer; None if upstream is to be asked."""
+    async def _followed(
+        self, trail: Trail, repository: Repository, digest: Digest, start: int
+    ) -> PeerBody | TierBody | None:
+        """The body from the bucket or a peer; None if upstream is to be asked."""
         lost, gone = await self._lost(trail, repository, digest), 0
         while gone < _PEERS_MAX:
-            try:
-                claim = await self._leases.claim(repository, digest, lost)
-            except RedisDown:
+            claim = await self._claim(trail, repository, digest, start, lost)
+            if claim is None:
                 break
+            if isinstance(claim, TierBody):
+                return claim
             if claim.what == "failed":
                 raise BlobUnknown(claim.value)
             if claim.what == "yours":
@@ -189,6 +205,24 @@ class FleetSource:
                 gone += bool(lost)
         self._counts.alone += 1
         return None
+
+    async def _claim(
+        self, trail: Trail, repository: Repository, digest: Digest, start: int, lost: str
+    ) -> Claim | TierBody | None:
+        """Who fetches it or has it; its body, if that is the bucket; None if nobody can tell."""
+        while True:
+            may_be_shared = self._tier is not None and self._tier.is_readable and not trail.is_past_bucket
+            claim = None
+            with contextlib.suppress(RedisDown):
+                claim = await self._leases.claim(repository, digest, lost, may_be_shared=may_be_shared)
+            is_known = claim is not None and claim.what == "stored"
+            if may_be_shared and (claim is None or is_known or claim.value == LOOK):
+                value = claim.value if claim is not None and is_known else ""
+                body = await self._from_bucket(trail, value, repository, digest, start)
+                if body is not None:
+                    return body
+            if not is_known:
+                return claim
 
     def _leads(self, digest: Digest, lost: str, start: int) -> None:
         self._counts.led += 1
@@ -211,8 +245,38 @@ class FleetSource:
         except BaseException:
             reply.response.close()
             raise
+        trail.is_shared = claim.what == "lead"
         self._counts.followed += 1
         return PeerBody(reply, claim, trail, self._counts.received)
+
+    async def _from_bucket(
+        self, trail: Trail, value: str, repository: Repository, digest: Digest, start: int
+    ) -> TierBody | None:
+        """The body from the bucket; None if that does not bring it, and in this flight it is not asked again."""
+        reply = await self._tier.get(digest, start, value) if self._tier is not None else None
+        if reply is None:
+            trail.is_past_bucket = True
+            return None
+        try:
+            # It is in nobody's name there.
+            if await self._proof.missing(repository, digest):
+                await self._confirm(repository, digest)
+        except BaseException:
+            reply.response.close()
+            raise
+        trail.of_bucket, trail.is_shared = None if reply.start or start else value, True
+        self._counts.from_bucket += 1
+
+        def moved(position: int, count: int) -> None:
+            trail.position, trail.believed = position, ""
+            self._counts.bucket_bytes += count
+
+        def lost(is_silent: bool) -> None:
+            trail.is_past_bucket, trail.of_bucket = True, None
+            if is_silent and self._tier is not None:
+                self._tier.bucket.reading.failed(StoreTrouble("it fell silent"))
+
+        return TierBody(reply, moved=moved, lost=lost)
 
     async def _lost(self, trail: Trail, repository: Repository, digest: Digest) -> str:
         """The lease of the peer that the flight has followed, if that one is not alive any more."""

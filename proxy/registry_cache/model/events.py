@@ -146,6 +146,54 @@ class FleetTakeover(Event, frozen=True, kw_only=True):
     peer: str
 
 
+class FleetBucketDown(Event, frozen=True, kw_only=True):
+    """``part`` (reading or writing) of the fleet's bucket does not work: it is done without until it does."""
+
+    level: ClassVar[Level] = "warning"
+
+    part: str
+    reason: str
+
+
+class FleetBucketUp(Event, frozen=True, kw_only=True):
+    """``part`` (reading or writing) of the fleet's bucket works again."""
+
+    part: str
+
+
+class FleetNotShared(Event, frozen=True, kw_only=True):
+    """A blob could not be brought into the fleet's bucket; it stays with this replica, where the others fetch it."""
+
+    level: ClassVar[Level] = "warning"
+
+    digest: str
+    reason: str
+
+
+class FleetObjectRotten(Event, frozen=True, kw_only=True):
+    """What the fleet's bucket has of ``digest`` is wrong: it is deleted there, and fetched from upstream."""
+
+    level: ClassVar[Level] = "warning"
+
+    digest: str
+    reason: str
+
+
+class FleetEvicted(Event, frozen=True, kw_only=True):
+    """The replica has deleted from the fleet's bucket what nobody had used for the longest."""
+
+    blobs: int
+    bytes: int
+
+
+class FleetSwept(Event, frozen=True, kw_only=True):
+    """The replica has compared the index of the fleet's bucket with what is in it."""
+
+    objects: int
+    adopted: int
+    forgotten: int
+
+
 # --- store ------------------------------------------------------------------------------------------------------
 
 

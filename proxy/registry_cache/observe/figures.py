@@ -157,6 +157,11 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
         followed: bodies that it has begun to read from others.
         alone: blobs that it has fetched for itself, since neither Redis nor a peer could help.
         refused: requests on the fleet's port without the key.
+        reading_trouble: why the bucket is not read; empty while it is, or where there is none. ``writing_trouble``: so.
+        sharing: blobs that are on their way into the bucket, or wait for that, now.
+        from_bucket: bodies that it has begun to read from the bucket; ``bucket_bytes``: their bytes.
+        shared: blobs that it has brought there; ``not_shared``: tried, and could not.
+        evicted: blobs that it has deleted there for room; ``rotten``: since they were wrong.
     """
 
     name: str
@@ -171,6 +176,18 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
     served_bytes: int
     redirected: int
     refused: int
+    has_bucket: bool = False
+    reading_trouble: str = ""
+    writing_trouble: str = ""
+    sharing: int = 0
+    from_bucket: int = 0
+    bucket_bytes: int = 0
+    shared: int = 0
+    shared_bytes: int = 0
+    not_shared: int = 0
+    evicted: int = 0
+    evicted_bytes: int = 0
+    rotten: int = 0
 
 
 class Transfer(Figures, frozen=True, kw_only=True):

@@ -166,6 +166,19 @@ def _fleet(fleet: FleetFigures) -> Iterator[Metric]:
     yield _counter("fleet_peer_received_bytes", "Body bytes received from other replicas.", fleet.peer_bytes)
     yield _counter("fleet_peer_sent_bytes", "Body bytes sent to other replicas.", fleet.served_bytes)
     yield _counter("fleet_refused_requests", "Requests on the fleet's port without the key.", fleet.refused)
+    if fleet.has_bucket:
+        yield from _bucket(fleet)
+
+
+def _bucket(fleet: FleetFigures) -> Iterator[Metric]:
+    works = {"reading": int(not fleet.reading_trouble), "writing": int(not fleet.writing_trouble)}
+    yield _labelled("fleet_bucket_up", "Whether the fleet's bucket works.", "part", works.items(), gauge=True)
+    yield _gauge("fleet_bucket_sharing", "Blobs on their way into the bucket, or waiting for that.", fleet.sharing)
+    done = {name: getattr(fleet, name) for name in ("from_bucket", "shared", "not_shared", "evicted", "rotten")}
+    yield _labelled("fleet_bucket_blobs", "Blobs by what became of them in the bucket.", "what", done.items())
+    yield _counter("fleet_bucket_received_bytes", "Body bytes received from the bucket.", fleet.bucket_bytes)
+    yield _counter("fleet_bucket_sent_bytes", "Body bytes brought into the bucket.", fleet.shared_bytes)
+    yield _counter("fleet_bucket_evicted_bytes", "Bytes deleted from the bucket for room.", fleet.evicted_bytes)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from pydantic import model_validator as model_check
 from pydantic_settings import BaseSettings
 
-from registry_cache.settings.types import Address, NetworkList, ReadableFile, host_and_port, unit_credential
+from registry_cache.settings.types import Address, NetworkList, ReadableFile, Size, host_and_port, unit_credential
 
 KEY_MIN_BYTES = 32
 # A network's own (RFC 1918, RFC 6598, RFC 4193), and this host.
@@ -32,6 +32,25 @@ def _redis_url(value: str) -> str:
     if parts.query or parts.fragment or not re.fullmatch(r"/?|/[0-9]{1,4}", parts.path):
         raise ValueError("allowed after the host is nothing but the number of a database, such as /0")
     return value
+
+
+def _bucket_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            "allowed is a URL such as https://s3.internal:7480/bucket or https://s3.internal/bucket/prefix"
+        )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("allowed is a URL without keys in it: use FLEET_S3_CREDENTIALS_FILE")
+    if not re.fullmatch(r"/[a-z0-9][a-z0-9.-]{1,62}(/[A-Za-z0-9_.-]{1,100}){0,8}/?", parts.path):
+        raise ValueError(
+            "allowed after the host is the name of the bucket, and a prefix of letters, digits, - _ . and /"
+        )
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
 def _key_file(value: Path) -> Path:
@@ -93,6 +112,23 @@ class FleetFields(BaseSettings):
         16, ge=1, le=1024, description="Replicas that one sends the same blob to; further ones get it from those."
     )
 
+    fleet_bucket_url: Annotated[str, AfterValidator(_bucket_url)] | None = Field(
+        None,
+        description="Bucket of an S3-compatible store that replicas share, such as https://s3.internal/bucket, and a "
+        "prefix if it is not all theirs. It saves work, and no pull needs it.",
+    )
+    fleet_s3_region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
+        "us-east-1", description="Region that requests to it are signed for; most stores beside AWS take any."
+    )
+    fleet_s3_credentials_file: ReadableFile | None = Field(
+        default_factory=lambda: unit_credential("fleet.s3-credentials", "FLEET_S3_CREDENTIALS_FILE"),
+        description="AWS credentials file with its keys, read again when it has changed (default: the credential "
+        "`fleet.s3-credentials` of a systemd unit).",
+    )
+    fleet_max_size: Annotated[Size, Field(gt=0)] | None = Field(
+        None, description="Cap of the bucket, such as 10TB: what has not been used for the longest is deleted there."
+    )
+
     @model_check(mode="after")
     def _fleet_is_whole(self) -> Self:
         if self.fleet_redis_url is None:
@@ -102,6 +138,10 @@ class FleetFields(BaseSettings):
             return self
         if self.fleet_key_file is None:
             raise ValueError("FLEET_REDIS_URL is set but FLEET_KEY_FILE is not: replicas know each other by their key")
+        if self.fleet_bucket_url is not None and self.fleet_s3_credentials_file is None:
+            raise ValueError("FLEET_BUCKET_URL is set but FLEET_S3_CREDENTIALS_FILE is not: requests to it are signed")
+        if (self.fleet_bucket_url is None) != (self.fleet_max_size is None):
+            raise ValueError("FLEET_BUCKET_URL and FLEET_MAX_SIZE belong together: the bucket is kept below that size")
         if self.fleet_advertise is not None:
             address = ipaddress.ip_address(host_and_port(self.fleet_advertise)[0])
             if not any(address in ipaddress.ip_network(network) for network in self.fleet_peers):

@@ -116,6 +116,7 @@ def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
 _PATHS = frozenset(
     {"cache_dir", "password_file", "ca_file", "tls_cert", "tls_key", "client_ca", "htpasswd", "token_file"}
     | {"client_cert", "client_key", "listen_socket", "fleet_redis_password_file", "fleet_key_file"}
+    | {"fleet_s3_credentials_file"}
 )
 
 

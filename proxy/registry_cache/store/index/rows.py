@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from cachetools import LRUCache
 
@@ -22,6 +22,8 @@ class Rows(Part):
         self._blobs: LRUCache[Digest, BlobEntry] = LRUCache(KEPT_IN_MEMORY)
         self._rows_forgotten = 0  # counts, for readers that wait while rows go
         self._used: dict[Digest, float] = {}  # what is not in the rows yet
+        # Called now and then with what has been used since: a fleet's bucket keeps that, too.
+        self.uses_told: Callable[[Collection[Digest]], None] = lambda _: None
 
     async def blob(self, digest: Digest) -> BlobEntry | None:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
@@ -115,6 +117,7 @@ class Rows(Part):
         used = dict(self._used)
         if not used:
             return
+        self.uses_told(used)
         if await self._db.try_write(_update_uses, False, used):
             for digest, at in used.items():
                 self._correct(digest, last_use=at)

@@ -1,0 +1,345 @@
+"""An S3-compatible store: one request each, over aiohttp, so that each can be given up at any moment.
+
+Only what this cache needs, and of an answer only what it knows: the texts of errors repeat keys and signatures.
+"""
+
+import asyncio
+import contextlib
+import email.utils
+import hashlib
+import html
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from registry_cache.fleet.s3_signing import EMPTY_SHA256, KeyFile, KeysUnreadable, S3Signer, query_of
+from registry_cache.model.errors import RegistryCacheError
+from registry_cache.model.ranges import ContentRange
+
+# No pull waits longer for a connection and the head of an answer, nor for the next bytes.
+CONNECT_SECONDS = 1.0
+HEAD_SECONDS = 3.0
+_CONNECTIONS = 128
+_BUFFER_BYTES = 1024 * 1024
+_ANSWER_MAX_BYTES = 4 * 1024 * 1024  # 1000 keys of the longest kind are 2 MB
+_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
+
+
+class StoreTrouble(RegistryCacheError):
+    """The store cannot be used.
+
+    ``is_lasting``: it answers, but will not serve us before somebody has changed something.
+    """
+
+    def __init__(self, message: str, *, is_lasting: bool = False) -> None:
+        super().__init__(message)
+        self.is_lasting = is_lasting
+
+
+class _WrongTime(StoreTrouble):
+    """Our clock is not the store's, which is known now."""
+
+
+class ObjectMissing(RegistryCacheError):
+    """The bucket is there, and the object is not."""
+
+
+class ObjectRefused(RegistryCacheError):
+    """The store has read other bytes than were signed; it shows none of them."""
+
+
+class ObjectReply(NamedTuple):
+    """The head of an object, or of its rest; whoever has it closes the response."""
+
+    response: aiohttp.ClientResponse
+    start: int
+    total_bytes: int
+
+
+class Listed(NamedTuple):
+    """One object of a page."""
+
+    key: str
+    size_bytes: int
+    modified_at: float  # Unix seconds
+
+
+class S3:
+    """One bucket.
+
+    Args:
+        url: ``https://endpoint/bucket``, and a prefix of all keys where there is one.
+    """
+
+    def __init__(self, url: str, *, region: str, key_file: KeyFile, tls: ssl.SSLContext | None) -> None:
+        parts = urlsplit(url)
+        self._endpoint = f"{parts.scheme}://{parts.netloc}"
+        bucket, _, prefix = parts.path.strip("/").partition("/")
+        self._bucket = f"/{bucket}"
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._tls = tls
+        host = parts.hostname or ""
+        own_port = {"http": 80, "https": 443}[parts.scheme]
+        host = f"[{host}]" if ":" in host else host
+        host = host if parts.port in (None, own_port) else f"{host}:{parts.port}"
+        self._signer = S3Signer(key_file, region=region, host=host)
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<S3 {self._endpoint}{self._bucket}/{self._prefix}>"
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=self._tls or True),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            auto_decompress=False,
+            read_bufsize=_BUFFER_BYTES,
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, key: str, start: int) -> ObjectReply:
+        """The object from *start* on.
+
+        Raises:
+            ObjectMissing, StoreTrouble.
+        """
+        response = await self._send("GET", key, also={"Range": f"bytes={start}-"}, seconds=HEAD_SECONDS)
+        span = ContentRange.parse(response.headers.get("Content-Range", ""))
+        if response.status == 206 and span is not None and span.start == start and span.total is not None:  # noqa: PLR2004
+            return ObjectReply(response, start, span.total)
+        if response.status == 200 and response.content_length is not None:  # noqa: PLR2004 -- as some answer all of it
+            return ObjectReply(response, 0, response.content_length)
+        response.close()
+        raise StoreTrouble(f"the store answered a range with {response.status}")
+
+    async def put(
+        self, key: str, size_bytes: int, sha256: str, pieces: Callable[[], AsyncIterator[bytes]], *, seconds: float
+    ) -> str:
+        """Store an object, which the store shows only when all of it is there and is what was signed.
+
+        Args:
+            seconds: the longest that it may take.
+
+        Returns:
+            Its ETag.
+
+        Raises:
+            ObjectRefused, StoreTrouble; and whatever *pieces* raises.
+        """
+        return await self._put(key, {}, size_bytes, sha256, pieces, seconds=seconds)
+
+    async def _put(
+        self,
+        key: str,
+        query: Mapping[str, str],
+        size_bytes: int,
+        sha256: str,
+        pieces: Callable[[], AsyncIterator[bytes]],
+        *,
+        seconds: float,
+    ) -> str:
+        also = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        response = await self._send(
+            "PUT", key, query, also=also, sha256=sha256, body=pieces() if size_bytes else None, seconds=seconds
+        )
+        response.release()
+        return response.headers.get("ETag", "")
+
+    async def begin_parts(self, key: str, *, seconds: float) -> str:
+        """Begin an object of several parts; the id of what was begun."""
+        text = await self._ask("POST", key, {"uploads": ""}, seconds=seconds)
+        found = re.search(r"<UploadId>([^<>]{1,1024})</UploadId>", text)
+        if found is None:
+            raise StoreTrouble("the store begins no object of several parts")
+        return html.unescape(found[1])
+
+    async def put_part(
+        self,
+        key: str,
+        upload: str,
+        number: int,
+        size_bytes: int,
+        sha256: str,
+        pieces: Callable[[], AsyncIterator[bytes]],
+        *,
+        seconds: float,
+    ) -> str:
+        """As :meth:`put`, of part *number*, from 1."""
+        query = {"partNumber": str(number), "uploadId": upload}
+        return await self._put(key, query, size_bytes, sha256, pieces, seconds=seconds)
+
+    async def end_parts(self, key: str, upload: str, etags: list[str], *, seconds: float) -> None:
+        """Make one object of its parts."""
+        rows = "".join(
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{html.escape(etag)}</ETag></Part>"
+            for number, etag in enumerate(etags, 1)
+        )
+        body = f"<CompleteMultipartUpload>{rows}</CompleteMultipartUpload>".encode()
+        text = await self._ask("POST", key, {"uploadId": upload}, body=body, seconds=seconds)
+        if "<Error>" in text:  # its head goes out while it still works
+            raise StoreTrouble("the store did not put the parts together")
+
+    async def drop_parts(self, key: str, upload: str, *, seconds: float) -> None:
+        """There will be no such object."""
+        with contextlib.suppress(ObjectMissing):
+            await self._ask("DELETE", key, {"uploadId": upload}, seconds=seconds)
+
+    async def delete(self, key: str, *, seconds: float) -> None:
+        """It is not there any more, or never was.
+
+        Raises:
+            StoreTrouble: nobody knows.
+        """
+        with contextlib.suppress(ObjectMissing):
+            await self._ask("DELETE", key, seconds=seconds)
+
+    async def page(self, prefix: str, after: str, *, seconds: float) -> tuple[list[Listed], str]:
+        """Up to 1000 objects whose keys begin with *prefix*, in their order, behind the key *after*.
+
+        Returns:
+            They, and the last key of the page; empty where nothing follows.
+
+        Raises:
+            StoreTrouble.
+        """
+        query = {"list-type": "2", "max-keys": "1000", "prefix": self._prefix + prefix}
+        if after:
+            query["start-after"] = self._prefix + after
+        text = await self._ask("GET", "", query, seconds=seconds)
+        listed, last = [], ""
+        for found in re.finditer(r"<Contents>(.*?)</Contents>", text, re.DOTALL):
+            fields = dict(re.findall(r"<(Key|Size|LastModified)>([^<>]*)</", found[1]))
+            key = html.unescape(fields.get("Key", ""))
+            last = key.removeprefix(self._prefix)
+            with contextlib.suppress(KeyError, ValueError):
+                modified = datetime.fromisoformat(fields["LastModified"]).astimezone(UTC).timestamp()
+                listed.append(Listed(last, int(fields["Size"]), modified))
+        return listed, last if "<IsTruncated>true</IsTruncated>" in text else ""
+
+    # --- one request --------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self, method: str, key: str, query: Mapping[str, str] | None = None, *, body: bytes = b"", seconds: float
+    ) -> str:
+        """The text of an answer."""
+        sha256 = hashlib.sha256(body).hexdigest()
+        async with _bounded(seconds):
+            response = await self._send(method, key, query, sha256=sha256, body=body or None, seconds=seconds)
+            try:
+                return (await _short(response)).decode(errors="replace")
+            finally:
+                response.release()
+
+    async def _send(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        also: Mapping[str, str] | None = None,
+        sha256: str = EMPTY_SHA256,
+        body: AsyncIterator[bytes] | bytes | None = None,
+        seconds: float,
+    ) -> aiohttp.ClientResponse:
+        """A success, or an error that is known."""
+        try:
+            return await self._once(method, key, query or {}, also or {}, sha256, body, seconds=seconds)
+        except _WrongTime:
+            if isinstance(body, AsyncIterator):  # it has been begun
+                raise
+            return await self._once(method, key, query or {}, also or {}, sha256, body, seconds=seconds)
+
+    async def _once(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        also: Mapping[str, str],
+        sha256: str,
+        body: AsyncIterator[bytes] | bytes | None,
+        *,
+        seconds: float,
+    ) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise StoreTrouble("it is too late")
+        path = f"{self._bucket}/{self._prefix}{key}" if key else self._bucket
+        text = query_of(query)
+        url = URL(f"{self._endpoint}{path}" + (f"?{text}" if text else ""), encoded=True)
+        try:
+            headers = self._signer.headers(method, path, text, sha256, also)
+        except KeysUnreadable as error:
+            raise StoreTrouble(str(error), is_lasting=True) from None
+        async with _bounded(seconds):
+            response = await self._session.request(
+                # Who is refused hears it before all of the body has gone out; else there would be a reset, and no word.
+                method,
+                url,
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                expect100=isinstance(body, AsyncIterator),
+            )
+            if response.status < 300:  # noqa: PLR2004 -- HTTP
+                return response
+            try:
+                raise self._error(response, await _short(response))
+            finally:
+                response.close()
+
+    def _error(self, response: aiohttp.ClientResponse, body: bytes) -> RegistryCacheError:
+        found = _CODE.search(body)
+        code = found[1].decode() if found else ""
+        status = response.status
+        if status == 404 and code in ("NoSuchKey", "NoSuchUpload"):  # noqa: PLR2004 -- HTTP
+            return ObjectMissing("the object is not there")
+        if code in ("XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"):
+            return ObjectRefused("the store got other bytes than were signed")
+        what = f"the store answered {status}" + (f" {code}" if code else "")
+        if code == "RequestTimeTooSkewed":
+            self._learn_time(response)
+            return _WrongTime(what, is_lasting=True)
+        return StoreTrouble(what, is_lasting=status < 500 and status not in (408, 429))  # noqa: PLR2004
+
+    def _learn_time(self, response: aiohttp.ClientResponse) -> None:
+        """A clock that is wrong here is no reason to do without the store: sign with its time from now on."""
+        with contextlib.suppress(TypeError, ValueError):
+            theirs = email.utils.parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
+            self._signer.ahead_seconds = theirs - time.time()
+
+
+@contextlib.asynccontextmanager
+async def _bounded(seconds: float) -> AsyncIterator[None]:
+    """What goes wrong below is the store's trouble."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise StoreTrouble(f"the store did not answer within {seconds:g} s") from error
+    except aiohttp.ClientConnectorError as error:
+        raise StoreTrouble(f"the store cannot be reached: {error.strerror}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise StoreTrouble(f"the store broke the connection ({type(error).__name__})") from error
+
+
+async def _short(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > _ANSWER_MAX_BYTES:
+            raise StoreTrouble("the store's answer is too long")
+    return bytes(body)

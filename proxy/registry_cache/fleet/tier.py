@@ -1,0 +1,203 @@
+"""The shared tier: what replicas have verified lies in a bucket for all of them. No pull needs it.
+
+What comes from it is checked as what comes from upstream. What is in it was signed with its digest when it was put
+there, so that the store itself has refused other bytes.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any
+
+import aiohttp
+
+from registry_cache.fleet.bucket import Bucket
+from registry_cache.fleet.counts import Counts
+from registry_cache.fleet.leases import RedisDown
+from registry_cache.fleet.s3 import ObjectMissing, ObjectReply, StoreTrouble
+from registry_cache.fleet.shelf import Shelf
+from registry_cache.fleet.tier_index import TierIndex
+from registry_cache.model import events
+from registry_cache.model.errors import PeerLost
+from registry_cache.model.oci import Digest
+from registry_cache.ports.blobs import Piece
+from registry_cache.runtime.background import Background
+from registry_cache.runtime.threads import finish
+
+SILENCE_SECONDS = 3.0
+_ROUND_SECONDS = 5.0
+# Used blobs that are told in one round; what is used often is told in the next one.
+_TOUCHED_MAX = 100
+
+
+class TierBody:
+    """See :class:`registry_cache.pull.flight.BlobBody`: what the bucket sends.
+
+    Args:
+        moved: called with the position that it has reached, and how many bytes that were.
+        lost: called when it sends no more before its end, with whether it was silent.
+    """
+
+    def __init__(
+        self,
+        reply: ObjectReply,
+        *,
+        moved: Callable[[int, int], None],
+        lost: Callable[[bool], None],
+    ) -> None:
+        self.start = reply.start
+        self.total_bytes: int | None = reply.total_bytes
+        self.is_secondhand = True
+        self._position = reply.start
+        self._stop = reply.total_bytes
+        self._response = reply.response
+        self._moved = moved
+        self._lost = lost
+
+    async def read(self) -> Piece:
+        """See :class:`registry_cache.pull.flight.BlobBody`.
+
+        Raises:
+            PeerLost: it sends no more, for whatever reason; somebody else goes on at once.
+        """
+        if self._position == self._stop:
+            return b""
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                piece = await self._response.content.readany()
+        except TimeoutError as error:
+            self._lost(True)
+            raise PeerLost("the bucket fell silent") from error
+        except (aiohttp.ClientError, OSError) as error:
+            self._lost(False)
+            raise PeerLost(f"the bucket broke: {type(error).__name__}") from error
+        if not piece or len(piece) > self._stop - self._position:
+            self._lost(False)
+            raise PeerLost("the bucket ended early" if not piece else "the bucket sends more than it said")
+        self._position += len(piece)
+        self._moved(self._position, len(piece))
+        return piece
+
+    async def drain(self, take: Callable[[Piece], None]) -> None:
+        """See :class:`registry_cache.pull.flight.BlobBody`."""
+        while piece := await self.read():
+            await finish(asyncio.to_thread(take, piece))  # it uses a file, which is closed after us
+
+    def close(self) -> None:
+        """Keep the connection if all of it has come."""
+        if self._position == self._stop:
+            self._response.release()
+        else:
+            self._response.close()
+
+
+class Tier:
+    """See the module.
+
+    Args:
+        shelf: brings blobs that are here into the bucket.
+    """
+
+    def __init__(self, bucket: Bucket, index: TierIndex, shelf: Shelf, *, counts: Counts, bus: events.Events) -> None:
+        self.bucket = bucket
+        self.shelf = shelf
+        self.index = index
+        self._counts = counts
+        self._events = bus
+        self._used: dict[Digest, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.incomplete: Callable[[], None] = lambda: None  # called when the index is found to miss objects
+        self._rounds = Background("shared tier", self._round, interval_seconds=_ROUND_SECONDS, events=bus)
+
+    def __repr__(self) -> str:
+        return f"<Tier {self.bucket}>"
+
+    def start(self) -> None:
+        """Look after it from now on."""
+        self._rounds.start()
+
+    async def aclose(self) -> None:
+        """End what is under way."""
+        await self._rounds.aclose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it is worth asking."""
+        return not self.bucket.reading.trouble
+
+    def used(self, digests: Collection[Digest]) -> None:
+        """Clients have been answered with them from here: they are kept in the bucket as well."""
+        for digest in digests:
+            self._used.pop(digest, None)
+            self._used[digest] = None
+        while len(self._used) > 10 * _TOUCHED_MAX:
+            del self._used[next(iter(self._used))]
+
+    async def get(self, digest: Digest, start: int, value: str) -> ObjectReply | None:
+        """The blob from *start* on; None if the bucket does not bring it.
+
+        Args:
+            value: what the index says of it; empty where nobody knows whether it is there.
+        """
+        try:
+            reply = await self.bucket.get(digest, start)
+        except ObjectMissing:
+            if value:
+                self._later(self._forget(digest, value))
+            return None
+        except StoreTrouble:
+            return None
+        size = value.partition(":")[0]
+        if reply.start not in (0, start) or (size and int(size) != reply.total_bytes):
+            reply.response.close()
+            self.rotten(digest, value, f"{reply.total_bytes} bytes, {size} were shared")
+            return None
+        if not value:
+            self.incomplete()
+            self._later(self._adopt(digest, reply.total_bytes))
+        return reply
+
+    def rotten(self, digest: Digest, value: str, reason: str) -> None:
+        """What is in the bucket is not what it should be: out with it."""
+        self._events.emit(events.FleetObjectRotten(digest=digest, reason=reason))
+        self._counts.rotten += 1
+        self._later(self._remove(digest, value))
+
+    async def _remove(self, digest: Digest, value: str) -> None:
+        try:
+            await self.bucket.delete(digest)
+        except StoreTrouble:
+            return
+        await self._forget(digest, value)
+
+    async def _forget(self, digest: Digest, value: str) -> None:
+        if value:
+            await self.index.forget([(digest, value)])
+
+    async def _adopt(self, digest: Digest, size_bytes: int) -> None:
+        await self.index.shared([(digest, size_bytes, None)])
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Nobody waits for it, and without Redis it is left."""
+
+        async def do() -> None:
+            try:
+                await work
+            except RedisDown:
+                return
+
+        task = asyncio.create_task(do(), name="shared tier")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _round(self) -> None:
+        await self.bucket.look()
+        used = list(self._used)[:_TOUCHED_MAX]
+        try:
+            await self.index.touch(used)
+        except RedisDown:
+            return
+        for digest in used:
+            self._used.pop(digest, None)

@@ -1,0 +1,123 @@
+"""What is in the bucket, by Redis's word: it claims too much or misses an object now and then, and both heal."""
+
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from registry_cache.fleet import tier_scripts as scripts
+from registry_cache.fleet.leases import Redis, prefix_of
+from registry_cache.model.oci import Digest
+
+_T = TypeVar("_T")
+# So many members a call: Redis does nothing else meanwhile, 1.7 ms for a hundred.
+BATCH = 100
+_TURN_MS = 15_000
+
+
+def raw(digest: Digest) -> bytes:
+    """A digest as it is in Redis."""
+    return bytes.fromhex(digest.encoded)
+
+
+def digest_of(data: bytes) -> Digest:
+    """Back."""
+    return Digest(f"{'sha256' if len(data) == 32 else 'sha512'}:{data.hex()}")  # noqa: PLR2004 -- its bytes
+
+
+class Turn(NamedTuple):
+    """Whether something is ours to do, and how things are."""
+
+    is_mine: bool
+    size_bytes: int
+    going: int
+    complete_at: float  # Unix seconds; 0 if the index does not have all yet
+    generation: int
+    now: float
+
+
+class TierIndex:
+    """See the module; each call raises RedisDown.
+
+    Args:
+        name: of the fleet.
+    """
+
+    def __init__(self, redis: Redis, *, name: str) -> None:
+        self._redis = redis
+        self._prefix = prefix_of(name)
+        self._mine = secrets.token_hex(8)
+
+    async def admit(
+        self, digest: Digest, size_bytes: int, cap_bytes: int
+    ) -> Literal["known", "going", "full", "share"]:
+        """What is to be done with a blob that is here."""
+        keys = self._keys("size", "going", "bytes")
+        answer: bytes = await self._run(scripts.ADMIT, keys, [raw(digest), size_bytes, cap_bytes])
+        return answer.decode()  # type: ignore[return-value]
+
+    async def shared(self, blobs: Iterable[tuple[Digest, int, float | None]]) -> int:
+        """They are in the bucket: digest, bytes, last use (Unix seconds; None for now); how many were not known."""
+        keys, added = self._keys("size", "lru", "going", "bytes", "gen"), 0
+        for batch in _batches(list(blobs)):
+            values: list[str | int | bytes] = []
+            for digest, size, used_at in batch:
+                values += [raw(digest), size, "" if used_at is None else int(used_at)]
+            added += await self._run(scripts.SHARED, keys, values)
+        return added
+
+    async def forget(self, entries: Iterable[tuple[Digest, str]]) -> int:
+        """They are not in the bucket, of whom it says so; how many were forgotten."""
+        keys, count = self._keys("size", "lru", "going", "bytes"), 0
+        for batch in _batches(list(entries)):
+            values: list[str | int | bytes] = []
+            for digest, value in batch:
+                values += [raw(digest), value]
+            count += await self._run(scripts.FORGET, keys, values)
+        return count
+
+    async def touch(self, digests: Collection[Digest]) -> None:
+        """They have been used just now, as far as they are in the bucket."""
+        for batch in _batches(list(digests)):
+            await self._run(scripts.TOUCH, self._keys("lru"), [raw(digest) for digest in batch])
+
+    async def condemn(self, target_bytes: int) -> list[Digest]:
+        """What is to be deleted: what was begun before, and the least lately used down to *target_bytes*."""
+        keys = self._keys("size", "lru", "going", "bytes", "keep")
+        return [digest_of(data) for data in await self._run(scripts.CONDEMN, keys, [target_bytes, BATCH])]
+
+    async def gone(self, digests: Sequence[Digest]) -> int:
+        """They are deleted; how many bytes that were."""
+        keys = self._keys("size", "going", "bytes")
+        freed: int = await self._run(scripts.GONE, keys, [raw(digest) for digest in digests])
+        return freed
+
+    async def turn(self, what: str) -> Turn:
+        """Whether *what* is this replica's to do, for some seconds from now."""
+        keys = self._keys(f"q:{what}", "bytes", "going", "meta", "gen")
+        mine, size, going, complete, generation, now = await self._run(scripts.TURN, keys, [self._mine, _TURN_MS])
+        return Turn(bool(mine), int(size), going, float(complete), int(generation), float(now))
+
+    async def turn_over(self, what: str) -> None:
+        """Another one may."""
+        await self._run(scripts.TURN_OVER, self._keys(f"q:{what}"), [self._mine])
+
+    async def scan(self, cursor: int) -> tuple[int, list[tuple[Digest, str]]]:
+        """Some of the entries with their values; 0 for the last ones, as for the first."""
+        after, flat = await self._run(scripts.SCAN, self._keys("size"), [cursor, 5 * BATCH])
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return int(after), [(digest_of(data), value.decode()) for data, value in pairs]
+
+    async def complete(self) -> None:
+        """It has all that is in the bucket."""
+        await self._run(scripts.COMPLETE, self._keys("meta"), [])
+
+    async def _run(self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes]) -> Any:
+        return await self._redis.run(script, keys, args, patiently=True)  # no client waits for any of this
+
+    def _keys(self, *names: str) -> list[str]:
+        return [self._prefix + name for name in names]
+
+
+def _batches(items: list[_T]) -> Iterator[list[_T]]:
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]

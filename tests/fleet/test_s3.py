@@ -1,0 +1,170 @@
+"""Requests to a store: signed as it wants them, its answers understood, nothing of the keys told."""
+
+import asyncio
+import hashlib
+
+import pytest
+
+from registry_cache.fleet import s3
+from registry_cache.fleet.s3 import S3, ObjectMissing, ObjectRefused, StoreTrouble
+from registry_cache.fleet.s3_signing import EMPTY_SHA256, KeyFile, KeysUnreadable, S3Signer, parse_keys, query_of
+from tests.fleet.store import ACCESS, SECRET
+
+
+@pytest.fixture
+async def client(stand_in, credentials):
+    async with S3(stand_in.url, region="us-east-1", key_file=KeyFile(credentials), tls=None) as made:
+        yield made
+
+
+def pieces_of(*parts):
+    async def pieces():
+        for part in parts:
+            yield part
+
+    return pieces
+
+
+async def put(client, key, data, sha256=None):
+    await client.put(key, len(data), sha256 or hashlib.sha256(data).hexdigest(), pieces_of(data), seconds=5)
+
+
+async def body_of(reply):
+    try:
+        return await reply.response.read()
+    finally:
+        reply.response.release()
+
+
+def test_a_signature_is_that_of_the_published_example(tmp_path, monkeypatch):
+    """AWS, "Examples of the complete Signature Version 4 signing process": GET Object."""
+    file = tmp_path / "keys"
+    file.write_text(
+        "[default]\naws_access_key_id=AKIAIOSFODNN7EXAMPLE\n"
+        "aws_secret_access_key=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n"
+    )
+    monkeypatch.setattr("registry_cache.fleet.s3_signing.time.time", lambda: 1369353600.0)  # 2013-05-24
+    signer = S3Signer(KeyFile(file), region="us-east-1", host="examplebucket.s3.amazonaws.com")
+    headers = signer.headers("GET", "/test.txt", "", EMPTY_SHA256, {"Range": "bytes=0-9"})
+    signature = "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
+    assert headers["Authorization"].endswith(
+        f"SignedHeaders=host;range;x-amz-content-sha256;x-amz-date, Signature={signature}"
+    )
+    listing = signer.headers("GET", "/", query_of({"prefix": "J", "max-keys": "2"}), EMPTY_SHA256)
+    assert listing["Authorization"].endswith("34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7")
+
+
+async def test_what_is_put_is_got_from_anywhere_in_it(client):
+    await put(client, "v1/a/sha256/ab/abc", b"0123456789")
+    reply = await client.get("v1/a/sha256/ab/abc", 4)
+    assert (reply.start, reply.total_bytes, await body_of(reply)) == (4, 10, b"456789")
+    with pytest.raises(ObjectMissing):
+        await client.get("v1/a/sha256/ab/abd", 0)
+
+
+async def test_the_store_itself_refuses_other_bytes(client, stand_in):
+    with pytest.raises(ObjectRefused):
+        await put(client, "k", b"wrong", hashlib.sha256(b"right").hexdigest())
+    assert stand_in.objects == {}
+
+
+async def test_an_empty_blob_is_an_object_too(client):
+    await put(client, "k", b"")
+    reply = await client.get("k", 0)
+    assert (reply.total_bytes, await body_of(reply)) == (0, b"")
+
+
+async def test_an_object_in_parts_is_there_only_when_they_are_put_together(client, stand_in):
+    upload = await client.begin_parts("k", seconds=5)
+    etags = []
+    for number, data in enumerate((b"one", b"two"), 1):
+        sha256 = hashlib.sha256(data).hexdigest()
+        etags.append(await client.put_part("k", upload, number, 3, sha256, pieces_of(data), seconds=5))
+    assert stand_in.objects == {}
+    await client.end_parts("k", upload, etags, seconds=5)
+    assert stand_in.objects == {"k": b"onetwo"}
+    await client.drop_parts("k", await client.begin_parts("k", seconds=5), seconds=5)
+    assert stand_in.uploads == {}
+
+
+async def test_pages_of_a_listing_follow_each_other(client, stand_in):
+    stand_in.page_size = 2
+    for name in "dacb":
+        stand_in.keep(f"v1/{name}", name.encode() * 3, modified=1_700_000_000)
+    stand_in.keep("v2/x", b"other")
+    first, after = await client.page("v1/", "", seconds=5)
+    second, end = await client.page("v1/", after, seconds=5)
+    assert [(one.key, one.size_bytes, one.modified_at) for one in first + second] == [
+        (f"v1/{name}", 3, 1_700_000_000.0) for name in "abcd"
+    ]
+    assert (after, end) == ("v1/b", "")
+
+
+@pytest.mark.parametrize(
+    ("refuses", "is_lasting"),
+    [
+        ((404, "NoSuchBucket"), True),
+        ((403, "AccessDenied"), True),
+        ((301, "PermanentRedirect"), True),
+        ((404, ""), True),
+        ((500, "InternalError"), False),
+        ((503, "SlowDown"), False),
+        ((429, ""), False),
+    ],
+)
+async def test_only_a_missing_key_is_a_missing_object(client, stand_in, refuses, is_lasting):
+    stand_in.refuses["GET"] = refuses
+    with pytest.raises(StoreTrouble) as error:
+        await client.get("k", 0)
+    assert error.value.is_lasting == is_lasting
+    assert str(error.value) == f"the store answered {refuses[0]} {refuses[1]}".strip()
+
+
+async def test_who_is_refused_hears_it_before_the_body(client, stand_in):
+    stand_in.secret = "another"
+    data = b"x" * 5_000_000
+    with pytest.raises(StoreTrouble, match="403 SignatureDoesNotMatch"):
+        await put(client, "k", data)
+
+
+async def test_new_keys_need_no_restart(client, stand_in, credentials):
+    stand_in.secret = "another"
+    with pytest.raises(StoreTrouble):
+        await client.get("k", 0)
+    credentials.write_text(f"[default]\naws_access_key_id={ACCESS}\naws_secret_access_key=another\n")
+    with pytest.raises(ObjectMissing):
+        await client.get("k", 0)
+
+
+async def test_a_clock_that_is_wrong_is_found_out(client, stand_in):
+    stand_in.ahead_seconds = 3600.0
+    with pytest.raises(ObjectMissing):
+        await client.get("k", 0)
+    await put(client, "k", b"data")
+    assert stand_in.objects == {"k": b"data"}
+
+
+async def test_nothing_is_waited_for_longer_than_it_may(client, stand_in, monkeypatch):
+    monkeypatch.setattr(s3, "HEAD_SECONDS", 0.05)
+    stand_in.hangs = {"GET", "PUT", "DELETE"}
+    for ask in (client.get("k", 0), put(client, "k", b"x"), client.delete("k", seconds=0.05)):
+        with pytest.raises((StoreTrouble, TimeoutError)):
+            async with asyncio.timeout(1):
+                await ask
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[default]\nx=1", "[default]\naws_access_key_id=A\n", "[a\n" + SECRET]
+)
+def test_what_is_wrong_with_the_file_is_told_without_its_text(tmp_path, text):
+    file = tmp_path / "credentials"
+    file.write_text(text)
+    with pytest.raises(KeysUnreadable) as error:
+        KeyFile(file).keys()
+    assert str(file) in str(error.value)
+    assert SECRET not in repr(error.value) + repr(error.value.__cause__)
+
+
+def test_a_profile_of_another_name_and_a_token_are_read():
+    keys = parse_keys("# lent\n[cache]\naws_access_key_id = a\naws_secret_access_key = b%c\naws_session_token = t\n")
+    assert tuple(keys) == ("a", "b%c", "t")

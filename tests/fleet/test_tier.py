@@ -1,0 +1,198 @@
+"""Replicas that share a bucket: what is in it is fetched from upstream no more, and no trouble of it fails a pull."""
+
+import pytest
+import redis.asyncio
+
+from registry_cache.fleet import s3, tier
+from registry_cache.model import events
+from registry_cache.model.oci import Digest
+from tests.fleet.conftest import REPOSITORY
+from tests.fleet.store import SECRET
+from tests.fleet.test_following import HALF, settled, until
+
+
+async def shared(member):
+    """Nothing flies, and what was fetched has been brought to the bucket, or could not be."""
+    await settled(member)
+    await until(lambda: not len(member.fleet.tier.shelf))
+
+
+def key_of(member, digest):
+    return member.fleet.tier.bucket.key(Digest(digest))
+
+
+@pytest.fixture
+async def stocked(start_sharing, make_blob, hub):
+    """A blob that is in the bucket, and in no replica that can be reached; another replica is there."""
+    first = await start_sharing()
+    digest, data = await make_blob()
+    await first.blob(REPOSITORY, digest)
+    await shared(first)
+    await first.wire.set("refuses")
+    hub.reset_counters()
+    return digest, data, await start_sharing()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(s3, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(tier, "SILENCE_SECONDS", 0.2)
+
+
+async def test_what_one_replica_fetched_is_in_the_bucket_for_all(stocked, hub, stand_in):
+    digest, data, second = stocked
+    assert stand_in.objects == {key_of(second, digest): data}
+    assert (await second.blob(REPOSITORY, digest)).body == data
+    assert hub.counters.blob_gets(digest) == 0
+    await shared(second)
+    assert stand_in.count("PUT") == 1
+
+
+async def test_what_is_here_is_asked_for_nowhere(stocked, stand_in, monkeypatch):
+    digest, data, member = stocked
+    await member.blob(REPOSITORY, digest)
+    await shared(member)
+    asked = len(stand_in.asked)
+
+    async def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(member.fleet.redis, "run", never)
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert len(stand_in.asked) == asked
+
+
+async def test_a_bucket_that_refuses_connections_costs_nothing(stocked, store_wire, stand_in):
+    digest, data, member = stocked
+    await store_wire.set("refuses")
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert "cannot be reached" in member.fleet.tier.bucket.reading.trouble
+    assert member.cache.seen(events.FleetBucketDown)[0].part == "reading"
+
+
+async def test_a_frozen_bucket_is_waited_for_once(stocked, stand_in, make_blob, impatient):
+    digest, data, member = stocked
+    stand_in.hangs = {"GET"}
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert "did not answer within" in member.fleet.tier.bucket.reading.trouble
+    asked = stand_in.count("GET")
+    other, data = await make_blob()
+    assert (await member.blob(REPOSITORY, other)).body == data
+    assert stand_in.count("GET") == asked
+
+
+@pytest.mark.parametrize("how", ["stalls", "truncates"])
+async def test_a_body_that_breaks_is_gone_on_with_from_where_it_stands(stocked, hub, stand_in, impatient, how):
+    digest, data, member = stocked
+    setattr(stand_in, how, HALF)
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    # What has arrived and was not read yet goes with a connection that breaks.
+    assert hub.counters.blob_bytes() == len(data) - HALF or how == "truncates"
+    assert bool(member.fleet.tier.bucket.reading.trouble) == (how == "stalls")
+
+
+async def test_a_full_bucket_is_read_and_not_waited_for(stocked, hub, stand_in, make_blob, monkeypatch):
+    digest, data, member = stocked
+    monkeypatch.setattr("registry_cache.fleet.shelf._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("registry_cache.fleet.shelf._PAUSE_SECONDS", 0.0)
+    stand_in.hangs = {"PUT", "DELETE"}
+    new, more = await make_blob()
+    assert (await member.blob(REPOSITORY, new)).body == more
+    await shared(member)
+    breakers = member.fleet.tier.bucket
+    assert ("did not answer" in breakers.writing.trouble, breakers.reading.trouble) == (True, "")
+    assert [event.digest for event in member.cache.seen(events.FleetNotShared)] == [new]
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert hub.counters.blob_gets(digest) == 0
+
+
+@pytest.mark.parametrize("refuses", [(404, "NoSuchBucket"), (403, "SignatureDoesNotMatch"), (500, "InternalError")])
+async def test_a_store_that_will_not_serve_us_is_left_alone_and_its_index_kept(stocked, hub, stand_in, refuses):
+    digest, data, member = stocked
+    stand_in.refuses = dict.fromkeys(("GET", "PUT", "DELETE"), refuses)
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert hub.counters.blob_gets(digest) == 1
+    await shared(member)
+    assert member.fleet.tier.bucket.reading.trouble == f"the store answered {refuses[0]} {refuses[1]}"
+    assert (await member.fleet.tier.index.turn("none")).size_bytes == len(data)
+
+
+async def test_it_is_used_again_when_it_works(stocked, stand_in, make_blob):
+    digest, _, member = stocked
+    stand_in.refuses = {"GET": (403, "AccessDenied")}
+    await member.blob(REPOSITORY, digest)
+    bucket = member.fleet.tier.bucket
+    await bucket.look()
+    assert bucket.reading.trouble  # it is not asked before its time
+    stand_in.refuses = {}
+    bucket.reading._retry_at = 0.0
+    await bucket.look()
+    assert (bucket.reading.trouble, len(member.cache.seen(events.FleetBucketUp))) == ("", 1)
+
+
+@pytest.mark.parametrize("rot", [lambda data: data[:-1] + b"!", lambda data: data[:-1], lambda data: data + b"!"])
+async def test_a_rotten_object_is_deleted_and_fetched_again(stocked, hub, stand_in, rot):
+    digest, data, member = stocked
+    key = key_of(member, digest)
+    stand_in.objects[key] = rot(data)
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    await shared(member)
+    assert [event.digest for event in member.cache.seen(events.FleetObjectRotten)] == [digest]
+    assert hub.counters.blob_gets(digest) == 1
+    await until(lambda: stand_in.objects.get(key) in (None, data) and not member.fleet.tier._tasks)
+
+
+async def test_an_object_that_is_gone_is_forgotten_and_brought_again(stocked, hub, stand_in):
+    digest, data, member = stocked
+    stand_in.objects.clear()
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert hub.counters.blob_gets(digest) == 1
+    await shared(member)
+    await until(lambda: not member.fleet.tier._tasks)
+    assert (await member.fleet.tier.index.turn("none")).size_bytes in (0, len(data))
+    assert member.fleet.tier.bucket.reading.trouble == ""
+
+
+async def test_an_emptied_redis_costs_no_get_of_upstream(stocked, hub, database, fleet_name):
+    digest, data, member = stocked
+    await database.set(f"{{rc1:{fleet_name}}}:q:sweep", "somebody")
+    await database.delete(*(f"{{rc1:{fleet_name}}}:{name}" for name in ("size", "lru", "bytes", "gen", "meta")))
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert hub.counters.blob_gets(digest) == 0
+    await until(lambda: not member.fleet.tier._tasks)
+    assert (await member.fleet.tier.index.turn("none")).size_bytes == len(data)
+
+
+async def test_without_redis_the_bucket_is_asked_before_upstream(stocked, hub, redis_wire):
+    digest, data, member = stocked
+    await redis_wire.set("refuses")
+    assert (await member.blob(REPOSITORY, digest)).body == data
+    assert hub.counters.blob_gets(digest) == 0
+
+
+async def test_with_nothing_in_the_index_the_bucket_is_not_asked(start_sharing, make_blob, stand_in):
+    member = await start_sharing()
+    asked = stand_in.count("GET", "sha256")
+    digest, _ = await make_blob()
+    await member.blob(REPOSITORY, digest)
+    assert stand_in.count("GET", "sha256") == asked
+
+
+async def test_what_upstream_does_not_have_in_a_repository_is_not_handed_out_there(stocked, hub):
+    digest, _, member = stocked
+    await hub.images.image("library/other", "latest")
+    assert (await member.blob("library/other", digest)).status == 404
+
+
+async def test_the_keys_are_told_to_nobody(stocked, stand_in, redis_port, fleet_name):
+    digest, _, member = stocked
+    stand_in.secret = "another"
+    await member.blob(REPOSITORY, digest)
+    await shared(member)
+    told = [repr(event) for event in member.cache.emitted] + [repr(await member.cache.stats()), *stand_in.heads]
+    async with redis.asyncio.Redis(port=redis_port) as database:
+        read = {b"string": database.get, b"hash": database.hgetall, b"zset": lambda key: database.zrange(key, 0, -1)}
+        told += [repr(await read[await database.type(key)](key)) for key in await database.keys(f"*{fleet_name}*")]
+    assert [text for text in told if SECRET in text] == []
+    signed = "Authorization: AWS4-HMAC-SHA256"
+    assert [text for text in told if "AKID" in text and not text.startswith(signed)] == []
