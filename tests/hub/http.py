@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 MAX_REQUEST_BODY_BYTES = 1 << 20
 CATCH_UP_SECONDS = 0.1
+UNSENT_MAX_BYTES = 64 * 1024
 
 
 @dataclass
@@ -79,7 +80,12 @@ class Connection:
         self._send_at = 0.0
 
     async def send(self, data: bytes, *, bytes_per_second: float = 0) -> None:
-        """Write *data*; with a rate, wait until the bytes sent so far have earned their time."""
+        """Write *data*; with a rate, wait until the bytes sent so far have earned their time.
+
+        With a rate, what is counted as sent is on its way, but for this much: the kernel would take megabytes more.
+        """
+        if bytes_per_second:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_MAX_BYTES)
         self.writer.write(data)
         await self.writer.drain()
         if bytes_per_second:

@@ -67,7 +67,7 @@ async def open_pulls(
         stack.callback(unlisted.interrupt)
         spare = Spare(len(served))
 
-        def made(registry: RegistrySettings, upstream: Asked) -> Runway:
+        def made(registry: RegistrySettings, upstream: Upstream | Lent) -> Runway:
             return _runway(registry, upstream, spare, bus, fleet, catalog.proof)
 
         def runway(name: str) -> Runway:
@@ -138,7 +138,7 @@ def _registry(registry: RegistrySettings, upstream: Asked, account: Callable[[],
 
 def _runway(
     registry: RegistrySettings,
-    upstream: Asked,
+    upstream: Upstream | Lent,
     spare: Spare,
     bus: events.Events,
     fleet: "Fleet | None",

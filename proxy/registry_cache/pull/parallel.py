@@ -11,11 +11,12 @@ import functools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 from registry_cache.model.errors import RangeRefused, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import Piece
-from registry_cache.pull.flight import BlobBody, BlobSource
+from registry_cache.pull.flight import BlobBody
 from registry_cache.pull.retries import no_to_a_range
 from registry_cache.runtime.threads import finish
 
@@ -31,6 +32,22 @@ WORTH_BYTES = 32 * 1024 * 1024
 _WATCHED_SECONDS = 0.25
 _SLOW_BYTES_PER_SECOND = 50_000_000
 _WORTH_SECONDS = 0.5
+
+
+class EndableBody(BlobBody, Protocol):
+    """The body of a GET that may be closed before its end."""
+
+    def end_soon(self, least: int) -> int:
+        """After how many further bytes it can be closed without many coming in vain: *least* or more."""
+
+
+class EndableSource(Protocol):
+    """A :class:`registry_cache.pull.flight.BlobSource` of such bodies: upstream itself."""
+
+    def blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> contextlib.AbstractAsyncContextManager[EndableBody]:
+        """One GET, one try."""
 
 
 class _TooSlow(Exception):
@@ -55,7 +72,7 @@ class ParallelBody:
         source: "ParallelSource",
         repository: Repository,
         digest: Digest,
-        first: BlobBody,
+        first: EndableBody,
         opened: contextlib.AsyncExitStack,
     ) -> None:
         self.start = first.start
@@ -107,7 +124,8 @@ class ParallelBody:
         """Further connections, if there are any."""
         self._extra = self._source.take()
         if self._extra:
-            self._assigned = self._first_stop = min(self._position + SEGMENT_BYTES, self._stop)
+            further = self._first.end_soon(min(SEGMENT_BYTES, self._stop - self._position))
+            self._assigned = self._first_stop = self._position + further
             self._fetch_on()
 
     async def read(self) -> Piece:
@@ -203,7 +221,7 @@ class ParallelSource:
         spare: shared with the other registries.
     """
 
-    def __init__(self, source: BlobSource, *, connections: int, spare: Spare) -> None:
+    def __init__(self, source: EndableSource, *, connections: int, spare: Spare) -> None:
         self.ranges_work = True
         self._source = source
         self._connections = connections

@@ -77,6 +77,10 @@ class BlobBody:
 
         await self._reply.drain(counted)
 
+    def end_soon(self, least: int) -> int:
+        """See :meth:`BulkReply.end_soon`."""
+        return self._reply.end_soon(least)
+
     def _count(self, count: int) -> None:
         self._received(count)
         if self._left is not None:

@@ -27,7 +27,7 @@ from registry_cache.upstream.forward import ForwardProxy
 from registry_cache.upstream.headers import Headers, content_length
 from registry_cache.upstream.reply import SHORT_MAX_BYTES
 from registry_cache.upstream.urls import path_and_query
-from registry_cache.upstream.wire import CALL, Call, OpenSockets, drop_idle, pools, shut
+from registry_cache.upstream.wire import CALL, Call, OpenSockets, drop_idle, narrow, pools, shut, window
 
 READ_MAX_BYTES = 1024 * 1024
 # A body of up to this size comes with the head, in one hop to a thread: challenges, redirects, configs.
@@ -65,6 +65,7 @@ class BulkReply:
         self._read_timeout_seconds = read_timeout_seconds
         self._socket: socket.socket | None = None  # once what came with the head has been read, the rest is here
         self._left = 0  # of the body, in the socket
+        self._ends_soon = False  # upstream is not let send behind what is left
         self._piece_bytes = _FIRST_MAX_BYTES
         # One for all pieces: with a new one for each, 256 MB over TLS took 0.34 s of CPU to receive in place of 0.28.
         self._buffer = memoryview(b"")
@@ -133,6 +134,8 @@ class BulkReply:
         if isinstance(sock, ssl.SSLSocket):  # whose recv_into() is two more calls for each record of 16 KB
             receive = functools.partial(sock.read, size)  # type: ignore[assignment]
         sock.settimeout(self._read_timeout_seconds)
+        if self._ends_soon and self._left <= window(sock):
+            narrow(sock)
         count = receive(piece)
         if not count:
             raise UpstreamError(f"upstream ended the transfer {self._left} bytes early")
@@ -147,6 +150,18 @@ class BulkReply:
         if count == self._piece_bytes:
             self._piece_bytes = min(2 * count, READ_MAX_BYTES)
         return piece[:count]
+
+    def end_soon(self, least: int) -> int:
+        """The connection will be closed before the end of the body, with little of it under way. Not while it is read.
+
+        Returns:
+            After how many further bytes: *least*, or more where they are under way already.
+        """
+        if isinstance(self._socket, socket.socket):
+            self._ends_soon = True
+            self._left = min(self._left, max(least, window(self._socket)))
+            return self._left
+        return least
 
     def interrupt(self) -> None:
         """End the waiting of whichever thread reads the body, at once and from any thread."""

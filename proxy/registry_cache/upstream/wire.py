@@ -27,6 +27,7 @@ from registry_cache.upstream.transport import HEADER_LINES_MAX
 http.client._MAXHEADERS = HEADER_LINES_MAX  # type: ignore[attr-defined]  # noqa: SLF001 -- there is no other way
 
 IDLE_MAX_SECONDS = 30.0
+_NARROW_BYTES = 512 * 1024
 _KEEPALIVE: list[tuple[int, int, int | bytes]] = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -75,6 +76,17 @@ def shut(sock: socket.socket) -> None:
     """End both directions of *sock* under whoever reads it; TLS is not told, it would wait for the other side."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def window(sock: socket.socket) -> int:
+    """How many bytes the other side may have under way, or the kernel have here, unread."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+def narrow(sock: socket.socket) -> None:
+    """Make its :func:`window` half a megabyte at most. What is under way beyond that may have to be sent again."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW_BYTES // 2)  # the kernel doubles it
 
 
 class _Head:
