@@ -13,8 +13,10 @@ import pytest
 import redis as redis_py
 import redis.asyncio
 
+from registry_cache.fleet import connection
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.leases import Leases
+from registry_cache.fleet.signature import Signer
 from registry_cache.model import events
 from tests.cache import Cache, Reply
 from tests.e2e.command import free_port, until
@@ -76,11 +78,11 @@ def fleet_name() -> str:
 class Replica:
     """The leases of one replica, and what it has emitted."""
 
-    def __init__(self, port: int, name: str, address: str) -> None:
+    def __init__(self, port: int, name: str, address: str, signer: Signer) -> None:
         self.bus, self.seen = events.Events(), []
         self.bus.subscribe(self.seen.append)
         self.redis = FleetRedis(f"redis://127.0.0.1:{port}", password_file=None, events=self.bus)
-        self.leases = Leases(self.redis, name=name, events=self.bus)
+        self.leases = Leases(self.redis, signer, name=name, events=self.bus)
         self.leases.address = address
 
     async def settled(self) -> None:
@@ -89,9 +91,17 @@ class Replica:
 
 
 @pytest.fixture
-async def replicas(fleet_name: str, redis_port: int) -> AsyncIterator[list[Replica]]:
+def key_file(tmp_path: Path) -> Path:
+    file = tmp_path / "fleet.key"
+    file.write_text("k" * 32)
+    return file
+
+
+@pytest.fixture
+async def replicas(fleet_name: str, redis_port: int, key_file: Path) -> AsyncIterator[list[Replica]]:
     """Three of one fleet, that renew nothing by themselves."""
-    made = [Replica(redis_port, fleet_name, f"10.0.0.{number}:5001") for number in (1, 2, 3)]
+    signer = Signer(key_file)
+    made = [Replica(redis_port, fleet_name, f"10.0.0.{number}:5001", signer) for number in (1, 2, 3)]
     yield made
     for one in made:
         await one.leases.aclose()
@@ -99,10 +109,10 @@ async def replicas(fleet_name: str, redis_port: int) -> AsyncIterator[list[Repli
 
 
 @pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    file = tmp_path / "fleet.key"
-    file.write_text("k" * 32)
-    return file
+def patient(monkeypatch):
+    """A busy machine is no Redis that is down."""
+    monkeypatch.setattr(connection, "_WAITS_SECONDS", (10.0,))
+    monkeypatch.setattr(connection, "_PATIENT_SECONDS", (10.0,))
 
 
 @dataclass

@@ -8,6 +8,7 @@ import pytest
 from registry_cache.fleet import connection
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.leases import Claim, Leases, RedisDown
+from registry_cache.fleet.signature import Signer
 from registry_cache.model import events
 from registry_cache.model.errors import BlobUnknown, UpstreamError
 from registry_cache.model.oci import Digest, Repository
@@ -134,11 +135,11 @@ async def test_the_clock_is_that_of_redis(replicas, monkeypatch):
     assert abs(replicas[0].redis.now() - real) < 60
 
 
-async def test_a_redis_that_is_down_is_tried_by_one_question_at_a_time(redis_wire, fleet_name, monkeypatch):
+async def test_a_redis_that_is_down_is_tried_by_one_question_at_a_time(redis_wire, fleet_name, key_file, monkeypatch):
     bus, seen = events.Events(), []
     bus.subscribe(seen.append)
     redis = FleetRedis(f"redis://{redis_wire.address}", password_file=None, events=bus)
-    leases = Leases(redis, name=fleet_name, events=bus)
+    leases = Leases(redis, Signer(key_file), name=fleet_name, events=bus)
     leases.address = "10.0.0.1:5001"
     await redis_wire.set("refuses")
     with pytest.raises(RedisDown):
@@ -167,7 +168,7 @@ async def test_a_redis_that_is_down_is_tried_by_one_question_at_a_time(redis_wir
     await redis.aclose()
 
 
-async def test_the_password_is_read_from_its_file_and_told_to_nobody(tmp_path, redis_port, database):
+async def test_the_password_is_read_from_its_file_and_told_to_nobody(tmp_path, redis_port, database, key_file):
     user, password = "fleet-user", "p-of-the-fleet"
     await database.acl_setuser(user, enabled=True, passwords=[f"+{password}"], keys=["{rc1:*"], commands=["+@all"])
     file = tmp_path / "password"
@@ -175,7 +176,7 @@ async def test_the_password_is_read_from_its_file_and_told_to_nobody(tmp_path, r
     bus, seen = events.Events(), []
     bus.subscribe(seen.append)
     redis = FleetRedis(f"redis://{user}@127.0.0.1:{redis_port}", password_file=file, events=bus)
-    leases = Leases(redis, name="acl", events=bus)
+    leases = Leases(redis, Signer(key_file), name="acl", events=bus)
     leases.address = "10.0.0.1:5001"
     assert (await leases.claim(REPOSITORY, DIGEST)).what == "yours"
     await leases.aclose()
@@ -188,3 +189,24 @@ async def test_the_password_is_read_from_its_file_and_told_to_nobody(tmp_path, r
     assert password not in str(seen)
     assert "wrong-password" not in str(seen)
     await database.acl_deluser(user)
+
+
+async def _list(database, name):
+    await database.lpush(name, "x")
+
+
+async def _long(database, name):
+    await database.setrange(name, 100_000_000 if ":at:" in name else 1_000_000, "9")
+
+
+async def _forged(database, name):
+    if "x:" in name:
+        await database.set(name, b"0 blob " + b"0" * 64 + b"\nnot here")
+
+
+@pytest.mark.parametrize("value", [_list, _long, _forged])
+async def test_a_claim_passes_over_what_nobody_of_the_fleet_has_written(replicas, database, fleet_name, value):
+    for name in (f"l:{DIGEST}", f"at:{DIGEST}", f"x:{REPOSITORY}@{DIGEST}"):
+        await value(database, f"{{rc1:{fleet_name}}}:{name}")
+    assert await replicas[0].leases.claim(REPOSITORY, DIGEST) == Claim("yours", "")
+    assert replicas[0].redis.trouble == ""

@@ -21,13 +21,6 @@ async def image(hub):
 
 
 @pytest.fixture
-def patient(monkeypatch):
-    """A busy machine is no Redis that is down."""
-    monkeypatch.setattr(connection, "_WAITS_SECONDS", (10.0,))
-    monkeypatch.setattr(connection, "_PATIENT_SECONDS", (10.0,))
-
-
-@pytest.fixture
 async def members(start_replica, patient):
     return [await start_replica(stale_timeout="10s") for _ in range(3)]
 

@@ -1,7 +1,7 @@
 """The part of this cache in a fleet, where there is one; without, nothing of it is even imported."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -23,6 +23,7 @@ from registry_cache.store.index import SqliteIndex
 
 if TYPE_CHECKING:
     from registry_cache.fleet.fleet import Fleet
+    from registry_cache.fleet.limits import Limited
     from registry_cache.fleet.tier_opening import BucketPlace
 
 
@@ -100,11 +101,14 @@ def shared(fleet: "Fleet | None", registry: RegistrySettings, upstream: Upstream
 
 
 @contextlib.asynccontextmanager
-async def following(fleet: "Fleet | None", pull_through: PullThrough) -> AsyncIterator[None]:
+async def following(
+    fleet: "Fleet | None", pull_through: PullThrough, upstreams: Mapping[str, "Limited"]
+) -> AsyncIterator[None]:
     """Hear what the other replicas tell, as long as this is entered."""
     if fleet is None:
         yield
         return
+    fleet.limits.join(upstreams)
     async with fleet.following(pull_through.moved):
         yield
 

@@ -69,7 +69,7 @@ class FleetRedis:
         self._client = Redis(connection_pool=self._pool)
         self._scripts: dict[str, AsyncScript] = {}
         self._events = events
-        self._ahead_seconds = 0.0
+        self.ahead_seconds = 0.0  # of its clock, before ours
         self._is_probing = False
         self._retry_at = 0.0  # monotonic seconds
         self.trouble = ""  # why it is left alone; empty while it works
@@ -79,11 +79,11 @@ class FleetRedis:
 
     def now(self) -> float:
         """The fleet's clock, Unix seconds: Redis's, as far as it has told."""
-        return time.time() + self._ahead_seconds
+        return time.time() + self.ahead_seconds
 
     def told(self, seconds: int, microseconds: int) -> None:
         """What its clock says now."""
-        self._ahead_seconds = seconds + microseconds / 1e6 - time.time()
+        self.ahead_seconds = seconds + microseconds / 1e6 - time.time()
 
     async def run(
         self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], *, patiently: bool = False

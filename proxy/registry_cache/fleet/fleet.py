@@ -8,7 +8,8 @@ from pathlib import Path
 
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.counts import Counts
-from registry_cache.fleet.leases import Leases, prefix_of
+from registry_cache.fleet.leases import Leases, RedisDown, prefix_of
+from registry_cache.fleet.limits import SharedLimits
 from registry_cache.fleet.moves import Moved, Moves
 from registry_cache.fleet.peers import Peers
 from registry_cache.fleet.questions import Questions
@@ -27,6 +28,7 @@ from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.runtime.background import Background
 
 _LOOK_SECONDS = 5.0
+_NEWS_SECONDS = 0.5
 _LOOK_AGAIN_SECONDS = 3600.0  # addresses change
 
 
@@ -48,7 +50,10 @@ class Fleet:
     ) -> None:
         self._name = name
         prefix = prefix_of(name)
-        self.questions = Questions(redis, signer, prefix=prefix, address=lambda: leases.address, events=bus)
+        self.limits = SharedLimits(redis, signer, prefix=prefix)
+        self.questions = Questions(
+            redis, signer, prefix=prefix, address=lambda: leases.address, limits=self.limits, events=bus
+        )
         self.moves = Moves(redis, signer, prefix=prefix, backlog_seconds=tag_ttl_seconds, events=bus)
         self.redis = redis
         self.leases = leases
@@ -86,10 +91,19 @@ class Fleet:
     async def following(self, moved: Moved) -> AsyncIterator[None]:
         """Hear what the others tell, as long as this is entered."""
         self.moves.start(moved)
+        listening = Background("fleet news", self.look, interval_seconds=_NEWS_SECONDS, events=self._events)
+        listening.start()
         try:
             yield
         finally:
+            await listening.aclose()
             await self.moves.aclose()
+
+    async def look(self) -> None:
+        """Hear what the others have told since."""
+        with contextlib.suppress(RedisDown):
+            await self.limits.look()
+            await self.moves.look()
 
     def published(self, flight: Flight) -> None:
         """Its blob is stored: others may come for it."""
@@ -186,10 +200,10 @@ async def open_fleet(
     async with contextlib.AsyncExitStack() as stack:
         redis = FleetRedis(url, password_file=password_file, events=bus)
         stack.push_async_callback(redis.aclose)
-        leases = Leases(redis, name=name, events=bus)
+        signer = Signer(key_file)
+        leases = Leases(redis, signer, name=name, events=bus)
         stack.push_async_callback(leases.aclose)
         leases.start()
-        signer = Signer(key_file)
         peers = await stack.enter_async_context(Peers(signer, networks, address=lambda: leases.address, now=redis.now))
         counts, tier = Counts(), None
         if bucket is not None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from registry_cache.fleet import scripts
+from registry_cache.fleet.sealed import Sealed, opened
+from registry_cache.fleet.signature import Signer
 from registry_cache.model import events
 from registry_cache.model.errors import BlobUnknown, RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
@@ -17,6 +19,8 @@ from registry_cache.runtime.background import Background
 LOOK = "look"
 _RENEW_SECONDS = 3.0
 _VERDICT_MAX_CHARACTERS = 300
+# Redis forgets a no after five seconds: one that is much older was put back.
+_NO_OLD_SECONDS = 60.0
 
 
 def prefix_of(name: str) -> str:
@@ -35,6 +39,11 @@ class Redis(Protocol):
         self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], *, patiently: bool = False
     ) -> Any:
         """The answer of *script*; raises RedisDown."""
+
+    ahead_seconds: float  # of its clock, before ours
+
+    def now(self) -> float:
+        """Unix seconds, by its clock."""
 
     def told(self, seconds: int, microseconds: int) -> None:
         """What its clock says now."""
@@ -63,9 +72,10 @@ class Leases:
         name: of the fleet.
     """
 
-    def __init__(self, redis: Redis, *, name: str, events: events.Events) -> None:
+    def __init__(self, redis: Redis, signer: Signer, *, name: str, events: events.Events) -> None:
         self.address = ""  # where the others reach this one; nothing is claimed before that is known
         self._redis = redis
+        self._signer = signer
         self._prefix = prefix_of(name)
         self._held: dict[Digest, str] = {}
         self._endings: set[asyncio.Task[None]] = set()
@@ -107,6 +117,22 @@ class Leases:
         if not self.address:
             raise RedisDown("it is not known yet where the others reach this replica")
         mine = f"{secrets.token_hex(8)}|{self.address}"
+        what, value = await self._asked(repository, digest, mine, lost, may_be_shared=may_be_shared)
+        if what == b"failed":
+            said = opened(self._signer, self._no(repository, digest), value)
+            if said is not None and abs(self._redis.now() - said.asked_us / 1e6) < _NO_OLD_SECONDS:
+                return Claim("failed", said.payload.decode(errors="replace"))
+            await self._redis.run(scripts.DROP, [self._prefix + self._no(repository, digest)], [])
+            what, value = await self._asked(repository, digest, mine, lost, may_be_shared=may_be_shared)
+            if what == b"failed":  # somebody writes noes faster than they are deleted
+                raise RedisDown("what is in Redis is not of this fleet")
+        if what == b"yours":
+            self._held[digest] = mine
+        return Claim(what.decode(), value.decode(errors="replace"))
+
+    async def _asked(
+        self, repository: Repository, digest: Digest, mine: str, lost: str, *, may_be_shared: bool
+    ) -> tuple[Any, bytes]:
         what, value, seconds, microseconds = await self._redis.run(
             scripts.CLAIM,
             [*self._keys(repository, digest), *(self._prefix + name for name in ("size", "lru", "going", "meta"))],
@@ -121,9 +147,7 @@ class Leases:
             ],
         )
         self._redis.told(int(seconds), int(microseconds))
-        if what == b"yours":
-            self._held[digest] = mine
-        return Claim(what.decode(), value.decode(errors="replace"))
+        return what, value
 
     def release(
         self,
@@ -142,14 +166,17 @@ class Leases:
         mine = self._held.pop(digest, None)
         if mine is None:
             return
-        no = str(error)[:_VERDICT_MAX_CHARACTERS] if repository and type(error) is BlobUnknown else ""
+        no: bytes = b""
+        if repository and type(error) is BlobUnknown:
+            message = str(error)[:_VERDICT_MAX_CHARACTERS].encode()
+            no = Sealed(int(self._redis.now() * 1e6), "blob", message).seal(self._signer, self._no(repository, digest))
         at = self.address if is_stored else ""
         keys = self._keys(repository, digest)
         task = asyncio.create_task(self._release(keys, mine, at, no), name=f"release {digest}")
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 
-    async def _release(self, keys: Sequence[str], mine: str, at: str, no: str) -> None:
+    async def _release(self, keys: Sequence[str], mine: str, at: str, no: bytes) -> None:
         try:
             await self._redis.run(
                 scripts.RELEASE, keys, [mine, at, scripts.AT_SECONDS, no, scripts.VERDICT_MS], patiently=True
@@ -176,8 +203,12 @@ class Leases:
                 del self._held[digest]
 
     def _keys(self, repository: Repository | None, digest: Digest) -> list[str]:
-        no = f"{self._prefix}x:{repository or ''}@{digest}"
+        no = self._prefix + self._no(repository, digest)
         return [self._key("l", digest), self._key("at", digest), no]
+
+    @staticmethod
+    def _no(repository: Repository | None, digest: Digest) -> str:
+        return f"x:{repository or ''}@{digest}"
 
     def _key(self, kind: str, digest: Digest) -> str:
         return f"{self._prefix}{kind}:{digest}"

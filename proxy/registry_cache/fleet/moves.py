@@ -8,12 +8,11 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import msgspec
 
 from registry_cache.fleet import question_scripts as scripts
-from registry_cache.fleet.leases import Redis, RedisDown
+from registry_cache.fleet.leases import Redis
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
 from registry_cache.model import events
@@ -21,19 +20,11 @@ from registry_cache.model.errors import DigestInvalid, NameInvalid, RegistryCach
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.runtime.background import Background
 
-LOOK_SECONDS = 0.5
 _AT_ONCE = 100
 # Of those that are heard of while upstream is slow, so many wait; the oldest are left to their time to live.
 _WAITING_MAX = 1_000
 _EACH_SECONDS = 10.0
 _NAME = "ev"
-
-
-class Clock(Redis, Protocol):
-    """Redis, and its clock."""
-
-    def now(self) -> float:
-        """Unix seconds."""
 
 
 Moved = Callable[[Reference, Digest, float], Awaitable[None]]
@@ -48,7 +39,7 @@ class Moves:
     """
 
     def __init__(
-        self, redis: Clock, signer: Signer, *, prefix: str, backlog_seconds: float, events: events.Events
+        self, redis: Redis, signer: Signer, *, prefix: str, backlog_seconds: float, events: events.Events
     ) -> None:
         self._redis = redis
         self._signer = signer
@@ -57,25 +48,22 @@ class Moves:
         self._last = ""
         self._waiting: OrderedDict[Reference, tuple[Digest, int]] = OrderedDict()
         self._moved: Moved | None = None
-        self._listening = Background("fleet moves", self._listen, interval_seconds=LOOK_SECONDS, events=events)
         self._following = Background("fleet tags", self._follow, interval_seconds=60.0, events=events)
 
     def __repr__(self) -> str:
         return f"<Moves behind {self._last or 'nothing'}, {len(self._waiting)} waiting>"
 
     def start(self, moved: Moved) -> None:
-        """Listen.
+        """Follow what :meth:`look` hears of.
 
         Args:
             moved: called with a reference, what it is, and how many seconds ago upstream said so.
         """
         self._moved = moved
-        self._listening.start()
         self._following.start()
 
     async def aclose(self) -> None:
-        """Hear no more."""
-        await self._listening.aclose()
+        """Follow no more."""
         await self._following.aclose()
 
     def announcement(self, reference: Reference, digest: Digest, asked_us: int) -> bytes:
@@ -84,19 +72,23 @@ class Moves:
         payload = msgspec.json.encode([repository.registry, repository.name, reference.target])
         return Sealed(asked_us, digest, payload).seal(self._signer, _NAME)
 
-    async def _listen(self) -> float | None:
+    async def look(self) -> None:
+        """Hear what has been announced since.
+
+        Raises:
+            RedisDown: not now.
+        """
         if not self._last:
             self._last = str(max(0, int((self._redis.now() - self._backlog_seconds) * 1000)))
-        try:
+        is_more = True
+        while is_more:
             last, entries = await self._redis.run(
                 scripts.MOVED, [self._key], [self._last, _AT_ONCE, scripts.MOVE_MAX_BYTES], patiently=True
             )
-        except RedisDown:
-            return None
-        self._last = last.decode(errors="replace")
-        for entry in entries:
-            self._heard(entry)
-        return 0.0 if len(entries) == _AT_ONCE else None
+            self._last = last.decode(errors="replace")
+            for entry in entries:
+                self._heard(entry)
+            is_more = len(entries) == _AT_ONCE
 
     def _heard(self, entry: object) -> None:
         said = opened(self._signer, _NAME, entry)

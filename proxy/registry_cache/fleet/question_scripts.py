@@ -3,35 +3,21 @@
 Whatever is under a key that no replica would have written there, of another type or too long, is deleted unread.
 """
 
+from registry_cache.fleet.scripts import NO_MAX_BYTES, PREFACE
+
 LEASE_MS = 3_000
 LEASE_MAX_BYTES = 200
 NO_MS = 5_000
-NO_MAX_BYTES = 2_000
 # Tags that have moved: so many are kept for those that were away for a moment.
 MOVES = 10_000
 MOVE_MAX_BYTES = 1_000
 
-_PREFACE = """
-local function kept(key, most)
-  local size = redis.pcall('STRLEN', key)
-  if type(size) ~= 'number' or size > tonumber(most) then
-    redis.call('UNLINK', key)
-    return false
-  end
-  return size > 0 and redis.call('GET', key)
-end
-local function asked(value) return value and tonumber(string.match(value, '^(%d+) ')) or -1 end
-local function now_us()
-  local now = redis.call('TIME')
-  return now[1] * 1000000 + now[2]
-end
-"""
 
 # KEYS: answer, no, lease. ARGV: token|address, ttl of answers and of noes in us, since when they count at any age,
 # most bytes of an answer, lease in ms, a lease that does not count. Answers of the future do not count; a no for mere
 # trouble is for those who have waited for it.
 ASK = (
-    _PREFACE
+    PREFACE
     + f"""
 local now = now_us()
 local function reply(what, value) return {{what, value, string.format('%.0f', now)}} end
@@ -57,7 +43,7 @@ return reply('yours', '')
 # most bytes of an answer. The answer to an earlier question replaces none to a later one; a no takes away what it is
 # later than.
 TELL = (
-    _PREFACE
+    PREFACE
     + f"""
 local before = kept(KEYS[1], ARGV[6])
 local was = asked(before)
@@ -82,9 +68,12 @@ return 1
 """
 )
 
+# KEYS: an answer. ARGV: its most bytes.
+KEPT = PREFACE + "return {kept(KEYS[1], ARGV[1]) or '', string.format('%.0f', now_us())}"
+
 # KEYS: leases. ARGV: ms, then token|address of each.
 RENEW = (
-    _PREFACE
+    PREFACE
     + f"""
 for number, key in ipairs(KEYS) do
   local held, mine = kept(key, {LEASE_MAX_BYTES}), ARGV[number + 1] .. '|'
@@ -94,8 +83,27 @@ return 1
 """
 )
 
-# KEYS: one that holds what no replica has written.
-DROP = "return redis.call('DEL', KEYS[1])"
+LIMIT_MAX_BYTES = 2_000
+
+# KEYS: gates and quotas. What is there of each.
+LIMITS = (
+    PREFACE
+    + f"""
+local found = {{}}
+for number, key in ipairs(KEYS) do found[number] = kept(key, {LIMIT_MAX_BYTES}) or '' end
+return found
+"""
+)
+
+# KEYS: one of them. ARGV: value, ms. The later one stays; one that says to be of a day that is far counts for nothing.
+LATEST = (
+    PREFACE
+    + f"""
+local before, far = asked(kept(KEYS[1], {LIMIT_MAX_BYTES})), now_us() + 86400000000
+if before > far or asked(ARGV[1]) > before then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+return 1
+"""
+)
 
 # KEYS: moves. ARGV: the id of the last one that was seen, how many at most, most bytes of one.
 # Gives the id to go on from, and the entries. Behind an id of the future none could follow.

@@ -10,10 +10,11 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from registry_cache.fleet import question_scripts as scripts
 from registry_cache.fleet.leases import Redis, RedisDown
+from registry_cache.fleet.scripts import DROP
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
 from registry_cache.model import events
@@ -73,6 +74,16 @@ class Turn:
             self.said = Sealed(max(0, self.asked_us - int(age_seconds * 1e6)), mark, payload)
 
 
+class Limits(Protocol):
+    """What is needed of :class:`registry_cache.fleet.limits.SharedLimits`."""
+
+    async def settled(self) -> None:
+        """What has been met has been told."""
+
+    async def look(self) -> None:
+        """Hear what others have met; raises RedisDown."""
+
+
 class Questions:
     """See the module.
 
@@ -82,12 +93,20 @@ class Questions:
     """
 
     def __init__(
-        self, redis: Redis, signer: Signer, *, prefix: str, address: Callable[[], str], events: events.Events
+        self,
+        redis: Redis,
+        signer: Signer,
+        *,
+        prefix: str,
+        address: Callable[[], str],
+        limits: Limits,
+        events: events.Events,
     ) -> None:
         self._redis = redis
         self._signer = signer
         self._prefix = prefix
         self._address = address
+        self._limits = limits
         self.waits = 0  # of those who wait for another replica's answer, now
         self._held: dict[str, str] = {}  # names of leases, by what is in them
         self._telling: set[asyncio.Task[None]] = set()
@@ -136,14 +155,27 @@ class Questions:
         turn.said = answer
         await self._told(question, "-", turn)
 
+    async def kept(self, question: Question) -> Turn:
+        """The last answer to it, however old."""
+        turn = Turn(0)
+        with contextlib.suppress(RedisDown):
+            value, now = await self._redis.run(
+                scripts.KEPT, self._keys(question.answer), [question.answer_max_bytes], patiently=True
+            )
+            turn = Turn(int(now), opened(self._signer, question.answer, value))
+        return turn
+
     async def _taken(self, question: Question, mine: str) -> Turn:
+        try:
+            return await self._awaited(question, mine)
+        except RedisDown:
+            return Turn(0)
+
+    async def _awaited(self, question: Question, mine: str) -> Turn:
         asked_us, since, lost, odd = 0, _NEVER_US, b"", 0
         until, pause = time.monotonic() + _WAIT_MAX_SECONDS, _LOOK_SECONDS
         while time.monotonic() < until and odd < _ODD_MAX and self._address():
-            try:
-                what, value, now_us = await self._ask(question, mine, since, lost)
-            except RedisDown:
-                break
+            what, value, now_us = await self._ask(question, mine, since, lost)
             asked_us = asked_us or now_us
             if what == b"yours":
                 self._held[mine] = self._prefix + question.lease
@@ -166,7 +198,8 @@ class Questions:
                 return Turn(asked_us, found)
             elif found.mark in _NOES:
                 raise _NOES[found.mark](found.payload.decode(errors="replace"))
-            else:
+            else:  # a limit, maybe: who goes on by itself has to know of it before
+                await self._limits.look()
                 break
         return Turn(asked_us)
 
@@ -198,9 +231,10 @@ class Questions:
 
     async def _drop(self, name: str) -> None:
         with contextlib.suppress(RedisDown):
-            await self._redis.run(scripts.DROP, self._keys(name), [])
+            await self._redis.run(DROP, self._keys(name), [])
 
     async def _told(self, question: Question, mine: str, turn: Turn) -> None:
+        await self._limits.settled()
         answer = no = b""
         if turn.said is not None:
             answer = turn.said.seal(self._signer, question.answer)

@@ -8,14 +8,35 @@ LEASE_MS = 10_000
 VERDICT_MS = 5_000
 # Who has it says so again whenever somebody follows; an address without the blob is forgotten by who finds that out.
 AT_SECONDS = 7 * 86_400
+NO_MAX_BYTES = 2_000
+
+# What nobody of the fleet would have written, of another type or too long, is deleted unread. asked: the time in clear
+# at the beginning of what is sealed, or -1.
+PREFACE = """
+local function kept(key, most)
+  local size = redis.pcall('STRLEN', key)
+  if type(size) ~= 'number' or size > tonumber(most) then
+    redis.call('UNLINK', key)
+    return false
+  end
+  return size > 0 and redis.call('GET', key)
+end
+local function asked(value) return value and tonumber(string.match(value, '^(%d+) ')) or -1 end
+local function now_us()
+  local now = redis.call('TIME')
+  return now[1] * 1000000 + now[2]
+end
+"""
 
 # KEYS: l, at, x, size, lru, going, meta. ARGV: mine, my address, what was just seen to be dead, lease in ms, seconds of
 # at, the digest's bytes, 1 if the bucket may bring it (tier_scripts.py).
 # A lease or a place at one's own address that is not known here is of an earlier life.
-CLAIM = """
+CLAIM = (
+    PREFACE
+    + f"""
 local function answer(what, value)
   local now = redis.call('TIME')
-  return {what, value, now[1], now[2]}
+  return {{what, value, now[1], now[2]}}
 end
 local mine, address, lost = ARGV[1], ARGV[2], ARGV[3]
 if ARGV[7] == '1' then
@@ -25,7 +46,7 @@ if ARGV[7] == '1' then
     return answer('stored', shared)
   end
 end
-local at = redis.call('GET', KEYS[2])
+local at = kept(KEYS[2], 100)
 if at and (at == lost or at == address) then
   redis.call('DEL', KEYS[2])
   at = false
@@ -34,24 +55,27 @@ if at then
   redis.call('EXPIRE', KEYS[2], ARGV[5])
   return answer('at', at)
 end
-local held = redis.call('GET', KEYS[1])
+local held = kept(KEYS[1], 200)
 if held and held ~= lost and string.sub(held, -#address - 1) ~= '|' .. address then
   return answer('lead', held)
 end
 if not held then
-  local no = redis.call('GET', KEYS[3])
+  local no = kept(KEYS[3], {NO_MAX_BYTES})
   if no then return answer('failed', no) end
 end
 redis.call('SET', KEYS[1], mine, 'PX', ARGV[4])
 if ARGV[7] == '1' and redis.call('HEXISTS', KEYS[7], 'complete') == 0 then return answer('yours', 'look') end
 return answer('yours', '')
 """
+)
 
 # KEYS: leases. ARGV: lease in ms, then the value of each. What of them is not ours any more.
-RENEW = """
+RENEW = (
+    PREFACE
+    + """
 local lost = {}
 for number, key in ipairs(KEYS) do
-  local held = redis.call('GET', key)
+  local held = kept(key, 200)
   if held and held ~= ARGV[number + 1] then
     lost[#lost + 1] = number
   else
@@ -60,11 +84,18 @@ for number, key in ipairs(KEYS) do
 end
 return lost
 """
+)
 
 # KEYS: l, at, x. ARGV: mine, the address that has it or '', seconds of at, upstream's no or '', its ms.
-RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+RELEASE = (
+    PREFACE
+    + """
+if kept(KEYS[1], 200) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 if ARGV[2] ~= '' then redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3]) end
 if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'PX', ARGV[5]) end
 return 1
 """
+)
+
+# KEYS: one that holds what no replica has written.
+DROP = "return redis.call('DEL', KEYS[1])"

@@ -6,6 +6,7 @@ other. Bytes are hashed before they count.
 """
 
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -13,7 +14,13 @@ import msgspec
 from registry_cache.fleet.moves import Moves
 from registry_cache.fleet.questions import Question, Questions, Turn
 from registry_cache.fleet.sealed import Sealed
-from registry_cache.model.errors import DigestInvalid, ManifestUnknown
+from registry_cache.model.errors import (
+    CredentialRefused,
+    DigestInvalid,
+    ManifestUnknown,
+    RegistryCacheError,
+    UpstreamError,
+)
 from registry_cache.model.oci import MANIFEST_MAX_BYTES, Digest, Reference, Repository
 from registry_cache.pull.answers import FetchedList, FetchedManifest, ManifestHead, Upstream
 from registry_cache.pull.flight import BlobBody
@@ -22,6 +29,8 @@ _TAG_KEPT_SECONDS = 30 * 86_400
 _MANIFEST_KEPT_SECONDS = 600
 _TAG_MAX_BYTES = 1_000
 _HEAD_MAX_BYTES = 500
+_LIST_KEPT_SECONDS = 86_400
+_LIST_MAX_BYTES = 1_000_000
 _MARK = "-"
 
 
@@ -41,6 +50,17 @@ class Manifest(msgspec.Struct, frozen=True):
     media_type: str
     digest: str | None = None
     age_seconds: float = 0.0
+
+
+class List(msgspec.Struct, frozen=True):
+    """See :class:`registry_cache.pull.answers.FetchedList`."""
+
+    body: bytes
+    content_type: str
+    link: str | None
+    filters_applied: str | None
+    age_seconds: float = 0.0
+    trouble: RegistryCacheError | None = None
 
 
 class SharedUpstream:
@@ -151,8 +171,29 @@ class SharedUpstream:
         return await self._upstream.blob_head(repository, digest)
 
     async def listing(self, repository: Repository, path: str) -> FetchedList:
-        """See :class:`registry_cache.pull.answers.Upstream`."""
-        return await self._upstream.listing(repository, path)
+        """See :class:`registry_cache.pull.answers.Upstream`; the last answer that any replica had, where it fails."""
+        question = self._list(repository, path)
+        try:
+            async with self._questions.turn(question) as turn:
+                known = _known_list(turn)
+                if known is not None:
+                    return known
+                found = await self._upstream.listing(repository, path)
+                head = msgspec.json.encode([found.content_type, found.link, found.filters_applied])
+                turn.say(_MARK, head + b"\n" + found.body)
+                return found
+        except (UpstreamError, CredentialRefused) as error:
+            turn = await self._questions.kept(question)
+            kept = _known_list(turn)
+            if kept is None:
+                raise
+            return msgspec.structs.replace(kept, age_seconds=turn.age_seconds, trouble=error)
+
+    def _list(self, repository: Repository, path: str) -> Question:
+        name = hashlib.sha256(f"{repository.registry}{path}".encode()).hexdigest()
+        return Question(
+            f"a:{name}", f"x:{name}", f"q:{name}", 0.0, _LIST_KEPT_SECONDS, _LIST_MAX_BYTES, self._no_ttl_seconds
+        )
 
     @contextlib.asynccontextmanager
     async def blob(
@@ -171,6 +212,16 @@ def _known_head(turn: Turn) -> Head | None:
         media_type, size_bytes = msgspec.json.decode(turn.known.payload, type=tuple[str, int])
         return Head(Digest.parse(turn.known.mark), media_type, size_bytes, turn.age_seconds)
     except (msgspec.MsgspecError, UnicodeDecodeError, DigestInvalid):  # sealed by a replica of another version
+        return None
+
+
+def _known_list(turn: Turn) -> List | None:
+    if turn.known is None:
+        return None
+    head, _, body = turn.known.payload.partition(b"\n")
+    try:
+        return List(body, *msgspec.json.decode(head, type=tuple[str, str | None, str | None]))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -1,7 +1,7 @@
 """Tags lists and referrers: always asked, the last good answer while upstream is away."""
 
 from registry_cache.model.clock import Clock
-from registry_cache.model.errors import CredentialRefused, UpstreamError
+from registry_cache.model.errors import CredentialRefused, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Repository
 from registry_cache.ports.index import Index
 from registry_cache.ports.names import Answer
@@ -18,7 +18,7 @@ class Lists:
         self._registries = registries
         self._index = index
         self._clock = clock
-        self._questions: SingleFlight[Answer] = SingleFlight()
+        self._questions: SingleFlight[tuple[Answer, RegistryCacheError | None]] = SingleFlight()
 
     async def aclose(self) -> None:
         """Stop asking."""
@@ -29,7 +29,7 @@ class Lists:
         timer, key = Timer(), f"{repository.registry}{path}"
         kept = await self._index.answer(key)
         try:
-            answer, joined = await self._registries[repository.registry].asking.ask(
+            (answer, trouble), joined = await self._registries[repository.registry].asking.ask(
                 timer,
                 key,
                 lambda: self._questions.do(key, lambda: self._ask_once(repository, path, key)),
@@ -38,16 +38,26 @@ class Lists:
         except (UpstreamError, CredentialRefused) as error:
             if kept is None:
                 raise
-            age = max(0.0, self._clock.now() - kept.fetched_at)
-            return ListAnswer(kept, Served("stale", timer.seconds, age_seconds=age, detail=token(error)))
+            return self._stale(kept, error, timer)
+        if trouble is not None:
+            return self._stale(answer, trouble, timer)
         return ListAnswer(answer, Served("collapsed" if joined else "miss", timer.seconds))
 
-    async def _ask_once(self, repository: Repository, path: str, key: str) -> Answer:
+    def _stale(self, kept: Answer, error: RegistryCacheError, timer: Timer) -> ListAnswer:
+        age = max(0.0, self._clock.now() - kept.fetched_at)
+        return ListAnswer(kept, Served("stale", timer.seconds, age_seconds=age, detail=token(error)))
+
+    async def _ask_once(self, repository: Repository, path: str, key: str) -> tuple[Answer, RegistryCacheError | None]:
+        """The answer; and what is wrong, where upstream did not give it now."""
         asked_at, registry = self._clock.now(), self._registries[repository.registry]
         found = await registry.negatives.heed(
             key, lambda: registry.asking.patiently(lambda: registry.upstream.listing(repository, path))
         )
+        was_so_at = asked_at - found.age_seconds
+        answer = Answer(found.body, found.content_type, found.link, found.filters_applied, was_so_at)
+        if found.trouble is not None:
+            kept = await self._index.answer(key)
+            return (kept if kept is not None and kept.fetched_at > was_so_at else answer), found.trouble
         registry.asking.answered()
-        answer = Answer(found.body, found.content_type, found.link, found.filters_applied, asked_at)
         await self._index.put_answer(key, answer)
-        return answer
+        return answer, None

@@ -17,6 +17,7 @@ from registry_cache.model.errors import (
     HeadRefused,
     RangeRefused,
     RateLimited,
+    RegistryCacheError,
     SettingsError,
     UpstreamError,
     UpstreamRefused,
@@ -80,12 +81,17 @@ class FetchedManifest(NamedTuple):
 
 
 class FetchedList(NamedTuple):
-    """The answer to tags/list or referrers; ``link`` leads to the next page under the name that was asked for."""
+    """The answer to tags/list or referrers; ``link`` leads to the next page under the name that was asked for.
+
+    ``trouble`` is why it is an older one, of ``age_seconds`` ago.
+    """
 
     body: bytes
     content_type: str
     link: str | None
     filters_applied: str | None
+    age_seconds: float = 0.0
+    trouble: RegistryCacheError | None = None
 
 
 class Upstream:

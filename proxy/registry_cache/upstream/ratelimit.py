@@ -9,6 +9,7 @@ import datetime as dt
 import email.utils
 import re
 import time
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from registry_cache.model import events
@@ -146,6 +147,20 @@ class Gate:
         self._closed_until = max(self._closed_until, now + seconds)
         return self._closed_until - now
 
+    def hold(self, message: str, seconds: float, *, said: bool) -> bool:
+        """Another of the same account was refused: closed for *seconds*; whether that was news."""
+        until = time.monotonic() + min(seconds, _MAX_SECONDS)
+        if until <= self._closed_until + _FLOOR_SECONDS:
+            return False
+        is_news = not self.closed_for_seconds
+        self._message, self._said, self._closed_until = message, said, until
+        self._times = max(self._times, 1)  # afterwards one finds out, as where it was refused itself
+        return is_news
+
+    def refusal_left(self) -> tuple[str, float, bool]:
+        """What is told to others: upstream's words, for how many seconds from now, and whether it has named them."""
+        return self._message, self.closed_for_seconds, self._said
+
     def passed(self, question: Question = "other") -> None:
         """Upstream answered: the limit is over. A HEAD proves that for HEADs only, since it costs no quota."""
         if time.monotonic() >= self._closed_until and question in ("pull", self._question):
@@ -162,6 +177,15 @@ class RateLimit:
         self.pulls = Gate()
         self.requests = Gate()
         self.quota: Quota | None = None
+        self.closed: Callable[[], None] = lambda: None  # called when upstream has closed a gate
+
+    def __repr__(self) -> str:
+        return f"<RateLimit {self._origin}>"
+
+    def hear(self, gate: Gate, message: str, seconds: float, *, said: bool) -> None:
+        """Another of the same account was refused."""
+        if gate.hold(message, seconds, said=said):
+            self._limited(seconds, message)
 
     def check(self, question: Question) -> None:
         """Raise RateLimited while upstream wants to be left alone."""
@@ -187,5 +211,9 @@ class RateLimit:
             self.quota = quota
         gate = self.pulls if question != "other" else self.requests
         seconds = gate.close(message, parse_retry_after(headers), question)
-        self._events.emit(events.UpstreamLimited(origin=self._origin, retry_after_seconds=seconds, message=message))
+        self._limited(seconds, message)
+        self.closed()
         return gate.refusal()
+
+    def _limited(self, seconds: float, message: str) -> None:
+        self._events.emit(events.UpstreamLimited(origin=self._origin, retry_after_seconds=seconds, message=message))
