@@ -5,11 +5,44 @@ import contextlib
 import heapq
 import random
 from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from typing import Any
 
 
 class Stuck(AssertionError):
     """Nothing is ready, and nothing will ever be."""
+
+
+class _Handle:
+    """What asyncio's handle is to a loop without debugging, at half its price."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled", "loop")
+
+    def __init__(self, loop: "Loop", callback: Callable[..., Any], args: tuple[Any, ...], context: Context | None):
+        self.loop, self.callback, self.args = loop, callback, args
+        self.context = copy_context() if context is None else context
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+    def run(self) -> None:
+        try:
+            self.context.run(self.callback, *self.args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self.loop.call_exception_handler({"message": f"Exception in {self.callback!r}", "exception": error})
+
+
+class _Timer(_Handle):
+    __slots__ = ("at",)
+
+    def when(self) -> float:
+        return self.at
 
 
 class Loop(asyncio.AbstractEventLoop):
@@ -21,8 +54,8 @@ class Loop(asyncio.AbstractEventLoop):
         self.broken: AssertionError | None = None
         self._chance = chance
         self._now = now
-        self._ready: list[asyncio.Handle] = []
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: list[_Handle] = []
+        self._timers: list[tuple[float, int, _Timer]] = []
         self._number = 0
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -48,14 +81,14 @@ class Loop(asyncio.AbstractEventLoop):
             if not self._timers:
                 raise Stuck("nothing will ever be ready")
             when, _, timer = heapq.heappop(self._timers)
-            if not timer.cancelled():
+            if not timer.is_cancelled:
                 self._now = max(self._now, when)
                 ready.append(timer)
         chosen = int(self._chance.random() * len(ready))
         ready[chosen], ready[-1] = ready[-1], ready[chosen]
         handle = ready.pop()
-        if not handle.cancelled():
-            handle._run()
+        if not handle.is_cancelled:
+            handle.run()
 
     def drop(self) -> None:
         """What is under way ends here and now, not when memory is tidied up: a run has to be the same each time."""
@@ -68,7 +101,7 @@ class Loop(asyncio.AbstractEventLoop):
         return self._now
 
     def call_soon(self, callback, *args, context=None):
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Handle(self, callback, args, context)
         self._ready.append(handle)
         return handle
 
@@ -76,7 +109,8 @@ class Loop(asyncio.AbstractEventLoop):
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(self, when, callback, *args, context=None):
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = _Timer(self, callback, args, context)
+        timer.at = when
         self._number += 1
         heapq.heappush(self._timers, (when, self._number, timer))
         return timer
@@ -103,6 +137,3 @@ class Loop(asyncio.AbstractEventLoop):
         self.errors.append(context)
         if isinstance(context.get("exception"), AssertionError):
             self.broken = context["exception"]
-
-    def _timer_handle_cancelled(self, handle):
-        """It is skipped when its time comes."""
