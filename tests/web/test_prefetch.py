@@ -68,6 +68,7 @@ async def test_layers_behind_the_first_cold_one_are_fetched_before_they_are_aske
     assert fetched == {image.config.digest, *(layer.digest for layer in image.layers[1:])}  # a client has the base
     assert cache.requests() == ["miss"] * 3  # nothing that no client asked for is counted as asked for
     assert ahead_bytes(cache) == 2 * SIZE
+    assert not cache.proxy.pull_through._prefetcher._slots  # nothing stays of a registry, which a client may have named
     for _ in range(2):
         for layer in image.layers[2:]:
             assert (await cache.blob(image.repository, layer.digest)).body == hub.images.read(layer.digest)

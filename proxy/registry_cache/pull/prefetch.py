@@ -13,6 +13,7 @@ import asyncio
 import functools
 from collections.abc import Collection
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from registry_cache.catalog.manifests import ManifestReader
 from registry_cache.model import events
@@ -82,7 +83,8 @@ class Prefetcher:
         self._max_bytes = max_bytes
         self._events = events
         self._concurrency = concurrency
-        self._slots: dict[str, asyncio.Semaphore] = {}  # by registry: one that hangs takes none of another's
+        # By registry: one that hangs takes none of another's. Kept while something waits for one or has one.
+        self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._plans: dict[_Key, _Plan] = {}  # the one served last is the last one
         self._planned_layers = 0
         self._ahead: dict[Digest, _Ahead] = {}
@@ -172,7 +174,8 @@ class Prefetcher:
     async def _fetch(self, repository: Repository, digest: Digest, ahead: _Ahead, after_seconds: float) -> None:
         """Fetch one layer, unless it is here or a client has asked for it meanwhile."""
         await asyncio.sleep(after_seconds)
-        async with self._slots.setdefault(repository.registry, asyncio.Semaphore(self._concurrency)):
+        slots = self._slots.setdefault(repository.registry, asyncio.Semaphore(self._concurrency))
+        async with slots:
             if self._ahead.get(digest) is not ahead:
                 return
             blob = await self._flights.stored(digest)
