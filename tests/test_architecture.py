@@ -15,7 +15,7 @@ FOREIGN = {
     "urllib3": ("upstream",),
     "sqlite3": ("store.index", "cli.verify"),
     "aiodocker": ("hostprune",),
-    "cryptography": ("web.certificates", "access.authority", "doctor"),
+    "cryptography": ("web.certificates", "access.authority", "access.client_login", "doctor"),
     "bcrypt": ("access",),
     "jwt": ("access.issuers",),
     "redis": ("fleet.connection",),

@@ -119,6 +119,15 @@ def test_a_unit_gives_each_registry_its_credential(load, monkeypatch, tmp_path):
         ('[upstreams."ghcr.io"]\nproxy = "http://ci:secret@proxy:1"', {}, "'http://…@proxy:1': allowed is http://"),
         ('[upstreams."ghcr.io"]\nclient_cert = "/nowhere"', {}, "UPSTREAMS__ghcr.io__CLIENT_CERT: "),
         ('[upstreams."ghcr.io"]\nclient_key = "/etc/hostname"', {}, "client_key is set but client_cert is not"),
+        ('[upstreams."ghcr.io"]\naccess = "rules"', {}, "UPSTREAMS__ghcr.io__ACCESS: 'rules': allowed is 'forward'"),
+        ('[upstreams."ghcr.io"]\naccess = "forward"\nusername = "ci"\npassword_file = "/etc/hostname"', {}, (
+         "access is forward, but username is set")),
+        ('[upstreams."ghcr.io"]\naccess = "forward"\ncredential_helper = "x"', {}, "but credential_helper is set"),
+        ('[upstreams."ghcr.io"]\naccess = "forward"\nclient_cert = "/etc/hostname"', {}, "but client_cert is set"),
+        ('[upstreams."ghcr.io"]\naccess = "forward"\nforward_allow = "2h"', {}, "__FORWARD_ALLOW: "),
+        ('[upstreams."docker.io"]\naccess = "forward"', {"username": "ci", "password_file": "/etc/hostname"}, (
+         "USERNAME and UPSTREAMS__docker.io__ACCESS are both set")),
+        ('[upstreams."ghcr.io"]\naccess = "forward"', {"listen": "0.0.0.0:5000"}, "LISTEN is reached without TLS"),
         ('[upstreams."ghcr.io"]\nhelper_env = {A = "b"}', {}, "helper_env is set but credential_helper is not"),
         ('[upstreams."ghcr.io"]\ncredential_helper = "x"\nhelper_env = {"A B" = "b"}', {}, "such as AWS_PROFILE"),
     ],
@@ -128,6 +137,20 @@ def test_what_is_wrong_is_told_in_one_line(load, text, flags, told):
         load(text + "\n", **flags)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_registry_that_decides_itself_has_no_account_and_no_replica_shares_it(load, secret):
+    settings = load(
+        '[upstreams."ghcr.io"]\naccess = "forward"\nforward_allow = "1m"\n', username="ci", password_file=secret
+    )
+    made = registries(settings)
+    ghcr = made["ghcr.io"]
+    assert (ghcr.forwards, ghcr.may_be_shared, ghcr.has_account) == (True, False, False)
+    assert (ghcr.forward_allow, ghcr.forward_stale) == (60, 3600)
+    assert (made["docker.io"].forwards, made["docker.io"].may_be_shared) == (False, True)
+    assert settings.forwarding == ["ghcr.io"]
+    running = as_running(load(), settings.model_dump(mode="json"))
+    assert running.forwarding == ["ghcr.io"]
 
 
 def test_what_one_has_of_its_own_is_nobody_elses(load, secret):

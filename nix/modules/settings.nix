@@ -111,6 +111,9 @@ in
     retries = setting types.ints.unsigned 5 "How often a broken transfer from it is taken up again.";
     max_flights = setting types.ints.positive 32 "Blobs fetched from it at the same time.";
     blob_connections = setting types.ints.positive 4 "Connections for one large blob of it.";
+    access = setting (types.enum [ "forward" ]) "forward" "forward: it decides itself who may pull, by each client's own login. Default: rules decide.";
+    forward_allow = setting duration "5m" "How long it is not asked again about a login that it has let in. Default: 5m.";
+    forward_stale = setting duration "1h" "How long after its last yes a login counts while it is away; 0: forward_allow. Default: 1h.";
   };
 
   prune = {

@@ -151,7 +151,7 @@ async def test_few_wait_and_the_others_are_told_so(logins, monkeypatch):
 
 
 def test_failures_are_remembered_of_so_many_addresses_only(monkeypatch):
-    monkeypatch.setattr(failures, "_ADDRESSES_MAX", 3)
+    monkeypatch.setattr(failures, "_KEYS_MAX", 3)
     known = failures.Failures(lambda: 0.0)
     for number in range(10):
         known.count(f"10.0.0.{number}")

@@ -1,11 +1,13 @@
 """Rules, users and tokens together: who asks, and whether they may."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from registry_cache.access.client_login import ClientLogin, Vault
 from registry_cache.access.failures import Failures
+from registry_cache.access.forward import Forwarding
 from registry_cache.access.htpasswd import read_users
 from registry_cache.access.limits import Accounts
 from registry_cache.access.logins import Logins
@@ -45,6 +47,7 @@ class Access:
         token_key: see :class:`registry_cache.access.tokens.Tokens`.
         accounts: of what each has had, where that is limited.
         issuers: whose tokens are logins, if there are any; it closes them.
+        forwards: registries that decide themselves, by the login that a client has there; it closes them.
         now: Unix seconds.
 
     Raises:
@@ -59,6 +62,7 @@ class Access:
         token_key: bytes = b"",
         accounts: Accounts | None = None,
         issuers: Issuers | None = None,
+        forwards: Mapping[str, Forwarding] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._rules = rules
@@ -68,21 +72,25 @@ class Access:
         self.issuers = issuers
         self._failures = Failures(time.monotonic)
         self.logins = None if htpasswd is None else Logins(read_users(htpasswd), failures=self._failures)
-        self._tokens = Tokens(token_key, self._kept, now)
+        self.forwards = forwards or {}
+        self.vault = Vault() if self.forwards else None
+        self._tokens = Tokens(token_key, self._kept, now, self.vault)
         self._decisions: dict[tuple[Principal, Repository], Decision] = {}
         self._holders: dict[bytes, tuple[Holder, float]] = {}  # by token: whose, until when
 
     @property
     def asks_for_logins(self) -> bool:
         """Whether a client without one is told where to log in."""
-        return self.logins is not None or self.issuers is not None
+        return self.logins is not None or self.issuers is not None or bool(self.forwards)
 
     def reload(self) -> None:
-        """Read the users anew.
+        """Read the users anew, and have registries asked anew that decide themselves.
 
         Raises:
-            SettingsError: that is not possible; those from before stay.
+            SettingsError: users cannot be read; those from before stay.
         """
+        for forwarding in self.forwards.values():
+            forwarding.forget_all()
         if self._htpasswd is not None and self.logins is not None:
             self.logins.users = read_users(self._htpasswd)
             self._holders.clear()
@@ -93,17 +101,47 @@ class Access:
             await self.logins.aclose()
         if self.issuers is not None:
             await self.issuers.aclose()
+        for forwarding in self.forwards.values():
+            await forwarding.aclose()
+
+    def forget_old(self) -> None:
+        """Let go of what has been over for a while."""
+        for forwarding in self.forwards.values():
+            forwarding.forget_old()
 
     def decide(self, principal: Principal, repository: Repository) -> Decision:
-        """Whether *principal* may pull from *repository*."""
-        question = (principal, repository)
+        """What the rules say of *principal* and *repository*; a registry that decides itself is another question."""
+        question = (principal.proven, repository)
         found = self._decisions.get(question)
         if found is None:
-            found = decide(self._rules, principal, str(repository))
+            found = decide(self._rules, principal.proven, str(repository))
             if len(self._decisions) >= _DECISIONS_MAX:
                 self._decisions.clear()  # somebody makes up names; what is in use comes back with its next request
             self._decisions[question] = found
         return found
+
+    def forwarded(self, principal: Principal, registry: str) -> tuple[Forwarding, ClientLogin] | None:
+        """The registry that decides itself, and whom it is asked about; None where rules decide.
+
+        A login goes only to the registry that it was given for: any other is asked about nobody.
+        """
+        forwarding = self.forwards.get(registry)
+        if forwarding is None or self.vault is None:
+            return None
+        login = principal.client_login
+        if login is None or login.registry != registry:
+            login = self.vault.nobody(registry)
+        return forwarding, login
+
+    def at_hand(self, principal: Principal, repository: Repository) -> Decision:
+        """Whether *principal* may pull from *repository*, as far as that is known now. On the path of every hit."""
+        decision = self.decide(principal, repository)
+        found = self.forwarded(principal, repository.registry) if self.forwards else None
+        if found is None:
+            return decision
+        forwarding, login = found
+        is_denied = bool(decision.rule) and not decision.allowed
+        return Decision(not is_denied and forwarding.at_hand(login, repository), decision.rule)
 
     def is_quiet(self, principal: Principal) -> bool:
         """Whether *principal* is never asked to log in."""
@@ -113,11 +151,12 @@ class Access:
         """Whether some repository may be open to *principal*."""
         return may_pull_anything(self._rules, principal)
 
-    async def verify(self, user: str, password: str, address: str) -> tuple[Holder, float]:
+    async def verify(self, user: str, password: str, address: str, registry: str | None = None) -> tuple[Holder, float]:
         """Who logs in with that, and until when that may be believed (Unix seconds).
 
         Args:
             address: of who says so.
+            registry: what it is said for. If that decides itself, a login that is nobody's here may be one there.
 
         Raises:
             LoginNeeded: it is nobody's.
@@ -130,9 +169,19 @@ class Access:
             except LoginNeeded:
                 self._failures.count(address)
                 raise
+        login = self._client_login(user, password, registry)
+        if login is not None:
+            return login, float("inf")
         if self.logins is None or not user or not await self.logins.verify(user, password, address):
             raise LoginNeeded("the login is not known here, or its password is wrong")
         return user, float("inf")
+
+    def _client_login(self, user: str, password: str, registry: str | None) -> ClientLogin | None:
+        """What may be somebody's at *registry*. A user of the cache's own has a password that goes nowhere."""
+        is_own = self.logins is not None and self.logins.users.hash_of(user) is not None
+        if is_own or self.vault is None or registry is None or registry not in self.forwards:
+            return None
+        return self.vault.sealed(registry, user, password)
 
     def make_token(self, holder: Holder, until: float = float("inf")) -> tuple[str, int]:
         """A token, and for how many seconds it is good; of nobody, where *holder* is empty."""
@@ -152,6 +201,8 @@ class Access:
         return holder if self._now() < until else None
 
     def _kept(self, holder: Holder) -> bytes | None:
+        if isinstance(holder, ClientLogin):
+            return b""
         if isinstance(holder, Vouched):
             return None if self.issuers is None else self.issuers.mark_of(holder.issuer)
         return None if self.logins is None else self.logins.users.hash_of(holder)

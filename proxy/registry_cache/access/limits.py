@@ -192,7 +192,7 @@ class Accounts:
         except KeyError:
             if len(self._of) >= _PRINCIPALS_MAX:
                 self._of.clear()
-            found = self._of[principal] = self._found(principal)
+            found = self._of[principal] = self._found(principal.proven)  # anybody can make up a login at a registry
             return found
 
     def _found(self, principal: Principal) -> Account | None:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from registry_cache.access.client_login import ClientLogin
 from registry_cache.access.networks import Networks
 from registry_cache.model.oci import DOCKER_HUB
 from registry_cache.model.registries import looks_like_registry
 
-Auth = Literal["", "none", "uid", "certificate", "login", "oidc"]
+Auth = Literal["", "none", "uid", "certificate", "login", "oidc", "forward"]
 EVERYTHING = "**"
 _OFFICIAL = "library/"
 
@@ -39,6 +40,8 @@ class Principal(NamedTuple):
         user: of the login that came with the request; empty without one.
         vouched: what an issuer's token says that came as a login.
         uid: of the user at the other end of a Unix socket; None elsewhere.
+        client_login: at a registry that decides itself (``access = "forward"``). Nothing else has looked at it, so it
+            counts for nothing else.
     """
 
     address: str
@@ -46,18 +49,28 @@ class Principal(NamedTuple):
     user: str = ""
     vouched: Vouched | None = None
     uid: int | None = None
+    client_login: ClientLogin | None = None
 
-    def holding(self, holder: "str | Vouched") -> "Principal":
-        """The same, with a login: a user's (nobody's, where that is empty), or what a token says."""
+    def holding(self, holder: "str | Vouched | ClientLogin") -> "Principal":
+        """The same, with a login: a user's (nobody's, where that is empty), what a token says, or a registry's."""
+        if isinstance(holder, ClientLogin):
+            return self._replace(client_login=holder)
         if isinstance(holder, Vouched):
             return self._replace(vouched=holder)
         return self._replace(user=holder) if holder else self
+
+    @property
+    def proven(self) -> "Principal":
+        """The same, without what only a registry can tell."""
+        return self if self.client_login is None else self._replace(client_login=None)
 
     @property
     def name(self) -> str:
         """For the log: the strongest of what is known."""
         if self.vouched is not None:
             return f"{self.vouched.issuer}:{self.vouched.subject}"
+        if self.auth == "forward" and self.client_login is not None:
+            return self.client_login.name
         return self.user or next(iter(self.certificates), self.address if self.uid is None else f"uid {self.uid}")
 
     @property
@@ -67,6 +80,8 @@ class Principal(NamedTuple):
             return "oidc"
         if self.user:
             return "login"
+        if self.client_login is not None and not self.certificates:
+            return "forward"
         return "certificate" if self.certificates else "none" if self.uid is None else "uid"
 
 
@@ -145,7 +160,7 @@ class Who:
             return False
         if self._uids is not None and principal.uid not in self._uids:
             return False
-        if self._identified and principal.auth in ("none", "uid"):
+        if self._identified and principal.auth in ("none", "uid", "forward"):
             return False
         if self.oidc is not None and (principal.vouched is None or not self.oidc.are_met(principal.vouched)):
             return False

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import msgspec
 
+from registry_cache.access.client_login import ClientLogin, Vault
 from registry_cache.access.rules import Vouched
 
 TOKEN_SECONDS = 300
-_USER, _VOUCHED = "rc1", "rc2"
+_USER, _VOUCHED, _CLIENT = "rc1", "rc2", "rc3"
 _KEY_BYTES = 32
 _TOKEN_MAX = 8192
-Holder = str | Vouched
+Holder = str | Vouched | ClientLogin
 
 
 class Tokens:
@@ -31,10 +32,18 @@ class Tokens:
         kept: what a user's password hashes to, or what is believed of an issuer; None for nobody's name. It goes into
             the signature: with another password, or without the user, a token is none any more.
         now: Unix seconds.
+        vault: of the logins in tokens, if there are any.
     """
 
-    def __init__(self, key: bytes, kept: Callable[[Holder], bytes | None], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        kept: Callable[[Holder], bytes | None],
+        now: Callable[[], float],
+        vault: Vault | None = None,
+    ) -> None:
         self.key = key
+        self._vault = vault
         self._kept = kept
         self._now = now
 
@@ -42,7 +51,7 @@ class Tokens:
         """A token, and for how many seconds it is good.
 
         Args:
-            holder: a user, or what an issuer vouches for; of nobody, where that is empty.
+            holder: a user, what an issuer vouches for, or a sealed login at a registry; nobody, where it is empty.
             until: the longest that it may be good (Unix seconds).
         """
         now = int(self._now())
@@ -56,7 +65,7 @@ class Tokens:
         written, _, end = said.rpartition(".")
         if len(token) > _TOKEN_MAX or not token.isascii() or not end.isdecimal():
             return None
-        holder = _read(written)
+        holder = self._read(written)
         if holder is None or not hmac.compare_digest(self._signature(said, holder), signature):
             return None
         if int(end) <= self._now() or (holder and self._kept(holder) is None):
@@ -68,24 +77,27 @@ class Tokens:
         digest = hmac.digest(self.key, said.encode() + b"\0" + kept, "sha256")
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
+    def _read(self, written: str) -> Holder | None:
+        version, _, name = written.partition(".")
+        try:
+            content = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4))
+            if version == _VOUCHED:
+                return msgspec.json.decode(content, type=Vouched)
+            if version == _CLIENT:
+                return None if self._vault is None else self._vault.opened(content)
+            return content.decode("utf-8", "surrogatepass") if version == _USER else None
+        except (binascii.Error, UnicodeDecodeError, msgspec.MsgspecError):
+            return None
+
 
 def _written(holder: Holder) -> str:
     if isinstance(holder, Vouched):
         version, content = _VOUCHED, msgspec.json.encode(holder)
+    elif isinstance(holder, ClientLogin):
+        version, content = _CLIENT, holder.sealed
     else:
         version, content = _USER, holder.encode("utf-8", "surrogatepass")
     return f"{version}.{base64.urlsafe_b64encode(content).decode().rstrip('=')}"
-
-
-def _read(written: str) -> Holder | None:
-    version, _, name = written.partition(".")
-    try:
-        content = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4))
-        if version == _VOUCHED:
-            return msgspec.json.decode(content, type=Vouched)
-        return content.decode("utf-8", "surrogatepass") if version == _USER else None
-    except (binascii.Error, UnicodeDecodeError, msgspec.MsgspecError):
-        return None
 
 
 def kept_key(path: Path) -> bytes:

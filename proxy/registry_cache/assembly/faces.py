@@ -43,7 +43,7 @@ def admin_networks(settings: Settings) -> Networks | None:
     """Who may read figures and page on the pull port; None: everybody."""
     if settings.admin_networks:
         return Networks(settings.admin_networks)
-    return Networks(LOOPBACK) if settings.ops_listen or settings.has_rules else None
+    return Networks(LOOPBACK) if settings.ops_listen or settings.has_rules or settings.forwarding else None
 
 
 @contextlib.asynccontextmanager
@@ -65,7 +65,8 @@ async def open_servers(
         refusals = Refusals(bus)
         stack.callback(refusals.close)
         gate = Gate.of(settings.hosts, is_loopback=settings.is_loopback)
-        identity = Identity(access, gate, public_url=settings.public_url) if access else None
+        named = Registries.of(settings)
+        identity = Identity(access, gate, named, public_url=settings.public_url) if access else None
         blobs = BlobResponder(
             pulls.pull_through, pulls.flights, client_timeout_seconds=settings.client_timeout, threads=reads
         )
@@ -75,7 +76,7 @@ async def open_servers(
             blobs,
             gate=gate,
             refusals=refusals,
-            registries=Registries.of(settings),
+            registries=named,
             identity=identity,
             events=bus,
         )

@@ -1,8 +1,9 @@
 """The part of this cache in a fleet, where there is one; without, nothing of it is even imported."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -10,6 +11,7 @@ from registry_cache.access.networks import Networks
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError
+from registry_cache.model.oci import Digest, Reference
 from registry_cache.ports.blobs import BlobStore
 from registry_cache.pull.answers import Upstream
 from registry_cache.pull.flight import BlobSource, Flight
@@ -20,6 +22,8 @@ from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import RegistrySettings, registries
 from registry_cache.settings.types import host_and_port
 from registry_cache.store.index import SqliteIndex
+
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 if TYPE_CHECKING:
     from registry_cache.fleet.fleet import Fleet
@@ -95,27 +99,43 @@ def source_of(fleet: "Fleet | None", source: BlobSource, upstream: Upstream, pro
 
 def shared(fleet: "Fleet | None", registry: RegistrySettings, upstream: Upstream) -> Upstream:
     """Whom manifests and tags are asked of: *upstream*, behind the fleet if there is one."""
-    if fleet is None:
+    if fleet is None or not registry.may_be_shared:
         return upstream
     return fleet.shared(upstream, tag_ttl_seconds=registry.tag_ttl, no_ttl_seconds=registry.negative_ttl)
 
 
 @contextlib.asynccontextmanager
 async def following(
-    fleet: "Fleet | None", pull_through: PullThrough, upstreams: Mapping[str, "Limited"]
+    fleet: "Fleet | None", pull_through: PullThrough, upstreams: Mapping[str, "Limited"], forwarding: Collection[str]
 ) -> AsyncIterator[None]:
-    """Hear what the other replicas tell, as long as this is entered."""
+    """Hear what the other replicas tell, as long as this is entered; of *forwarding* nobody tells anything."""
     if fleet is None:
         yield
         return
-    fleet.limits.join(upstreams)
-    async with fleet.following(pull_through.moved):
+    fleet.limits.join({name: upstream for name, upstream in upstreams.items() if name not in forwarding})
+
+    async def moved(reference: Reference, digest: Digest, ago_seconds: float) -> None:
+        if reference.repository.registry not in forwarding:
+            await pull_through.moved(reference, digest, ago_seconds)
+
+    async with fleet.following(moved):
         yield
 
 
 def ended(fleet: "Fleet | None") -> Callable[[Flight], None]:
     """For each flight that is over."""
     return (lambda _: None) if fleet is None else fleet.ended
+
+
+def _without(registries: Collection[str], handle: _Handler) -> _Handler:
+    """*handle*, but for what is of *registries*: those decide for each client, and another replica is none."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if any(part in registries for part in unquote(request.rel_url.raw_path).split("/")):
+            return web.Response(status=404)
+        return await handle(request)
+
+    return answer if registries else handle
 
 
 @contextlib.asynccontextmanager
@@ -145,7 +165,7 @@ async def open_port(
             counts=fleet.counts,
         )
         host, number = host_and_port(settings.fleet_listen)
-        server = web.Server(port.handle, handler_cancellation=True, access_log=None)
+        server = web.Server(_without(settings.forwarding, port.handle), handler_cancellation=True, access_log=None)
         runner = web.ServerRunner(server, shutdown_timeout=0.001)  # clients here have had their grace already
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

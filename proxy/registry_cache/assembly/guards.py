@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 
 from registry_cache.access.control import Access, Issuers
+from registry_cache.access.forward import Forwarding
 from registry_cache.access.htpasswd import read_users
 from registry_cache.access.limits import Accounts
 from registry_cache.access.rules import Rule
@@ -16,6 +17,7 @@ from registry_cache.model.errors import SettingsError
 from registry_cache.runtime.background import Background
 from registry_cache.runtime.file_marks import marks
 from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import registries
 from registry_cache.upstream.issuer import IssuerKeys
 from registry_cache.web.certificates import Certificates
 
@@ -61,12 +63,29 @@ def access_of(settings: Settings, token_key: bytes = b"", issuers: Issuers | Non
     Raises:
         SettingsError: HTPASSWD cannot be used.
     """
-    if not settings.has_rules and not settings.limits:
+    if not (settings.has_rules or settings.limits or settings.forwarding):
         return None
     accounts = Accounts([each.limits() for each in settings.limits], time.monotonic) if settings.limits else None
     return Access(
-        rules_of(settings), htpasswd=settings.htpasswd, token_key=token_key, accounts=accounts, issuers=issuers
+        rules_of(settings),
+        htpasswd=settings.htpasswd,
+        token_key=token_key,
+        accounts=accounts,
+        issuers=issuers,
+        forwards=_forwards_of(settings),
     )
+
+
+def _forwards_of(settings: Settings) -> dict[str, Forwarding]:
+    return {
+        name: Forwarding(
+            allow_seconds=registry.forward_allow,
+            stale_seconds=registry.forward_stale,
+            patience_seconds=(registry.request_timeout, registry.stale_timeout),
+        )
+        for name, registry in registries(settings).items()
+        if registry.forwards
+    }
 
 
 class Guard:
@@ -80,7 +99,7 @@ class Guard:
         self.watch = Background("logins", self._look_again, interval_seconds=_LOOK_SECONDS, events=bus)
 
     def reload(self) -> None:
-        """Read the users anew. What is wrong with them leaves all as it is."""
+        """Read the users anew, and ask anew who may pull. What is wrong with them leaves all as it is."""
         self._seen = marks(self._files)
         try:
             self.access.reload()
@@ -88,6 +107,7 @@ class Guard:
             self._events.emit(events.Warned(message=f"{error}; the users from before count on"))
 
     async def _look_again(self) -> None:
+        self.access.forget_old()
         if await asyncio.to_thread(marks, self._files) != self._seen:
             self.reload()
 
@@ -99,7 +119,9 @@ async def open_guard(settings: Settings, bus: events.Events) -> AsyncIterator[Gu
     Raises:
         SettingsError: HTPASSWD cannot be used.
     """
-    key = kept_key(settings.cache_dir / "token.key") if settings.htpasswd or settings.oidc else b""
+    key = (
+        kept_key(settings.cache_dir / "token.key") if settings.htpasswd or settings.oidc or settings.forwarding else b""
+    )
     async with contextlib.AsyncExitStack() as stack:
         issuers = await _open_issuers(settings, bus, stack) if settings.oidc else None
         access = access_of(settings, key, issuers)

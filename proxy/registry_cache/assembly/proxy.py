@@ -89,7 +89,9 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         bus.subscribe(quota, events.QuotaObserved)
         stack.push_async_callback(history.aclose)
         catalog = await stack.enter_async_context(open_catalog(settings, bus, index, store))
-        pulls = await stack.enter_async_context(open_pulls(settings, bus, index, store, catalog))
+        pulls = await stack.enter_async_context(
+            open_pulls(settings, bus, index, store, catalog, guard.access if guard else None)
+        )
         identity = Identity()
         reports = Reports(
             settings,

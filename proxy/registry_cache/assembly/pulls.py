@@ -1,10 +1,11 @@
 """Upstream, the flights that fetch from it, and the decision for each request."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from registry_cache.access.control import Access
 from registry_cache.assembly.fleet import ended, following, open_fleet, open_port, shared, source_of
 from registry_cache.assembly.stores import Catalog
 from registry_cache.assembly.unlisted import Lent, OnDemand, Unlisted
@@ -24,6 +25,7 @@ from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import RegistrySettings, registries, unlisted_registry
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.index import SqliteIndex
+from registry_cache.upstream.as_clients import AsClients
 from registry_cache.upstream.client import Upstream
 from registry_cache.upstream.resilience import backoff_seconds
 
@@ -31,10 +33,20 @@ if TYPE_CHECKING:
     from registry_cache.fleet.fleet import Fleet
 
 
-def build_upstream(registry: RegistrySettings, prefetch_concurrency: int, bus: events.Events) -> Upstream:
-    """The upstream of *registry*; whoever builds it closes it."""
+def build_upstream(
+    registry: RegistrySettings, prefetch_concurrency: int, bus: events.Events, access: Access | None = None
+) -> Upstream:
+    """The upstream of *registry*; whoever builds it closes it.
+
+    Args:
+        access: who decides, where the registry does.
+    """
     # Flights, as many direct streams, what is fetched ahead, and further connections of large blobs.
     connections = 2 * registry.max_flights + prefetch_concurrency + EXTRA_CONNECTIONS
+    if access is not None and registry.forwards:
+        forwarding = access.forwards[registry.name]
+        forwarding.registry = asked = AsClients(registry, connections=connections, events=bus, let_in=forwarding)
+        return asked
     return Upstream(registry, connections=connections, events=bus)
 
 
@@ -51,7 +63,12 @@ class Pulls:
 
 @contextlib.asynccontextmanager
 async def open_pulls(
-    settings: Settings, bus: events.Events, index: SqliteIndex, store: DiskStore, catalog: Catalog
+    settings: Settings,
+    bus: events.Events,
+    index: SqliteIndex,
+    store: DiskStore,
+    catalog: Catalog,
+    access: Access | None,
 ) -> AsyncIterator[Pulls]:
     """The upstreams and what asks them, taken down in the opposite order of building."""
     async with contextlib.AsyncExitStack() as stack:
@@ -59,7 +76,7 @@ async def open_pulls(
         served = registries(settings)
         upstreams: dict[str, Upstream] = {}
         for name, registry in served.items():
-            upstream = upstreams[name] = build_upstream(registry, settings.prefetch_concurrency, bus)
+            upstream = upstreams[name] = build_upstream(registry, settings.prefetch_concurrency, bus, access)
             stack.push_async_callback(upstream.aclose)
             stack.callback(upstream.interrupt)  # who was not waited for does not keep the process until READ_TIMEOUT
         unlisted = _unlisted(settings, bus)
@@ -81,7 +98,7 @@ async def open_pulls(
         flights = Flights(
             OnDemand(runways, runway, unlisted.allowed),
             store,
-            published=_published(catalog.proof, fleet),
+            published=_published(catalog.proof, fleet, settings.forwarding),
             ended=ended(fleet),
             events=bus,
         )
@@ -109,7 +126,7 @@ async def open_pulls(
             events=bus,
         )
         stack.push_async_callback(pull_through.aclose)
-        await stack.enter_async_context(following(fleet, pull_through, upstreams))
+        await stack.enter_async_context(following(fleet, pull_through, upstreams, settings.forwarding))
         yield Pulls(upstreams, unlisted, flights, pull_through, fleet)
 
 
@@ -130,7 +147,8 @@ def _registry(registry: RegistrySettings, upstream: Asked, account: Callable[[],
         stale_timeout_seconds=registry.stale_timeout,
         request_timeout_seconds=registry.request_timeout,
         rate_limit_wait_seconds=registry.rate_limit_wait,
-        negative_ttl_seconds=registry.negative_ttl,
+        # What one client's login does not find may be there for another one's.
+        negative_ttl_seconds=0.0 if registry.forwards else registry.negative_ttl,
         keep_deleted_tags=registry.keep_deleted_tags,
     )
     return Registry(upstream, policy, account)
@@ -148,7 +166,7 @@ def _runway(
     if registry.blob_connections > 1:
         source = ParallelSource(upstream, connections=registry.blob_connections, spare=spare)
     return Runway.of(
-        source_of(fleet, source, upstream, proof),
+        source_of(fleet if registry.may_be_shared else None, source, upstream, proof),
         limit=registry.max_flights,
         retries=registry.retries,
         backoff=backoff_seconds,
@@ -158,9 +176,9 @@ def _runway(
     )
 
 
-def _published(proof: Proof, fleet: "Fleet | None") -> Callable[[Flight], None]:
+def _published(proof: Proof, fleet: "Fleet | None", forwarding: Collection[str]) -> Callable[[Flight], None]:
     def published(flight: Flight) -> None:
-        if fleet is not None:
+        if fleet is not None and any(where.registry not in forwarding for where in flight.supplied_by):
             fleet.published(flight)
         for repository in flight.supplied_by:  # none where an earlier run had brought it, under whatever name
             proof.supplied(repository, flight.digest)

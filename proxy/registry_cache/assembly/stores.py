@@ -76,7 +76,7 @@ async def open_catalog(
             index,
             store,
             manifests,
-            is_required=has_account or settings.has_rules,
+            is_required=has_account or settings.has_rules or bool(settings.forwarding),
             tells_registries_apart=len(served) > 1 or bool(settings.allow_unlisted),
         )
         curator = Curator(

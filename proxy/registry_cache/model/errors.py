@@ -57,11 +57,13 @@ class LoginNeeded(RegistryCacheError):
 
     Args:
         scope: what the token that the client may fetch is asked for.
+        registry: whose content the client wants.
     """
 
-    def __init__(self, text: str, scope: str = "") -> None:
+    def __init__(self, text: str, scope: str = "", registry: str = "") -> None:
         super().__init__(text)
         self.scope = scope
+        self.registry = registry
 
 
 class Hidden(NameUnknown):
@@ -141,6 +143,10 @@ class Unauthorized(RegistryCacheError):
 
 class CredentialRefused(Unauthorized):
     """The token service does not accept the configured account: our fault, not the content's."""
+
+
+class LoginLapsed(CredentialRefused):
+    """No client whom upstream lets in asks for it any more: told the same as of a name that does not exist."""
 
 
 class Denied(RegistryCacheError):

@@ -41,7 +41,8 @@ class Request(Event, frozen=True, kw_only=True):
     before, by open-ended ranges of one pull. ``detail`` says why a tag was a miss, or served stale.
 
     Where there are rules, ``principal`` is who asked, ``auth`` what that was proven by (login, certificate, none),
-    ``decision`` allow, deny, login (asked for one) or limit, and ``rule`` the number of the one that decided; 0: none.
+    ``decision`` allow, deny, login (asked for one), unknown (upstream does not say) or limit, and ``rule``
+    the number of the one that decided; 0: none.
     """
 
     cache: CacheResult

@@ -307,6 +307,11 @@ class Settings(FleetFields):
         if (self.htpasswd or self.oidc) and not self.tls_cert and not self.is_loopback:
             name = "HTPASSWD" if self.htpasswd else "OIDC"
             raise ValueError(f"{name} is set, but LISTEN is reached without TLS: passwords would be read on the way")
+        if self.forwarding and not self.tls_cert and not self.is_loopback:
+            raise ValueError(
+                f"UPSTREAMS__{self.forwarding[0]}__ACCESS is forward, but LISTEN is reached without TLS: passwords "
+                "would be read on the way"
+            )
         for name, tables in (("ACCESS: rule", self.access), ("LIMITS: table", self.limits)):
             for number, table in enumerate(tables, 1):
                 if table.users is not None and self.htpasswd is None:
@@ -393,6 +398,11 @@ class Settings(FleetFields):
     def has_rules(self) -> bool:
         """Whether not everybody may pull everything: the cache asks who is there."""
         return bool(self.access or self.htpasswd or self.client_ca or self.oidc)
+
+    @property
+    def forwarding(self) -> list[str]:
+        """Registries that decide themselves who may pull, by the logins that clients have there."""
+        return [name for name, table in self.upstreams.items() if table.access == "forward"]
 
     @property
     def is_loopback(self) -> bool:

@@ -42,12 +42,20 @@ class RegistrySettings(NamedTuple):
     max_flights: int
     blob_connections: int
     prefetch: bool
+    forward_allow: float
+    forward_stale: float
     is_listed: bool = True
+    forwards: bool = False
 
     @property
     def host(self) -> str:
         """The host that it is asked at, without its port."""
         return urlsplit(self.url).hostname or ""
+
+    @property
+    def may_be_shared(self) -> bool:
+        """Whether other replicas may have what comes from it: not where it decides for each client."""
+        return not self.forwards
 
     @property
     def has_account(self) -> bool:
@@ -77,7 +85,7 @@ def _resolved(settings: Settings, name: str, table: UpstreamSettings) -> Registr
     is_default = name == settings.default_registry
     values = {}
     for field in RegistrySettings._fields:
-        if field in ("name", "url", "aliases", "is_listed"):
+        if field in ("name", "url", "aliases", "is_listed", "forwards"):
             continue
         own = getattr(table, field)
         inherits = own is None if field not in _OF_ITS_OWN else is_default and field not in table.model_fields_set
@@ -88,4 +96,5 @@ def _resolved(settings: Settings, name: str, table: UpstreamSettings) -> Registr
         values[field] = tuple(values[field])
     aliases = (*settings.aliases, *table.aliases) if is_default else tuple(table.aliases)
     url = settings.upstream if is_default and table.url is None else table.url
-    return RegistrySettings(name, url or url_of(name), aliases, **values)
+    forwards = table.access == "forward"
+    return RegistrySettings(name, url or url_of(name), aliases, **values, forwards=forwards)

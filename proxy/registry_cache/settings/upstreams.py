@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic import model_validator as model_check
@@ -86,6 +86,19 @@ class UpstreamSettings(BaseModel):
     max_flights: int | None = Field(None, ge=1, le=1024, description="As MAX_FLIGHTS: slots of its own.")
     blob_connections: int | None = Field(None, ge=1, le=8, description="As BLOB_CONNECTIONS.")
 
+    access: Literal["forward"] | None = Field(
+        None,
+        description="`forward`: it decides itself who may pull, by the login that each client has there; the cache has "
+        "no account there (default: rules decide).",
+    )
+    forward_allow: Duration = Field(
+        300.0, le=3600, description="How long it is not asked again about a login that it has let into a repository."
+    )
+    forward_stale: Duration = Field(
+        3600.0,
+        le=7 * 86_400,
+        description="How long after its last yes a login still counts while it cannot be asked; 0: only FORWARD_ALLOW.",
+    )
     prefetch: bool = Field(True, description="Fetch its layers before a running pull asks for them.")
 
     @model_check(mode="after")
@@ -98,7 +111,14 @@ class UpstreamSettings(BaseModel):
             raise ValueError("helper_env is set but credential_helper is not")
         if self.client_key and not self.client_cert:
             raise ValueError("client_key is set but client_cert is not: allowed is both or neither")
+        own = next((name for name in _OF_AN_ACCOUNT if getattr(self, name)), None)
+        if self.access == "forward" and own is not None:
+            raise ValueError(f"access is forward, but {own} is set: clients' own logins are used, and nothing else")
         return self
+
+
+# What would be read with more rights than whoever asks has.
+_OF_AN_ACCOUNT = ("username", "password_file", "credential_helper", "client_cert", "anonymous_fallback")
 
 
 def by_name(tables: Any) -> Any:
@@ -161,6 +181,12 @@ def check_upstreams(
         ValueError: a name is two registries', or a setting is set in both of its places.
     """
     if default in tables:
+        own = next((name for name in _OF_AN_ACCOUNT if name in is_set), None)
+        if tables[default].access == "forward" and own is not None:
+            raise ValueError(
+                f"{own.upper()} and UPSTREAMS__{default}__ACCESS are both set: allowed is one; forward uses clients' "
+                "own logins, and nothing else"
+            )
         if tables[default].credential_helper and "username" in is_set:
             raise ValueError(
                 f"USERNAME and UPSTREAMS__{default}__CREDENTIAL_HELPER are both set: allowed is one of them"

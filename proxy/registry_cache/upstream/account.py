@@ -29,6 +29,8 @@ class Account:
         anonymous_fallback: go on without the account when it is rejected.
     """
 
+    follows_redirects = True  # of a token service, to another one that may see it
+
     def __init__(
         self,
         credential: Credential | None,

@@ -7,13 +7,18 @@ from registry_cache.upstream.reply import Reply
 
 
 class Ask(NamedTuple):
-    """One HTTP request; ``repository`` is whose content it asks for, as far as that is known."""
+    """One HTTP request; ``repository`` is whose content it asks for, as far as that is known.
+
+    Attributes:
+        asked_for: the repository that was asked for in the beginning, wherever upstream leads.
+    """
 
     method: str
     url: str
     repository: str
     headers: Mapping[str, str] = {}
     body: bytes = b""  # of a POST to a token service; nothing else has one
+    asked_for: str = ""
 
     def with_authorization(self, value: str | None) -> "Ask":
         """The same request with an ``Authorization`` header, or without one."""

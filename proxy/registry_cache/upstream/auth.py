@@ -61,7 +61,11 @@ class FetchToken(Protocol):
 
 
 class Authenticator:
-    """Answers challenges, and remembers tokens until shortly before they expire."""
+    """Answers challenges, and remembers tokens until shortly before they expire.
+
+    Args:
+        tries_again: with a second fresh token where the first one is refused.
+    """
 
     def __init__(
         self,
@@ -72,7 +76,9 @@ class Authenticator:
         ping: Callable[[str | None], Awaitable[tuple[int, list[Challenge]]]],
         redactor: Redactor,
         events: events.Events,
+        tries_again: bool = True,
     ) -> None:
+        self._tries_again = tries_again
         self._account = account
         self._trust = trust
         self._fetch = fetch
@@ -83,7 +89,7 @@ class Authenticator:
             4096, ttu=lambda _key, token, _now: token.expires_at, timer=time.monotonic
         )
         self._challenges: LRUCache[str, Challenge] = LRUCache(4096)  # that worked, by repository
-        self._template: tuple[str, Challenge] | None = None
+        self.known_way: tuple[str, Challenge] | None = None  # a repository, and what was right for it
         self._elsewhere: LRUCache[tuple[str, str], _Key] = LRUCache(1024)  # by origin and repository
         self._fetching: SingleFlight[_Token] = SingleFlight()
 
@@ -108,8 +114,8 @@ class Authenticator:
         Saves the round trip of a 401 for each new repository: what was learnt from one holds for the next.
         """
         challenge = self._challenges.get(repository)
-        if challenge is None and self._template is not None:
-            known, template = self._template
+        if challenge is None and self.known_way is not None:
+            known, template = self.known_way
             challenge = template._replace(scope=template.scope.replace(f":{known}:", f":{repository}:"))
         return await self.answer(challenge, []) if challenge is not None else None
 
@@ -126,7 +132,13 @@ class Authenticator:
         if known is not None:
             offered.insert(0, known)
         found = list(dict.fromkeys(offered))[:_MAX_CANDIDATES]
-        if len(found) == 1 and ask.method != "HEAD" and not was_fresh and found[0].scheme == "bearer":
+        if (
+            self._tries_again
+            and len(found) == 1
+            and ask.method != "HEAD"
+            and not was_fresh
+            and found[0].scheme == "bearer"
+        ):
             found.append(found[0])
         return found
 
@@ -153,7 +165,7 @@ class Authenticator:
         """Upstream accepted what answered *challenge*."""
         self._challenges[repository] = challenge
         if f":{repository}:" in challenge.scope or challenge.scheme == "basic":
-            self._template = (repository, challenge)
+            self.known_way = (repository, challenge)
 
     async def refused(self, tried: Sequence[str]) -> None:
         """Upstream accepts none of *tried*: whether that is the account's fault is found out here.
@@ -164,6 +176,14 @@ class Authenticator:
         basic = next((header for header in tried if header.startswith("Basic ")), None)
         if basic is not None:
             await self._account.refused_by_registry(basic, lambda: self._login_works_by_basic(basic))
+
+    async def login_works(self, basic: str) -> bool:
+        """Whether *basic* is accepted, whichever way the registry asks for it."""
+        status, challenges = await self._ping(None)
+        bearer = next((challenge for challenge in challenges if challenge.scheme == "bearer"), None)
+        if status != 401 or bearer is not None:  # noqa: PLR2004 -- HTTP
+            return await self._login_works(basic, (status, challenges))
+        return await self._login_works_by_basic(basic)
 
     async def _login_works_by_basic(self, basic: str) -> bool:
         status, challenges = await self._ping(basic)
@@ -228,9 +248,13 @@ class Authenticator:
         token = self._tokens[key] = self._parsed(reply)
         return token
 
-    async def _login_works(self, basic: str) -> bool:
-        """Whether the account gets a token as ``docker login`` asks for one: for no name at all."""
-        status, challenges = await self._ping(None)
+    async def _login_works(self, basic: str, said: tuple[int, list[Challenge]] | None = None) -> bool:
+        """Whether the account gets a token as ``docker login`` asks for one: for no name at all.
+
+        Args:
+            said: what the registry's challenge is, if that is known.
+        """
+        status, challenges = said or await self._ping(None)
         bearer = next((challenge for challenge in challenges if challenge.scheme == "bearer"), None)
         if bearer is None:
             return status != 401  # noqa: PLR2004 -- HTTP
@@ -250,9 +274,10 @@ class Authenticator:
             raise UpstreamError("upstream's challenge does not say where a token can be had")
         bare, query_of = url, urlencode(query)
         url += ("&" if "?" in url else "?") + query_of if query else ""
-        for _ in range(_MAX_REDIRECTS):
+        for hop in range(_MAX_REDIRECTS):
             check_host(url, self._redactor)
-            sent = proof if proof is not None and await self._may_see(url) else None
+            goes_along = hop == 0 or self._account.follows_redirects
+            sent = proof if proof is not None and goes_along and await self._may_see(url) else None
             if sent is not None and sent.startswith(IDENTITY_TOKEN):
                 return await self._fetch(bare, None, _refresh_form(query, sent)), True
             reply = await self._fetch(url, sent)

@@ -27,8 +27,9 @@ from registry_cache.model.ranges import ContentRange
 from registry_cache.settings.registries import RegistrySettings
 from registry_cache.upstream.account import Account
 from registry_cache.upstream.addresses import AddressRules
-from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.auth import Authenticator, TokenReply
+from registry_cache.upstream.authorized import Authorized
 from registry_cache.upstream.blob_body import BlobBody
 from registry_cache.upstream.bulk import BulkClient, BulkReply
 from registry_cache.upstream.challenges import Challenge, parse_challenges
@@ -99,14 +100,22 @@ class Upstream:
 
     Args:
         connections: to blobs, at the same time; small answers have some more.
+        redactor: that knows more than what is learnt here.
     """
 
-    def __init__(self, registry: RegistrySettings, *, connections: int, events: events.Events) -> None:
+    def __init__(
+        self,
+        registry: RegistrySettings,
+        *,
+        connections: int,
+        events: events.Events,
+        redactor: Redactor | None = None,
+    ) -> None:
         self._events = events = events.of(registry.name)
         base_url = registry.url
         self.name = registry.name
         self.origin = origin_of(base_url)
-        self.redactor = Redactor()
+        self.redactor = redactor or Redactor()
         self.limits = RateLimit(self.origin, self.redactor, events)
         self.breakers = Breakers(self.origin, events)
         self.answered_at: float | None = None  # Unix seconds
@@ -139,9 +148,10 @@ class Upstream:
             redactor=self.redactor,
             events=events,
         )
+        self._trust = RealmTrust(base_url, registry.trusted_realms)
         self.auth = Authenticator(
             account=account,
-            trust=RealmTrust(base_url, registry.trusted_realms),
+            trust=self._trust,
             fetch=self._fetch_token,
             ping=self._ping,
             redactor=self.redactor,
@@ -158,13 +168,17 @@ class Upstream:
             events=events,
             answered=self._answered,
         )
-        self._small_chain = self._exchange.chain(self._client.send)
-        self._bulk_chain = self._exchange.chain(self._bulk.send)
+        self._small_chain = self._exchange.chain(self._client.send, self._own)
+        self._bulk_chain = self._exchange.chain(self._bulk.send, self._own)
         self._prober = Prober(self.breakers, self._client.send, events, bounded=self._bounded)
         self._prober.start()
 
     def __repr__(self) -> str:
         return f"<Upstream {self.origin}>"
+
+    def _own(self, watched: Send) -> Send:
+        """The step that authorizes what goes to upstream's own origin."""
+        return Authorized(watched, self.auth)
 
     def reload(self) -> None:
         """Read again the certificate that this one shows; connections from now on have it."""

@@ -23,7 +23,7 @@ from registry_cache.model.oci import Repository
 from registry_cache.upstream.addresses import AddressRules
 from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.auth import Authenticator
-from registry_cache.upstream.authorized import Authorized, Elsewhere
+from registry_cache.upstream.authorized import Elsewhere
 from registry_cache.upstream.decoding import decoded
 from registry_cache.upstream.judged import NOES, meaning, message_of, refuses_head, refuses_range
 from registry_cache.upstream.odd import OddNoes
@@ -64,11 +64,15 @@ class Exchange:
         self._answered = answered
         self.odd = OddNoes()
 
-    def chain(self, client: Send) -> Send:
-        """The steps round *client*, but for the judgement."""
+    def chain(self, client: Send, own: Callable[[Send], Send]) -> Send:
+        """The steps round *client*, but for the judgement.
+
+        Args:
+            own: makes the step that authorizes what goes to upstream's own origin.
+        """
         watched = self._breakers.around(client)
         return Redirected(
-            Authorized(watched, self._auth),
+            own(watched),
             Elsewhere(watched, self._auth),
             base_url=self.base_url,
             addresses=self._addresses,
@@ -89,7 +93,7 @@ class Exchange:
         question = _question(kind)
         self._limits.check(question)
         url = self.base_url + quote(path, safe="/:?&=%@+,;~-._")
-        ask = Ask(method, url, repository.name, headers)
+        ask = Ask(method, url, repository.name, headers, asked_for=repository.name)
         began, status = time.monotonic(), 0
         try:
             reply = await send(ask)

@@ -69,8 +69,9 @@ class BlobResponder:
                 client=whose_share(exchange.request.remote or "") if account is None else account.share,
                 begins=None if account is None else functools.partial(self._board, account),
             )
-        exchange.served = answer.served
         try:
+            exchange.check()
+            exchange.served = answer.served
             return await self._respond(exchange, repository, digest, answer)
         finally:
             if answer.content is not None:

@@ -1,6 +1,7 @@
 """One request while it is answered: what the log line and the headers of the answer are made of."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from aiohttp import web
@@ -48,7 +49,7 @@ class Exchange:
 
     __slots__ = (
         "account", "audit", "began", "body_begun", "body_bytes", "digest", "error", "kind", "open_ended", "principal",
-        "reference", "registry", "repeated_bytes", "repository", "request", "served",
+        "recheck", "reference", "registry", "repeated_bytes", "repository", "request", "served",
     )  # fmt: skip
 
     def __init__(self, request: web.BaseRequest, registry: str) -> None:
@@ -68,6 +69,16 @@ class Exchange:
         self.audit = NOBODY
         self.account: Account | None = None  # of whoever asks, where it is limited
         self.principal: Principal | None = None  # where the cache asks who is there
+        self.recheck: Callable[[], None] | None = None  # raises if it may not be answered any more
+
+    def check(self) -> None:
+        """Before an answer that was found goes out.
+
+        Raises:
+            Hidden: it must not, any more.
+        """
+        if self.recheck is not None:
+            self.recheck()
 
     def refused(self, error: Exception) -> None:
         """No answer was looked for: neither a hit nor a miss, and nothing of the cache's has failed."""

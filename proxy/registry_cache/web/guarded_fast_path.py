@@ -96,7 +96,7 @@ class GuardedFastPath(FastPath):
 
     def _audit(self, principal: Principal, repository: Repository) -> Audit | None:
         """What goes into the log, if *principal* may pull; None if not."""
-        decision = self._access.decide(principal, repository)
+        decision = self._access.at_hand(principal, repository)
         return Audit(principal.name, principal.auth, "allow", decision.rule) if decision.allowed else None
 
 

@@ -14,6 +14,7 @@ import re
 import msgspec
 from aiohttp import hdrs, web
 
+from registry_cache.access.client_login import ClientLogin
 from registry_cache.access.control import Access
 from registry_cache.access.rules import Principal
 from registry_cache.access.tokens import Holder
@@ -22,11 +23,14 @@ from registry_cache.web.connection import Connection
 from registry_cache.web.errors import rendered
 from registry_cache.web.exchange import INERT, JSON, client_address
 from registry_cache.web.gate import Gate
+from registry_cache.web.names import Registries
 
 TOKEN_PATH = "/token"  # noqa: S105 -- a path
 _AUTHORITY = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 _SCOPE = re.compile(r"[A-Za-z0-9._:/@-]{1,300}")
 _HEADER_MAX = 20_000  # a JWT as password, in base64
+# A name in a path may be any registry's, which ``ns`` has told: the challenge says whose, and comes back.
+_SERVICE = "registry-cache"
 _NO_STORE = {"Cache-Control": "no-store"}
 _NOBODY: tuple[Holder, float] = ("", float("inf"))
 
@@ -46,16 +50,21 @@ class Identity:
     """See the module.
 
     Args:
+        registries: what names mean, for logins that are sent for one.
         public_url: by which clients call the cache, where that is not what its connections say.
     """
 
-    def __init__(self, access: Access, gate: Gate, *, public_url: str | None = None) -> None:
+    def __init__(self, access: Access, gate: Gate, registries: Registries, *, public_url: str | None = None) -> None:
         self.access = access
         self._gate = gate
+        self._registries = registries
         self._public_url = public_url
 
-    async def of(self, request: web.BaseRequest) -> Login:
+    async def of(self, request: web.BaseRequest, registry: str | None = None) -> Login:
         """Who sends *request*.
+
+        Args:
+            registry: whose content it asks for.
 
         Raises:
             LoginNeeded: its login or token is none.
@@ -73,7 +82,7 @@ class Identity:
             return Login(principal.holding(holder), came=True)
         if scheme.lower() != "basic":
             raise LoginNeeded("allowed are Bearer and Basic")
-        holder, _ = await self._holder(value, principal.address)
+        holder, _ = await self._holder(value, principal.address, registry)
         return Login(principal.holding(holder), came=True)
 
     async def token(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -101,22 +110,53 @@ class Identity:
             raise LoginNeeded("a token is given for a login: Basic")
         principal = connected(request)
         has_scope = "scope" in request.query
+        registry = self._asked_for(request)
         try:
-            holder, until = await self._holder(value, principal.address) if scheme else _NOBODY
+            holder, until = await self._holder(value, principal.address, registry) if scheme else _NOBODY
+            if isinstance(holder, ClientLogin) and not has_scope:
+                await self._try(holder, principal.address)
         except LoginNeeded:
             # Somebody else's login, as dockerd sends Docker Hub's to a mirror. Whether the user is known makes no
             # difference, so that nobody finds out who is.
-            if not has_scope or not self.access.may_pull_anything(principal):
+            if not self._may_be_others(principal, registry, has_scope=has_scope):
                 raise
-            holder, until = _NOBODY
+            return _NOBODY
         if not holder and not has_scope:
             raise LoginNeeded("a login is needed")  # `docker login` asks for no scope, and wants to hear this
         return holder, until
 
-    async def _holder(self, basic: str, address: str) -> tuple[Holder, float]:
+    def _may_be_others(self, principal: Principal, registry: str | None, *, has_scope: bool) -> bool:
+        """Whether a login that is none here may have a token of nobody: it may be right somewhere else."""
+        if has_scope:
+            return registry in self.access.forwards or self.access.may_pull_anything(principal)
+        # Of `docker login`, with several registries that decide themselves: nobody knows whose it is.
+        return registry is None and len(self.access.forwards) > 1
+
+    async def _try(self, login: ClientLogin, address: str) -> None:
+        """`docker login` wants to hear whether it is right. With a scope the registry is asked for what is pulled."""
+        if not await self.access.forwards[login.registry].knows(login, address):
+            raise LoginNeeded(f"{login.registry} does not accept the login")
+
+    def _asked_for(self, request: web.BaseRequest) -> str | None:
+        """The registry that a token is wanted for; where nothing says so, the only one that decides itself."""
+        forwards = self.access.forwards
+        if not forwards:
+            return None
+        _, _, named = request.query.get("service", "").partition("/")
+        if named in forwards:
+            return named
+        kind, _, rest = request.query.get("scope", "").partition(":")
+        if kind == "repository":
+            try:
+                return self._registries.repository(rest.rpartition(":")[0], None).registry
+            except RegistryCacheError:
+                return None
+        return next(iter(forwards)) if len(forwards) == 1 and not kind else None
+
+    async def _holder(self, basic: str, address: str, registry: str | None) -> tuple[Holder, float]:
         """Whose the value of a Basic header is; nobody's is the empty user and password that skopeo sends."""
         user, password = _decoded(basic)
-        return await self.access.verify(user, password, address) if user or password else _NOBODY
+        return await self.access.verify(user, password, address, registry) if user or password else _NOBODY
 
     def challenge(self, request: web.BaseRequest, error: LoginNeeded) -> dict[str, str]:
         """The header that tells a client where to log in."""
@@ -126,8 +166,9 @@ class Identity:
         if not base:
             return {}
         scope = f',scope="{error.scope}"' if _SCOPE.fullmatch(error.scope) else ""
+        service = f"{_SERVICE}/{error.registry}" if error.registry in self.access.forwards else _SERVICE
         dead = ',error="invalid_token"' if hdrs.AUTHORIZATION in request.headers else ""
-        return {"WWW-Authenticate": f'Bearer realm="{base}{TOKEN_PATH}",service="registry-cache"{scope}{dead}'}
+        return {"WWW-Authenticate": f'Bearer realm="{base}{TOKEN_PATH}",service="{service}"{scope}{dead}'}
 
 
 def _base(request: web.BaseRequest) -> str:

@@ -16,6 +16,7 @@ from registry_cache.model.errors import (
     Denied,
     Hidden,
     LimitReached,
+    LoginLapsed,
     LoginNeeded,
     ManifestUnknown,
     NameUnknown,
@@ -145,6 +146,7 @@ class V2:
         request = exchange.request
         exchange.reference = reference.target
         answer = await self._found_manifest(exchange, reference)
+        exchange.check()
         exchange.served, exchange.digest = answer.served, answer.digest
         headers = manifest_headers(
             reference.repository.registry,
@@ -177,6 +179,7 @@ class V2:
         path = f"/v2/{repository.name}/{what}"
         question = self._continuations.get(_page(repository, path, query)) or query.question(route.kind)
         answer: ListAnswer = await self._pull_through.listing(repository, path + question)
+        exchange.check()
         exchange.served = answer.served
         headers = answer_headers(answer.served) | namespace(repository.registry)
         found = answer.answer
@@ -248,7 +251,7 @@ class V2:
             repository = self._registries.repository(name, None)
         except RegistryCacheError:  # from before, when another registry was the default one
             return False
-        return self._identity.access.decide(exchange.principal, repository).allowed
+        return self._identity.access.at_hand(exchange.principal, repository).allowed
 
     def _count_refusal(self, exchange: Exchange, principal: Principal, error: RegistryCacheError) -> None:
         if isinstance(error, LimitReached):
@@ -258,6 +261,8 @@ class V2:
             self._refusals.denied(principal, str(exchange.repository))
 
     def _error_response(self, exchange: Exchange, error: RegistryCacheError) -> web.Response:
+        if isinstance(error, LoginLapsed):
+            error = Hidden()
         kind = refusal_kind(error)
         if kind is not None or isinstance(error, _NOT_LET_IN):
             exchange.refused(error)
