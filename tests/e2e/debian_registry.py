@@ -9,12 +9,13 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.command import free_port
 from tests.e2e.dockerd import require_daemons
+from tests.e2e.token_service import OWNER, TokenService
 
 USERNAME, PASSWORD = "team", "a password of a registry's own"
 # bcrypt of the password above, cost 5: `htpasswd -nbB -C 5`.
@@ -57,8 +58,20 @@ class DebianRegistry:
 
 
 @contextlib.contextmanager
-def debian_registry(directory: Path, host: str, *, with_account: bool = False) -> Iterator[DebianRegistry]:
-    """Run one on *host*, a loopback address."""
+def debian_registry(
+    directory: Path,
+    host: str,
+    *,
+    with_account: bool = False,
+    tokens: TokenService | None = None,
+    hashes: Mapping[str, str] | None = None,
+) -> Iterator[DebianRegistry]:
+    """Run one on *host*, a loopback address.
+
+    Args:
+        tokens: whose tokens it wants to see.
+        hashes: of further users' passwords, by name, where there is an account.
+    """
     require_daemons("docker-registry", "skopeo", root=False)
     directory.mkdir()
     port = free_port()
@@ -69,8 +82,11 @@ def debian_registry(directory: Path, host: str, *, with_account: bool = False) -
         "http": {"addr": f"{host}:{port}"},
     }
     if with_account:
-        (directory / "htpasswd").write_text(f"{USERNAME}:{_HASH}\n")
+        lines = [f"{user}:{kept}\n" for user, kept in {USERNAME: _HASH, **(hashes or {})}.items()]
+        (directory / "htpasswd").write_text("".join(lines))
         config["auth"] = {"htpasswd": {"realm": "team", "path": str(directory / "htpasswd")}}
+    if tokens is not None:
+        config["auth"] = tokens.config
     (directory / "registry.yml").write_text(json.dumps(config))
     death = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     with (directory / "log").open("wb") as log:
@@ -81,7 +97,8 @@ def debian_registry(directory: Path, host: str, *, with_account: bool = False) -
             stderr=log,
             env=os.environ,
         )
-    running = DebianRegistry(f"http://{host}:{port}", process, (USERNAME, PASSWORD) if with_account else None)
+    account = OWNER if tokens is not None else (USERNAME, PASSWORD) if with_account else None
+    running = DebianRegistry(f"http://{host}:{port}", process, account)
     try:
         _wait(running, directory / "log")
         yield running

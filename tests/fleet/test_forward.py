@@ -73,7 +73,7 @@ async def test_what_others_tell_of_its_tags_is_not_heard():
         told.append(moved)
         yield
 
-    fleet = SimpleNamespace(following=tell, limits=SimpleNamespace(join=lambda upstreams: joined.extend(upstreams)))
+    fleet = SimpleNamespace(following=tell, limits=SimpleNamespace(join=joined.extend))
     upstreams = {"ghcr.io": None, "quay.io": None}
     async with following(fleet, SimpleNamespace(moved=moved), upstreams, ["ghcr.io"]):
         for name in ("ghcr.io", "quay.io"):

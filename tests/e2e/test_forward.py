@@ -1,0 +1,132 @@
+"""Real clients of real registries that decide themselves: two users' own logins, by tokens and by Basic."""
+
+import base64
+import json
+import subprocess
+
+import bcrypt
+import pytest
+
+from tests.e2e.debian_registry import debian_registry
+from tests.e2e.dockerd import require_daemons
+from tests.e2e.token_service import token_service
+
+pytestmark = pytest.mark.e2e
+
+TOKENS, BASIC = "tokens.example", "basic.example"
+ANNA, BEN = ("anna", "anna's own password"), ("ben", "ben's own password")
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    with token_service(tmp_path, "127.0.0.6") as service:
+        service.users |= dict([ANNA, BEN])
+        yield service
+
+
+@pytest.fixture
+def registries(tmp_path, hub, repository, tokens):
+    """Both have the same images: one that only Anna may pull, and one that both may."""
+    hashes = {user: bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode() for user, password in (ANNA, BEN)}
+    both = f"{repository}-both"
+    for name in (repository, both):
+        hub.image(name, "1", make="runnable")
+    tokens.readers = {repository: {"anna"}, both: {"anna", "ben"}}
+    with (
+        debian_registry(tmp_path / "tokens", "127.0.0.6", tokens=tokens) as strict,
+        debian_registry(tmp_path / "basic", "127.0.0.7", with_account=True, hashes=hashes) as plain,
+    ):
+        for registry in (strict, plain):
+            for name in (repository, both):
+                registry.copy(hub.ready["origin_url"], name, "1")
+        yield {TOKENS: strict, BASIC: plain}
+
+
+@pytest.fixture
+def begin(tmp_path, start_cache, registries):
+    def start(**settings):
+        config = tmp_path / "settings.toml"
+        config.write_text(
+            "".join(
+                f'[upstreams."{name}"]\nurl = "{registry.url}"\naccess = "forward"\n'
+                for name, registry in registries.items()
+            )
+        )
+        return start_cache(config=str(config), **settings)
+
+    return start
+
+
+@pytest.fixture
+def skopeo(tmp_path):
+    require_daemons("skopeo", root=False)
+
+    def run(cache, registry, name, login=None):
+        """Copy an image, with a login that is for this registry at the cache only."""
+        address = cache.url.removeprefix("http://")
+        auths = {}
+        if login is not None:
+            auths[f"{address}/{registry}"] = {"auth": base64.b64encode(":".join(login).encode()).decode()}
+        (tmp_path / "auth.json").write_text(json.dumps({"auths": auths}))
+        command = ["skopeo", "copy", "--src-tls-verify=false", "--src-authfile", tmp_path / "auth.json"]
+        command += [f"docker://{address}/{registry}/{name}:1", f"dir:{tmp_path / 'copied'}"]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def told(cache):
+    return cache.stdout.read_text() + cache.stderr.read_text()
+
+
+def test_two_users_pull_what_each_may_by_their_own_logins(begin, registries, repository, skopeo, tokens):
+    cache = begin()
+    both = f"{repository}-both"
+    tokens.logins.clear()
+    for _ in range(2):
+        for login in (ANNA, BEN):
+            for registry in registries:
+                done = skopeo(cache, registry, both, login)
+                assert done.returncode == 0, done.stderr
+    assert skopeo(cache, TOKENS, repository, ANNA).returncode == 0
+    # It is here now, and Ben hears what he hears of a name that there is not.
+    for name in (repository, f"{repository}-none"):
+        refused = skopeo(cache, TOKENS, name, BEN)
+        assert refused.returncode != 0
+        assert "name unknown" in refused.stderr
+    for registry in registries:
+        assert skopeo(cache, registry, both, None).returncode != 0
+        assert skopeo(cache, registry, both, ("anna", "mistyped by her")).returncode != 0
+    assert skopeo(cache, TOKENS, repository, ANNA).returncode == 0
+    assert set(tokens.logins) == {ANNA, BEN, ("anna", "mistyped by her")}
+    # With the registries gone: whom they had let in.
+    for registry in registries.values():
+        registry.stop()
+    assert skopeo(cache, TOKENS, repository, ANNA).returncode == 0
+    assert skopeo(cache, TOKENS, repository, BEN).returncode != 0
+    lines = {(line["auth"], line["decision"]) for line in cache.lines(event="request")}
+    assert lines >= {("forward", "allow"), ("forward", "deny")}
+    for secret in ("own password", "mistyped"):
+        assert secret not in told(cache)
+        assert base64.b64encode(f"anna:{ANNA[1]}".encode()).decode() not in told(cache)
+
+
+def test_dockerd_logs_in_and_pulls_what_its_user_may(begin, repository, docker, mirror_port):
+    begin(listen=f"127.0.0.1:{mirror_port}")
+    address = f"127.0.0.1:{mirror_port}"
+    hers, both = f"{address}/{TOKENS}/{repository}:1", f"{address}/{TOKENS}/{repository}-both:1"
+
+    def log_in(login):
+        return docker.try_run("login", "--username", login[0], "--password-stdin", address, stdin=login[1].encode())
+
+    try:
+        for login, names, others in ((ANNA, [hers, both], []), (BEN, [both], [hers])):
+            assert log_in(login).returncode == 0
+            for name in names:
+                docker.run("pull", name)
+                assert docker.run("run", "--rm", "--network", "none", name, "echo", "it runs") == "it runs"
+                docker.run("rmi", name)
+            for name in others:
+                assert docker.try_run("pull", name).returncode != 0
+    finally:
+        docker.try_run("logout", address)
