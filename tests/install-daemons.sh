@@ -29,6 +29,9 @@ need promtool prometheus
 need prometheus prometheus
 need mandoc mandoc
 need redis-server redis-server
+need radosgw radosgw
+need ceph-mon ceph-mon
+need ceph-osd ceph-osd
 # Only where they are asked for: make dist, make dist-test.
 case "$only" in *" mmdebstrap "*) need mmdebstrap mmdebstrap ;; esac
 case "$only" in *" podman "*) need podman "podman runc" ;; esac

@@ -22,6 +22,7 @@ from tests.cache import Cache, Reply
 from tests.e2e.command import free_port, until
 from tests.e2e.dockerd import require_daemons
 from tests.fakes import content
+from tests.fleet.radosgw import PROGRAMS, Ceph, running_ceph
 from tests.fleet.store import ACCESS, SECRET, Store, store
 from tests.fleet.wire import Wire, wire
 
@@ -54,6 +55,14 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     require_daemons("redis-server", root=False)
     with running_redis(tmp_path_factory.mktemp("redis")) as (port, _):
         yield port
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """A real radosgw, up in three seconds; tests keep apart by their buckets."""
+    require_daemons(*PROGRAMS, root=False)
+    with running_ceph(tmp_path_factory.mktemp("ceph")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ class Store:
     async def _put(self, request: web.BaseRequest, key: str) -> web.Response:
         if "Expect" in request.headers and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = await request.read()
+        body = await request.content.read()
         if hashlib.sha256(body).hexdigest() != request.headers["x-amz-content-sha256"]:
             return self._error(400, "XAmzContentSHA256Mismatch")
         if upload := request.rel_url.query.get("uploadId"):
@@ -147,11 +147,13 @@ class Store:
         if key not in self.objects:
             return self._error(404, "NoSuchKey")
         body = self.objects[key]
-        start = int(re.fullmatch(r"bytes=(\d+)-", request.headers["Range"])[1])
-        headers = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-        if not body:
-            return web.Response(body=b"")
-        response = web.StreamResponse(status=206, headers=headers)
+        asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
+        start = int(asked[1]) if asked else 0
+        if asked and start >= len(body):
+            return self._error(416, "InvalidRange")
+        response = web.StreamResponse(status=206 if asked else 200)
+        if asked:
+            response.headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
         response.content_length = len(body) - start
         await response.prepare(request)
         stop = self.truncates if self.truncates is not None else self.stalls
@@ -167,7 +169,7 @@ class Store:
     def _list(self, request: web.BaseRequest) -> web.Response:
         query = request.rel_url.query
         keys = sorted(k for k in self.objects if k.startswith(query["prefix"]) and k > query.get("start-after", ""))
-        page = keys[: self.page_size]
+        page = keys[: min(self.page_size, int(query["max-keys"]))]
         rows = "".join(
             f"<Contents><Key>{key}</Key><LastModified>{self._stamp(key)}</LastModified><ETag>&quot;x&quot;</ETag>"
             f"<Size>{len(self.objects[key])}</Size></Contents>"

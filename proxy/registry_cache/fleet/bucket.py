@@ -109,7 +109,7 @@ class Bucket:
         """The blob from *start* on.
 
         Raises:
-            ObjectMissing, StoreTrouble.
+            ObjectMissing, ObjectShort, StoreTrouble.
         """
         try:
             return await self._s3.get(self.key(digest), start)

@@ -52,6 +52,10 @@ class ObjectMissing(RegistryCacheError):
     """The bucket is there, and the object is not."""
 
 
+class ObjectShort(RegistryCacheError):
+    """The object ends before what was asked for."""
+
+
 class ObjectRefused(RegistryCacheError):
     """The store has read other bytes than were signed; it shows none of them."""
 
@@ -75,12 +79,16 @@ class Listed(NamedTuple):
 class S3:
     """One bucket.
 
+    Attributes:
+        page_size: how many objects :meth:`page` asks for at a time.
+
     Args:
         url: ``https://endpoint/bucket``, and a prefix of all keys where there is one.
     """
 
     def __init__(self, url: str, *, region: str, key_file: KeyFile, tls: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
+        self.page_size = 1000
         self._endpoint = f"{parts.scheme}://{parts.netloc}"
         bucket, _, prefix = parts.path.strip("/").partition("/")
         self._bucket = f"/{bucket}"
@@ -116,9 +124,10 @@ class S3:
         """The object from *start* on.
 
         Raises:
-            ObjectMissing, StoreTrouble.
+            ObjectMissing, ObjectShort, StoreTrouble.
         """
-        response = await self._send("GET", key, also={"Range": f"bytes={start}-"}, seconds=HEAD_SECONDS)
+        also = {"Range": f"bytes={start}-"} if start else {}  # of an empty object no range can be had
+        response = await self._send("GET", key, also=also, seconds=HEAD_SECONDS)
         span = ContentRange.parse(response.headers.get("Content-Range", ""))
         if response.status == 206 and span is not None and span.start == start and span.total is not None:  # noqa: PLR2004
             return ObjectReply(response, start, span.total)
@@ -209,7 +218,7 @@ class S3:
             await self._ask("DELETE", key, seconds=seconds)
 
     async def page(self, prefix: str, after: str, *, seconds: float) -> tuple[list[Listed], str]:
-        """Up to 1000 objects whose keys begin with *prefix*, in their order, behind the key *after*.
+        """Objects whose keys begin with *prefix*, in their order, behind the key *after*.
 
         Returns:
             They, and the last key of the page; empty where nothing follows.
@@ -217,7 +226,7 @@ class S3:
         Raises:
             StoreTrouble.
         """
-        query = {"list-type": "2", "max-keys": "1000", "prefix": self._prefix + prefix}
+        query = {"list-type": "2", "max-keys": str(self.page_size), "prefix": self._prefix + prefix}
         if after:
             query["start-after"] = self._prefix + after
         text = await self._ask("GET", "", query, seconds=seconds)
@@ -307,6 +316,8 @@ class S3:
         status = response.status
         if status == 404 and code in ("NoSuchKey", "NoSuchUpload"):  # noqa: PLR2004 -- HTTP
             return ObjectMissing("the object is not there")
+        if status == 416:  # noqa: PLR2004 -- HTTP
+            return ObjectShort("the object ends before what was asked for")
         if code in ("XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"):
             return ObjectRefused("the store got other bytes than were signed")
         what = f"the store answered {status}" + (f" {code}" if code else "")

@@ -13,7 +13,7 @@ import aiohttp
 from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.leases import RedisDown
-from registry_cache.fleet.s3 import ObjectMissing, ObjectReply, StoreTrouble
+from registry_cache.fleet.s3 import ObjectMissing, ObjectReply, ObjectShort, StoreTrouble
 from registry_cache.fleet.shelf import Shelf
 from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
@@ -146,6 +146,9 @@ class Tier:
         except ObjectMissing:
             if value:
                 self._later(self._forget(digest, value))
+            return None
+        except ObjectShort as error:
+            self.rotten(digest, value, str(error))
             return None
         except StoreTrouble:
             return None
