@@ -23,6 +23,7 @@ from registry_cache.model import events
 
 NAME = "library/fuzzed"
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "12"))
+LEAST = 12  # examples, on a machine that has no time
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 # Growth that is no leak: caches that are bounded, and what the allocator keeps.
 _MEMORY_BYTES = 40_000_000
@@ -203,7 +204,7 @@ async def test_anything_on_the_wire(cache, filled, caplog):
     @given(conversations())
     def talk(conversation: tuple[bytes, list[float], str]) -> None:
         nonlocal talks
-        if time.monotonic() > until:
+        if time.monotonic() > until and talks > LEAST:
             raise TimeIsOver
         talks += 1
         template, cuts, end = conversation
@@ -228,7 +229,6 @@ async def test_anything_on_the_wire(cache, filled, caplog):
         await asyncio.to_thread(talk_on)
     await given_back(cache, files)
     gc.collect()
-    assert talks > SECONDS
     assert resident_bytes() < memory + _MEMORY_BYTES, talks
     for name in filled.values():
         assert (await cache.get(f"/v2/{NAME}/{name.decode()}")).status == 200

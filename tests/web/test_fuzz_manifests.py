@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from registry_cache.model import events
 from tests.hub import Fault
-from tests.web.test_fuzz import SECONDS, TimeIsOver
+from tests.web.test_fuzz import LEAST, SECONDS, TimeIsOver
 
 NAME = "library/hostile-json"
 OCI = "application/vnd.oci.image.manifest.v1+json"
@@ -105,7 +105,7 @@ async def test_hostile_json_hurts_nothing(start_cache, hub, monkeypatch):
     @given(DOCUMENTS)
     def ask(document: str) -> None:
         nonlocal tried
-        if time.monotonic() > until:
+        if time.monotonic() > until and tried > LEAST:
             raise TimeIsOver
         tried += 1
         asyncio.run_coroutine_threadsafe(serve_and_ask(cache, hub, document, f"t{tried}"), loop).result(60)
@@ -113,7 +113,6 @@ async def test_hostile_json_hurts_nothing(start_cache, hub, monkeypatch):
     with contextlib.suppress(TimeIsOver):
         await asyncio.to_thread(ask)
     hub.faults.clear()
-    assert tried > SECONDS, tried
     await cache.settled()
     assert (await cache.manifest(NAME, "true")).headers["Docker-Content-Digest"] == image.digest
     connector = aiohttp.UnixConnector(str(cache.root / "admin.sock"))

@@ -59,7 +59,8 @@ async def test_a_slow_connection_gets_help_and_the_bytes_are_the_same(cache, hub
     assert not cache.seen(events.FlightResumed)
 
 
-async def test_a_fast_one_stays_alone(cache, hub, blob):
+async def test_a_fast_one_stays_alone(cache, hub, blob, monkeypatch):
+    monkeypatch.setattr(parallel, "_SLOW_BYTES_PER_SECOND", 1.0)
     assert (await cache.blob(REPOSITORY, blob)).status == 200
     assert hub.counters.blob_gets(blob) == 1
 

@@ -98,7 +98,7 @@ async def until(condition) -> None:
 @pytest.mark.parametrize("warm", [True, False])
 async def test_who_leaves_after_a_part_of_an_open_range_is_no_trouble(cache, hub, warm):
     """As containerd's parallel layer fetch does."""
-    size, parts = 40_000_000, 4
+    size, parts = 30_000_000, 4  # one GET, however slow this machine is
     (layer,) = (await hub.images.image(NAME, "1", [size])).layers
     path = f"/v2/{NAME}/blobs/{layer.digest}"
     if warm:
