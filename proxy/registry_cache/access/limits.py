@@ -1,14 +1,16 @@
-"""How much one principal may have, and how much it has had. Decides only: the clock is given, nothing here waits.
+"""How much one principal may have, and how much it has had. The clock is given; only its pace makes anybody wait.
 
 Each has an account of its own: a login, else a certificate, else an address. Who makes up addresses gets one account
 for each of its networks, and the oldest go; users and certificates are not theirs to push out.
 """
 
+import asyncio
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+from registry_cache.access.pace import Pace
 from registry_cache.access.rules import Auth, Principal, Who
 from registry_cache.model.errors import LimitReached
 
@@ -31,6 +33,8 @@ class Limits(NamedTuple):
         counted_pulls_per_hour: manifests fetched from upstream for it, which registries count.
         flights: blobs fetched from upstream for it at the same time.
         connections: open at the same time.
+        bytes_per_second: of bodies, from here or from upstream, over all its connections; a second's worth may come at
+            once.
     """
 
     requests_per_second: float | None = None
@@ -38,6 +42,7 @@ class Limits(NamedTuple):
     counted_pulls_per_hour: int | None = None
     flights: int | None = None
     connections: int | None = None
+    bytes_per_second: int | None = None
 
 
 class _Window:
@@ -68,11 +73,21 @@ class Account:
         name: of the principal, for texts.
         share: by what its flights are told from others'.
         now: monotonic seconds.
+        sleep: as :func:`asyncio.sleep`.
     """
 
-    __slots__ = ("_bytes", "_connections", "_full_at", "_limits", "_now", "_pulls", "name", "share")
+    __slots__ = ("_bytes", "_connections", "_full_at", "_limits", "_now", "_pulls", "name", "pace", "share")
 
-    def __init__(self, limits: Limits, name: str, share: str, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        name: str,
+        share: str,
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        rate = limits.bytes_per_second
+        self.pace = None if rate is None else Pace(rate, now=now, sleep=sleep)
         self._limits = limits
         self._now = now
         self.name = name
@@ -142,6 +157,11 @@ class Account:
         """So many bytes had to come from upstream for it."""
         self._bytes.use(size_bytes, self._now())
 
+    async def keep_pace(self, size_bytes: int) -> None:
+        """Wait until so many bytes may go to it, which count from now on."""
+        if self.pace is not None and size_bytes:
+            await self.pace.wait_for(size_bytes)
+
     def connected(self) -> None:
         """A connection was made: count it, until :meth:`disconnected`.
 
@@ -174,9 +194,16 @@ class Accounts:
     Args:
         limits: in order; the first whose conditions hold for a principal count for it.
         now: monotonic seconds.
+        sleep: as :func:`asyncio.sleep`.
     """
 
-    def __init__(self, limits: Sequence[tuple[Who, Limits]], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: Sequence[tuple[Who, Limits]],
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._sleep = sleep
         self._limits = limits
         self._now = now
         self._of: dict[Principal, Account | None] = {}  # what hits look into
@@ -209,7 +236,7 @@ class Accounts:
         if account is None:
             if len(those) >= _ACCOUNTS_MAX:
                 self._forget_one(those)
-            account = those[key] = Account(limits, name, f"{principal.auth}:{number}:{name}", self._now)
+            account = those[key] = Account(limits, name, f"{principal.auth}:{number}:{name}", self._now, self._sleep)
         those.move_to_end(key)
         return account
 

@@ -10,6 +10,9 @@ from registry_cache.access.limits import Limits
 from registry_cache.access.rules import EVERYTHING, Claims, Rule, Who, repository_pattern
 from registry_cache.settings.types import NetworkList, ReadableFile, Size, Url, Words, words
 
+# With less, a client loses its patience before its first bytes come.
+_SLOWEST = 1024
+
 
 def _patterns(value: list[str]) -> list[str]:
     for pattern in value:
@@ -131,10 +134,16 @@ class LimitSettings(WhoSettings):
         None, ge=1, description="Connections at the same time; without a certificate those of its address."
     )
 
+    bytes_per_second: Size | None = Field(
+        None, description="Bytes of content a second, over all its connections; a second's worth may come at once."
+    )
+
     @model_check(mode="after")
     def _limits_something(self) -> Self:
         if all(getattr(self, name) is None for name in Limits._fields):
             raise ValueError(f"it limits nothing: allowed are {', '.join(Limits._fields)}")
+        if self.bytes_per_second is not None and self.bytes_per_second < _SLOWEST:
+            raise ValueError(f"bytes_per_second is {self.bytes_per_second}: allowed is {_SLOWEST} or more")
         return self
 
     def limits(self) -> tuple[Who, Limits]:

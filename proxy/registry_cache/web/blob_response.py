@@ -6,6 +6,7 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 
 from registry_cache.access.limits import Account
+from registry_cache.access.pace import Pace
 from registry_cache.model.errors import RangeNotSatisfiable, ReadFailed, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import RANGES_MAX, ContentRange
@@ -24,6 +25,7 @@ from registry_cache.web.exchange import (
     only_if_cached,
     whose_share,
 )
+from registry_cache.web.pacing import BodySink, PacedSink
 from registry_cache.web.parts import Plan, plan
 from registry_cache.web.repeats import Repeats
 from registry_cache.web.sending import SocketSink
@@ -155,7 +157,7 @@ class BlobResponder:
     ) -> None:
         await response.prepare(exchange.request)
         exchange.body_begun = True
-        sink = self.sink(exchange.request.protocol)
+        sink = self.sink(exchange.request.protocol, pace=exchange.account.pace if exchange.account else None)
         try:
             for piece in chosen.body:
                 if isinstance(piece, bytes):
@@ -173,10 +175,11 @@ class BlobResponder:
             exchange.body_bytes = sink.sent_bytes
             sink.close()
 
-    def sink(self, protocol: BaseProtocol, head: bytes = b"") -> SocketSink:
-        """Where the next body on this connection goes, behind *head*; whoever asks closes it."""
+    def sink(self, protocol: BaseProtocol, head: bytes = b"", *, pace: Pace | None = None) -> BodySink:
+        """Where the next body on this connection goes, behind *head*, at a *pace*; whoever asks closes it."""
         kind = TlsSink if getattr(protocol, "is_encrypted", False) else SocketSink
-        return kind(protocol, head, timeout_seconds=self._client_timeout_seconds, threads=self._threads)
+        sink = kind(protocol, head, timeout_seconds=self._client_timeout_seconds, threads=self._threads)
+        return sink if pace is None else PacedSink(sink, pace)
 
     async def send(
         self,

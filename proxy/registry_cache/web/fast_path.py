@@ -20,6 +20,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 
+from registry_cache.access.pace import Pace
 from registry_cache.model import events
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.events import CacheResult, Kind
@@ -29,8 +30,8 @@ from registry_cache.pull.answers import Served
 from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.web.blob_response import BlobResponder
 from registry_cache.web.exchange import NOBODY, Audit, blob_headers, manifest_headers, user_agent
+from registry_cache.web.pacing import BodySink
 from registry_cache.web.routes import Route
-from registry_cache.web.sending import SocketSink
 
 _HEADS = 4096
 # A request with any other header may mean something else: a range, a condition, a body, an account.
@@ -127,7 +128,7 @@ class FastPath:
             if body is None and not wants_body:
                 blob.close()
             elif body is None:
-                sink = self._blobs.sink(protocol, start + _end(rfc822_formatted_time()))
+                sink = self._blobs.sink(protocol, start + _end(rfc822_formatted_time()), pace=self._pace(audit))
                 return FileAnswer(self, self._blobs, sink, blob, Hit(asked, digest, served, began, client, audit))
         else:
             return None
@@ -140,6 +141,10 @@ class FastPath:
             response += body
         self.log(asked, digest, served, began, client, audit, sent)
         return response
+
+    def _pace(self, audit: Audit) -> Pace | None:  # noqa: ARG002 -- of who asks, where somebody asks for that
+        """At which files go to them; None: as fast as they take them."""
+        return None
 
     def crashed(self, error: Exception) -> None:
         """Emit what a bug looks like, from within its handler."""
@@ -182,7 +187,7 @@ class FastPath:
 class FileAnswer:
     """A hit whose body is a file, from its first byte to its log line; whoever has it begins and finishes it."""
 
-    def __init__(self, fast: FastPath, blobs: BlobResponder, sink: SocketSink, blob: OpenBlob, hit: Hit) -> None:
+    def __init__(self, fast: FastPath, blobs: BlobResponder, sink: BodySink, blob: OpenBlob, hit: Hit) -> None:
         self._fast = fast
         self._blobs = blobs
         self._sink = sink

@@ -5,6 +5,7 @@ from aiohttp.base_protocol import BaseProtocol
 
 from registry_cache.access.control import Access
 from registry_cache.access.limits import Account
+from registry_cache.access.pace import Pace
 from registry_cache.access.rules import Principal
 from registry_cache.model import events
 from registry_cache.model.oci import Repository
@@ -56,14 +57,21 @@ class GuardedFastPath(FastPath):
         account = None if self._accounts is None else self._accounts.of(principal)
         if account is None:
             return super().answer(head, protocol, client, audit)
-        if not account.may_ask():
+        pace = account.pace
+        if not account.may_ask() or (pace is not None and pace.room_bytes <= 0):
             return None
         limited = _Limited(*audit)
         limited.account = account
         answer = super().answer(head, protocol, client, limited)
         if answer is not None:
             account.asked()
+        if pace is not None and isinstance(answer, bytes):
+            pace.sent(len(answer))
         return answer
+
+    def _pace(self, audit: Audit) -> Pace | None:
+        """See :class:`FastPath`."""
+        return audit.account.pace if isinstance(audit, _Limited) else None
 
     def log(
         self,

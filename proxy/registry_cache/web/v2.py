@@ -100,6 +100,8 @@ class V2:
         try:
             try:
                 response = await self._answer(exchange)
+                if exchange.account is not None and isinstance(response, web.Response):
+                    await exchange.account.keep_pace(exchange.body_bytes)
             except RegistryCacheError as error:
                 response = self._error_response(exchange, error)
             except ConnectionError as error:
