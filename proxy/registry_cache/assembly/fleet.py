@@ -8,6 +8,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from registry_cache.access.networks import Networks
+from registry_cache.catalog.curator import Curator
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError
@@ -106,7 +107,11 @@ def shared(fleet: "Fleet | None", registry: RegistrySettings, upstream: Upstream
 
 @contextlib.asynccontextmanager
 async def following(
-    fleet: "Fleet | None", pull_through: PullThrough, upstreams: Mapping[str, "Limited"], forwarding: Collection[str]
+    fleet: "Fleet | None",
+    pull_through: PullThrough,
+    curator: Curator,
+    upstreams: Mapping[str, "Limited"],
+    forwarding: Collection[str],
 ) -> AsyncIterator[None]:
     """Hear what the other replicas tell, as long as this is entered; of *forwarding* nobody tells anything."""
     if fleet is None:
@@ -118,8 +123,10 @@ async def following(
         if reference.repository.registry not in forwarding:
             await pull_through.moved(reference, digest, ago_seconds)
 
-    async with fleet.following(moved):
+    async with fleet.following(moved, curator):
+        curator.herald = fleet.wishes
         yield
+        curator.herald = None
 
 
 def ended(fleet: "Fleet | None") -> Callable[[Flight], None]:

@@ -126,7 +126,7 @@ async def open_pulls(
             events=bus,
         )
         stack.push_async_callback(pull_through.aclose)
-        await stack.enter_async_context(following(fleet, pull_through, upstreams, settings.forwarding))
+        await stack.enter_async_context(following(fleet, pull_through, catalog.curator, upstreams, settings.forwarding))
         yield Pulls(upstreams, unlisted, flights, pull_through, fleet)
 
 

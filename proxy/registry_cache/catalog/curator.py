@@ -33,6 +33,9 @@ class Shelf(Protocol):
     async def purge(self, digests: list[Digest]) -> tuple[int, int]:
         """Remove blobs: how many there were, and their bytes."""
 
+    async def stored_before(self, digests: Sequence[Digest], at: float) -> list[Digest]:
+        """Those that have been here since before *at* (Unix seconds)."""
+
 
 class Catalog(Protocol):
     """The index, as far as the curator needs it."""
@@ -66,6 +69,16 @@ class Proven(Protocol):
 
     def forget(self, is_meant: Callable[[Repository], bool]) -> None:
         """Upstream is asked again for what is still here of these."""
+
+
+class Herald(Protocol):
+    """Whom the operator's orders are told to: the other replicas of a fleet."""
+
+    def purged(self, patterns: Sequence[Pattern], digests: Sequence[Digest]) -> None:
+        """What *patterns* name has been purged; here that was *digests*."""
+
+    def pinned(self, pins: Sequence[Pin], *, pinned: bool) -> None:
+        """These are pinned, or are no more."""
 
 
 class PinAnswer(NamedTuple):
@@ -115,6 +128,7 @@ class Curator:
         self._parsed: LRUCache[Digest, tuple[Digest, ...]] = LRUCache(_PARSED_MAX_BYTES, getsizeof=_parsed_bytes)
         self._following = Background("pins", self._follow, interval_seconds=_AGAIN_SECONDS, events=events)
         self._changing = asyncio.Lock()
+        self.herald: Herald | None = None
 
     async def start(self) -> None:
         """Work out what pins need, and again whenever a pinned tag moves or a pinned manifest arrives.
@@ -165,16 +179,37 @@ class Curator:
             missing = [one for one, pattern in enumerate(whole) if contents.names_nothing(inventory, pattern)]
             plan = await self._thread.run(contents.plan_purge, inventory, whole, await self._needs(inventory))
             if apply:
-                await self._index.forget_tags([(tag.repository, tag.name) for tag in plan.tags])
-                for pattern in whole:
-                    if pattern.names_repositories:
-                        await self._index.forget_repositories(pattern.matches)
-                        self._proven.forget(pattern.matches)
-                count, size_bytes = await self._store.purge(plan.digests)
-                self._events.emit(
-                    events.Purged(pattern=_text(whole), tags=len(plan.tags), objects=count, size_bytes=size_bytes)
-                )
+                self._events.emit(await self._take(whole, plan.tags, plan.digests))
+                if self.herald is not None:
+                    self.herald.purged(whole, plan.digests)
         return PurgeAnswer(plan, missing)
+
+    async def purge_older(self, patterns: Sequence[Pattern], before: float) -> list[Digest]:
+        """What another replica has purged: what of it was here at that time. Gives the digests.
+
+        Args:
+            before: Unix seconds.
+        """
+        async with self._changing:
+            inventory = await self._index.inventory()
+            plan = await self._thread.run(contents.plan_purge, inventory, patterns, await self._needs(inventory))
+            digests = await self._store.stored_before(plan.digests, before)
+            tags = [tag for tag in plan.tags if tag.fetched_at < before]
+            taken = await self._take(patterns, tags, digests)
+            if tags or digests:
+                self._events.emit(taken)
+            return digests
+
+    async def _take(
+        self, patterns: Sequence[Pattern], tags: Sequence[contents.Tag], digests: list[Digest]
+    ) -> events.Purged:
+        await self._index.forget_tags([(tag.repository, tag.name) for tag in tags])
+        for pattern in patterns:
+            if pattern.names_repositories:
+                await self._index.forget_repositories(pattern.matches)
+                self._proven.forget(pattern.matches)
+        count, size_bytes = await self._store.purge(digests)
+        return events.Purged(pattern=_text(patterns), tags=len(tags), objects=count, size_bytes=size_bytes)
 
     async def pin(self, patterns: Sequence[Pattern]) -> PinAnswer:
         """Pin what *patterns* name.
@@ -204,10 +239,26 @@ class Curator:
             names = sorted(map(str, pins))
             if names:
                 self._events.emit(events.Pinned(pattern=_text(whole), names=names, pinned=pinned))
+                if self.herald is not None:
+                    self.herald.pinned(pins, pinned=pinned)
             cached = {(tag.repository, tag.name) for tag in inventory.tags}
             absent = [str(pin) for pin in pins if ":" not in pin.target and (pin.repository, pin.target) not in cached]
             missing = [one for one, each in enumerate(found) if not each]
             return PinAnswer(names, await self._refresh(), self._cap_bytes, sorted(absent), missing)
+
+    async def pins(self) -> set[Pin]:
+        """All of them."""
+        return {pin for pin, _ in await self._index.pinned()}
+
+    async def follow_pins(self, *, add: Sequence[Pin], remove: Sequence[Pin]) -> None:
+        """What the operator has pinned and unpinned at another replica."""
+        async with self._changing:
+            await self._index.change_pins(add=add, remove=remove)
+            for pins, pinned in ((add, True), (remove, False)):
+                if pins:
+                    names = sorted(map(str, pins))
+                    self._events.emit(events.Pinned(pattern="(another replica)", names=names, pinned=pinned))
+            await self._refresh()
 
     async def _whole(self, patterns: Sequence[Pattern], inventory: Inventory) -> list[Pattern]:
         """*patterns* with whole digests."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 from registry_cache.fleet.connection import FleetRedis
@@ -18,6 +18,7 @@ from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.source import FleetSource, Proof, Trail
 from registry_cache.fleet.tier import Tier
 from registry_cache.fleet.tier_opening import BucketPlace, open_tier
+from registry_cache.fleet.wishes import Curator, Wishes
 from registry_cache.model import events
 from registry_cache.model.errors import DigestMismatch
 from registry_cache.model.oci import Digest, Repository
@@ -50,6 +51,7 @@ class Fleet:
     ) -> None:
         self._name = name
         prefix = prefix_of(name)
+        self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, events=bus)
         self.limits = SharedLimits(redis, signer, prefix=prefix)
         self.questions = Questions(
             redis, signer, prefix=prefix, address=lambda: leases.address, limits=self.limits, events=bus
@@ -84,20 +86,32 @@ class Fleet:
     def shared(self, upstream: Upstream, *, tag_ttl_seconds: float, no_ttl_seconds: float) -> SharedUpstream:
         """*upstream*, asked only for what no other replica has heard from it."""
         return SharedUpstream(
-            upstream, self.questions, self.moves, tag_ttl_seconds=tag_ttl_seconds, no_ttl_seconds=no_ttl_seconds
+            upstream,
+            self.questions,
+            self.moves,
+            self.wishes,
+            tag_ttl_seconds=tag_ttl_seconds,
+            no_ttl_seconds=no_ttl_seconds,
         )
 
     @contextlib.asynccontextmanager
-    async def following(self, moved: Moved) -> AsyncIterator[None]:
+    async def following(self, moved: Moved, curator: Curator) -> AsyncIterator[None]:
         """Hear what the others tell, as long as this is entered."""
         self.moves.start(moved)
         listening = Background("fleet news", self.look, interval_seconds=_NEWS_SECONDS, events=self._events)
         listening.start()
+        self.wishes.start(curator)
         try:
             yield
         finally:
             await listening.aclose()
+            await self.wishes.aclose()
             await self.moves.aclose()
+
+    async def _condemn(self, digests: Collection[Digest]) -> None:
+        """They have been purged: they go from the bucket, too."""
+        if self.tier is not None:
+            await self.tier.index.purged(digests)
 
     async def look(self) -> None:
         """Hear what the others have told since."""

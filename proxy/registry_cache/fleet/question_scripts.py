@@ -14,8 +14,8 @@ MOVE_MAX_BYTES = 1_000
 
 
 # KEYS: answer, no, lease. ARGV: token|address, ttl of answers and of noes in us, since when they count at any age,
-# most bytes of an answer, lease in ms, a lease that does not count. Answers of the future do not count; a no for mere
-# trouble is for those who have waited for it.
+# most bytes of an answer, lease in ms, a lease that does not count, since when answers count at all. Answers of the
+# future do not count; a no for mere trouble is for those who have waited for it.
 ASK = (
     PREFACE
     + f"""
@@ -23,7 +23,7 @@ local now = now_us()
 local function reply(what, value) return {{what, value, string.format('%.0f', now)}} end
 local function counts(value, ttl)
   local at = asked(value)
-  return at >= 0 and at <= now and (now - at < tonumber(ttl) or at >= tonumber(ARGV[4]))
+  return at >= tonumber(ARGV[8]) and at <= now and (now - at < tonumber(ttl) or at >= tonumber(ARGV[4]))
 end
 local answer = kept(KEYS[1], ARGV[5])
 if counts(answer, ARGV[2]) then return reply('known', answer) end

@@ -46,6 +46,7 @@ class Question(NamedTuple):
     kept_seconds: int
     answer_max_bytes: int
     no_ttl_seconds: float = _NO_MAX_SECONDS
+    since_us: int = 0  # what was asked before that does not count
 
 
 class Turn:
@@ -209,7 +210,7 @@ class Questions:
         what, value, now = await self._redis.run(
             scripts.ASK,
             self._keys(question.answer, question.no, question.lease),
-            [mine, ttl_us, no_ttl_us, since, question.answer_max_bytes, scripts.LEASE_MS, lost],
+            [mine, ttl_us, no_ttl_us, since, question.answer_max_bytes, scripts.LEASE_MS, lost, question.since_us],
         )
         now_us = int(now)
         self._redis.told(now_us // 1_000_000, now_us % 1_000_000)

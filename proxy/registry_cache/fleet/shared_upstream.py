@@ -14,6 +14,7 @@ import msgspec
 from registry_cache.fleet.moves import Moves
 from registry_cache.fleet.questions import Question, Questions, Turn
 from registry_cache.fleet.sealed import Sealed
+from registry_cache.fleet.wishes import Wishes
 from registry_cache.model.errors import (
     CredentialRefused,
     DigestInvalid,
@@ -76,6 +77,7 @@ class SharedUpstream:
         upstream: Upstream,
         questions: Questions,
         moves: Moves,
+        wishes: Wishes,
         *,
         tag_ttl_seconds: float,
         no_ttl_seconds: float,
@@ -83,6 +85,7 @@ class SharedUpstream:
         self._upstream = upstream
         self._questions = questions
         self._moves = moves
+        self._wishes = wishes
         self._tag_ttl_seconds = tag_ttl_seconds
         self._no_ttl_seconds = no_ttl_seconds
 
@@ -151,6 +154,7 @@ class SharedUpstream:
             _TAG_KEPT_SECONDS,
             _TAG_MAX_BYTES,
             self._no_ttl_seconds,
+            self._wishes.since_us(reference.repository, tag=reference.target),
         )
 
     def _manifest(self, reference: Reference) -> Question:
@@ -162,6 +166,7 @@ class SharedUpstream:
             _MANIFEST_KEPT_SECONDS,
             MANIFEST_MAX_BYTES + _HEAD_MAX_BYTES,
             self._no_ttl_seconds,
+            self._wishes.since_us(reference.repository, digest=reference.digest),
         )
 
     # --- what each asks for itself --------------------------------------------------------------------------------
@@ -185,14 +190,21 @@ class SharedUpstream:
         except (UpstreamError, CredentialRefused) as error:
             turn = await self._questions.kept(question)
             kept = _known_list(turn)
-            if kept is None:
+            if kept is None or (turn.known is not None and turn.known.asked_us < question.since_us):
                 raise
             return msgspec.structs.replace(kept, age_seconds=turn.age_seconds, trouble=error)
 
     def _list(self, repository: Repository, path: str) -> Question:
         name = hashlib.sha256(f"{repository.registry}{path}".encode()).hexdigest()
         return Question(
-            f"a:{name}", f"x:{name}", f"q:{name}", 0.0, _LIST_KEPT_SECONDS, _LIST_MAX_BYTES, self._no_ttl_seconds
+            f"a:{name}",
+            f"x:{name}",
+            f"q:{name}",
+            0.0,
+            _LIST_KEPT_SECONDS,
+            _LIST_MAX_BYTES,
+            self._no_ttl_seconds,
+            self._wishes.since_us(repository),
         )
 
     @contextlib.asynccontextmanager

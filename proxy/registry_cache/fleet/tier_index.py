@@ -85,6 +85,11 @@ class TierIndex:
         keys = self._keys("size", "lru", "going", "bytes", "keep")
         return [digest_of(data) for data in await self._run(scripts.CONDEMN, keys, [target_bytes, BATCH])]
 
+    async def purged(self, digests: Collection[Digest]) -> None:
+        """They are to be deleted, as far as they are in the bucket."""
+        for batch in _batches(list(digests)):
+            await self._run(scripts.PURGED, self._keys("size", "lru", "going"), [raw(digest) for digest in batch])
+
     async def gone(self, digests: Sequence[Digest]) -> int:
         """They are deleted; how many bytes that were."""
         keys = self._keys("size", "going", "bytes")

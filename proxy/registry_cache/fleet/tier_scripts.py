@@ -55,6 +55,18 @@ for _, digest in ipairs(ARGV) do redis.call('ZADD', KEYS[1], 'XX', 'GT', now, di
 return 1
 """
 
+# KEYS: size, lru, going. ARGV: digests that an operator has purged: whoever evicts deletes them.
+PURGED = """
+local now = redis.call('TIME')[1]
+for _, digest in ipairs(ARGV) do
+  if redis.call('HEXISTS', KEYS[1], digest) == 1 then
+    redis.call('ZREM', KEYS[2], digest)
+    redis.call('ZADD', KEYS[3], 'NX', now, digest)
+  end
+end
+return 1
+"""
+
 # KEYS: size, lru, going, bytes, keep. ARGV: what to come down to, in bytes; what may be condemned in one call.
 # What is going, and how much is there now.
 CONDEMN = """

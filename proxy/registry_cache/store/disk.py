@@ -257,6 +257,19 @@ class DiskStore:
         await self.settled()
         return gone.objects, gone.size_bytes
 
+    async def stored_before(self, digests: Sequence[Digest], at: float) -> list[Digest]:
+        """Those of *digests* that have been here since before *at* (Unix seconds, by the clock of the files)."""
+        found = []
+        for digest in digests:
+            try:
+                seen = await self.files.look(self._layout.blob(digest))
+            except OSError:  # it cannot be told: as if it were old
+                found.append(digest)
+                continue
+            if seen is not None and seen.changed_at < at:
+                found.append(digest)
+        return found
+
     async def settled(self) -> None:
         """Wait until the rows of removed files are gone too, or the index refuses that."""
         await self._rows.settled()

@@ -1,0 +1,62 @@
+"""What is asked of Redis for purges and pins, as in :mod:`.question_scripts`."""
+
+from registry_cache.fleet.scripts import PREFACE
+
+WISH_MAX_BYTES = 2_000
+PINS_MAX = 10_000
+_PURGES_MAX = 1_000
+_PURGES_KEPT_MS = 30 * 86_400_000
+
+# KEYS: purges. ARGV: one.
+PURGED = (
+    PREFACE
+    + f"""
+local function add() return redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', {_PURGES_MAX}, '*', 'e', ARGV[1]) end
+if type(add()) == 'table' then
+  redis.call('UNLINK', KEYS[1])
+  add()
+end
+redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now_us() / 1000 - {_PURGES_KEPT_MS}))
+return 1
+"""
+)
+
+# KEYS: pins, their version. ARGV: the new version, then field and value of each. The later wish stays.
+PIN = (
+    PREFACE
+    + f"""
+if type(redis.pcall('HLEN', KEYS[1])) ~= 'number' then redis.call('UNLINK', KEYS[1]) end
+for number = 2, #ARGV, 2 do
+  local field, value = ARGV[number], ARGV[number + 1]
+  local before = redis.call('HSTRLEN', KEYS[1], field) <= {WISH_MAX_BYTES} and redis.call('HGET', KEYS[1], field)
+  local was = asked(before)
+  local has_room = before or redis.call('HLEN', KEYS[1]) < {PINS_MAX}
+  if has_room and (was < asked(value) or was > now_us()) then redis.call('HSET', KEYS[1], field, value) end
+end
+redis.call('SET', KEYS[2], ARGV[1])
+return 1
+"""
+)
+
+# KEYS: pins, their version. ARGV: the version that is known. The version, and all that is wished if it is another one.
+PINS = (
+    PREFACE
+    + f"""
+local version, values = kept(KEYS[2], 100) or '0', {{}}
+if version == ARGV[1] then return {{version, values}} end
+local cursor, steps = '0', 0
+repeat
+  local found = redis.pcall('HSCAN', KEYS[1], cursor, 'COUNT', 500)
+  if found.err then
+    redis.call('UNLINK', KEYS[1])
+    break
+  end
+  cursor, steps = found[1], steps + 1
+  for number = 2, #found[2], 2 do
+    local value = found[2][number]
+    if #value <= {WISH_MAX_BYTES} then values[#values + 1] = value end
+  end
+until cursor == '0' or steps >= 2 * {PINS_MAX} / 500
+return {{version, values}}
+"""
+)

@@ -1,0 +1,242 @@
+"""What an operator wishes at one replica, for all of them: purges, and pins.
+
+Purges are a stream of thirty days, heard from its beginning when a replica starts: who was away drops what was purged
+after it was stored. Pins are a hash with a time for each, so that unpinning reaches those that were away, too. What
+cannot be told now is told when Redis is back.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from itertools import groupby
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from registry_cache.fleet import wish_scripts as scripts
+from registry_cache.fleet.leases import Redis, RedisDown
+from registry_cache.fleet.question_scripts import MOVED
+from registry_cache.fleet.sealed import Sealed, opened
+from registry_cache.fleet.signature import Signer
+from registry_cache.model import events
+from registry_cache.model.contents import Pattern, Pin, Tag
+from registry_cache.model.errors import DigestInvalid, NameInvalid, TagInvalid
+from registry_cache.model.oci import Digest, Reference, Repository
+from registry_cache.runtime.background import Background
+
+_LOOK_SECONDS = 0.5
+_AT_ONCE = 100
+_PURGE_NAME, _PIN_NAME = "purged", "pins"
+_PINNED, _UNPINNED = "+", "-"
+# Of orders that wait for Redis, and of purges that are kept in mind.
+_WAITING_MAX = 1_000
+_PINS_AT_ONCE = 200
+_NO_DIGEST = Digest.of(b"")
+_ODD = (msgspec.MsgspecError, UnicodeDecodeError, NameInvalid, DigestInvalid, TagInvalid)
+
+
+class Curator(Protocol):
+    """What is needed of :class:`registry_cache.catalog.curator.Curator`."""
+
+    async def purge_older(self, patterns: Sequence[Pattern], before: float) -> list[Digest]:
+        """Purge what was here before *before* (Unix seconds)."""
+
+    async def pins(self) -> set[Pin]:
+        """All of them."""
+
+    async def follow_pins(self, *, add: Sequence[Pin], remove: Sequence[Pin]) -> None:
+        """Pin and unpin."""
+
+
+class _Purge(NamedTuple):
+    patterns: tuple[Pattern, ...]
+    at_us: int
+
+
+def _as_tag(repository: Repository, tag: str) -> Tag:
+    return Tag(repository, tag, _NO_DIGEST, 0.0)
+
+
+class Wishes:
+    """See the module; a :class:`registry_cache.catalog.curator.Herald`.
+
+    Args:
+        prefix: of all keys of the fleet.
+        condemn: what is purged goes from the shared bucket too, if there is one.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        signer: Signer,
+        *,
+        prefix: str,
+        condemn: Callable[[Collection[Digest]], Awaitable[None]],
+        events: events.Events,
+    ) -> None:
+        self._redis = redis
+        self._signer = signer
+        self._prefix = prefix
+        self._condemn = condemn
+        self._curator: Curator | None = None
+        self._purges: deque[_Purge] = deque(maxlen=_WAITING_MAX)
+        self._last = "0"  # of the stream
+        self._version = b""  # of the pins
+        self._untold_purges: deque[bytes] = deque(maxlen=_WAITING_MAX)
+        self._untold_pins: dict[Pin, tuple[str, int]] = {}
+        self._doomed: dict[Digest, None] = {}  # purged here, and not yet condemned for all
+        self._own: deque[bytes] = deque(maxlen=_WAITING_MAX)
+        self._looking = asyncio.Lock()
+        self._listening = Background("fleet wishes", self._round, interval_seconds=_LOOK_SECONDS, events=events)
+
+    def __repr__(self) -> str:
+        waiting = len(self._untold_purges) + len(self._untold_pins)
+        return f"<Wishes behind {self._last}, {waiting} to tell>"
+
+    def start(self, curator: Curator) -> None:
+        """Hear and do what is wished elsewhere."""
+        self._curator = curator
+        self._listening.start()
+
+    async def aclose(self) -> None:
+        """Hear no more."""
+        await self._listening.aclose()
+
+    # --- told ---------------------------------------------------------------------------------------------------
+
+    def purged(self, patterns: Sequence[Pattern], digests: Sequence[Digest]) -> None:
+        """See :class:`registry_cache.catalog.curator.Herald`."""
+        at_us = self._now_us()
+        self._purges.append(_Purge(tuple(patterns), at_us))
+        for pattern in patterns:
+            payload = msgspec.json.encode([pattern.registry, pattern.repository, pattern.tag, pattern.digest])
+            entry = Sealed(at_us, "-", payload).seal(self._signer, _PURGE_NAME)
+            self._untold_purges.append(entry)
+            self._own.append(entry)
+        self._doomed.update(dict.fromkeys(digests))
+        self._listening.wake()
+
+    def pinned(self, pins: Sequence[Pin], *, pinned: bool) -> None:
+        """See :class:`registry_cache.catalog.curator.Herald`."""
+        for pin in pins:
+            self._untold_pins[pin] = (_PINNED if pinned else _UNPINNED), self._now_us()
+        self._listening.wake()
+
+    def since_us(self, repository: Repository, *, tag: str = "", digest: Digest | None = None) -> int:
+        """What was heard from upstream before that (the fleet's time, microseconds) has been purged; 0 for never."""
+
+        def is_meant(pattern: Pattern) -> bool:
+            if pattern.digest is not None or digest is not None:
+                named = pattern.digest is not None and pattern.digest == digest
+                return named or (pattern.names_repositories and pattern.matches(repository))
+            if not tag:
+                return pattern.names_repositories and pattern.matches(repository)
+            return pattern.matches_tag(_as_tag(repository, tag))
+
+        return max((purge.at_us for purge in self._purges if any(map(is_meant, purge.patterns))), default=0)
+
+    # --- heard --------------------------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        with contextlib.suppress(RedisDown):
+            await self.look()
+
+    async def look(self) -> None:
+        """Tell what is still to be told, then hear and do what is new.
+
+        Raises:
+            RedisDown: not now.
+        """
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
+        while self._untold_purges:
+            await self._redis.run(scripts.PURGED, [self._prefix + "purged"], [self._untold_purges[0]], patiently=True)
+            self._untold_purges.popleft()
+        await self._hear_purges()
+        doomed = list(self._doomed)
+        if doomed:
+            await self._condemn(doomed)
+            for digest in doomed:
+                self._doomed.pop(digest, None)
+        await self._tell_pins(dict(list(self._untold_pins.items())[:_PINS_AT_ONCE]))
+        await self._hear_pins()
+
+    async def _hear_purges(self) -> None:
+        is_more = True
+        while is_more:
+            last, entries = await self._redis.run(
+                MOVED, [self._prefix + "purged"], [self._last, _AT_ONCE, scripts.WISH_MAX_BYTES], patiently=True
+            )
+            said = [self._purge(entry) for entry in entries if entry not in self._own]
+            for at_us, together in groupby((one for one in said if one is not None), lambda one: one[0]):
+                await self._do(_Purge(tuple(pattern for _, pattern in together), at_us))
+            self._last = last.decode(errors="replace")
+            is_more = len(entries) == _AT_ONCE
+
+    async def _do(self, purge: _Purge) -> None:
+        self._purges.append(purge)
+        if self._curator is not None:
+            before = purge.at_us / 1e6 - self._redis.ahead_seconds
+            self._doomed.update(dict.fromkeys(await self._curator.purge_older(purge.patterns, before)))
+
+    def _purge(self, entry: object) -> tuple[int, Pattern] | None:
+        said = opened(self._signer, _PURGE_NAME, entry)
+        if said is None:
+            return None
+        try:
+            registry, repository, tag, digest = msgspec.json.decode(
+                said.payload, type=tuple[str, str, str | None, str | None]
+            )
+            return said.asked_us, Pattern(repository, tag, Digest.parse(digest) if digest else None, "", registry)
+        except _ODD:
+            return None
+
+    async def _hear_pins(self) -> None:
+        if self._curator is None:
+            return
+        version, values = await self._redis.run(
+            scripts.PINS, [self._prefix + "pins", self._prefix + "pins_at"], [self._version], patiently=True
+        )
+        if version == self._version:
+            return
+        told: dict[Pin, tuple[str, int]] = {}
+        for value in values:
+            self._hear_pin(value, told)
+        told |= self._untold_pins
+        here = await self._curator.pins()
+        add = [pin for pin, (mark, _) in told.items() if mark == _PINNED and pin not in here]
+        remove = [pin for pin, (mark, _) in told.items() if mark == _UNPINNED and pin in here]
+        if add or remove:
+            await self._curator.follow_pins(add=add, remove=remove)
+        for pin in here - told.keys():  # pinned before there was a fleet, or Redis has lost it
+            self._untold_pins[pin] = _PINNED, self._now_us()
+        self._version = version
+
+    def _hear_pin(self, value: object, told: dict[Pin, tuple[str, int]]) -> None:
+        said = opened(self._signer, _PIN_NAME, value)
+        if said is None:
+            return
+        with contextlib.suppress(*_ODD):
+            registry, name, target = msgspec.json.decode(said.payload, type=tuple[str, str, str])
+            pin = Pin(Repository.parse(name, registry), Reference.parse(Repository(registry, name), target).target)
+            if pin not in told or told[pin][1] < said.asked_us:
+                told[pin] = said.mark, said.asked_us
+
+    async def _tell_pins(self, pins: dict[Pin, tuple[str, int]]) -> None:
+        if not pins:
+            return
+        args: list[str | int | bytes] = [secrets.token_hex(8)]
+        for pin, (mark, at_us) in pins.items():
+            payload = msgspec.json.encode([*pin.repository, pin.target])
+            args += [f"{pin.repository}@{pin.target}", Sealed(at_us, mark, payload).seal(self._signer, _PIN_NAME)]
+        await self._redis.run(scripts.PIN, [self._prefix + "pins", self._prefix + "pins_at"], args, patiently=True)
+        for pin, said in pins.items():
+            if self._untold_pins.get(pin) == said:
+                del self._untold_pins[pin]
+
+    def _now_us(self) -> int:
+        return int(self._redis.now() * 1e6)

@@ -1,0 +1,207 @@
+"""Purges and pins for the whole fleet, whichever replica they are told to."""
+
+import asyncio
+
+import pytest
+
+from registry_cache.fleet import wish_scripts
+from registry_cache.fleet.sealed import Sealed
+from registry_cache.model.contents import Pattern, Pin
+from registry_cache.model.oci import Repository
+
+NAME = "library/wished"
+TAG = Pattern.parse(f"{NAME}:1")
+
+
+@pytest.fixture
+async def image(hub):
+    made = await hub.images.image(NAME, "1", (800_000,))
+    hub.reset_counters()
+    return made
+
+
+@pytest.fixture
+async def members(start_replica, patient):
+    return [await start_replica() for _ in range(3)]
+
+
+def curator(member):
+    return member.fleet.wishes._curator
+
+
+async def pull(member, image):
+    assert (await member.cache.manifest(NAME, "1")).status == 200
+    for blob in image.blobs:
+        assert (await member.cache.blob(NAME, blob.digest)).status == 200
+    await member.cache.settled()
+
+
+async def has(member, image):
+    here = await member.cache.proxy.index.inventory()
+    return {blob.digest for blob in image.blobs} & here.blobs.keys(), {tag.name for tag in here.tags}
+
+
+async def gone_everywhere(members, image):
+    async with asyncio.timeout(10):
+        while any([any(await has(member, image)) for member in members]):
+            await asyncio.sleep(0.01)
+
+
+async def every(members, pins):
+    async with asyncio.timeout(10):
+        while [await curator(member).pins() for member in members] != [pins] * len(members):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_purge_is_one_of_all_replicas(hub, image, members):
+    for member in members:
+        await pull(member, image)
+    assert (await curator(members[0]).purge([TAG], apply=True)).plan.tags
+    await gone_everywhere(members, image)
+    hub.reset_counters()
+    await members[1].cache.manifest(NAME, "1")  # what Redis has of the tag is older than the purge
+    assert hub.counters.manifest_gets() == 1
+
+
+async def test_a_purge_that_was_only_planned_is_nobodys(image, members):
+    for member in members:
+        await pull(member, image)
+    await curator(members[0]).purge([TAG], apply=False)
+    for member in members:
+        await member.fleet.wishes.look()
+        assert (await has(member, image))[1] == {"1"}
+
+
+async def test_who_was_away_drops_what_was_purged_after_it_was_stored(image, members):
+    first, away, _ = members
+    await pull(away, image)
+    await away.fleet.wishes.aclose()
+    await curator(first).purge([TAG], apply=True)
+    await first.fleet.wishes.look()
+    assert (await has(away, image))[1] == {"1"}
+    away.fleet.wishes.start(curator(away))
+    await gone_everywhere([away], image)
+
+
+async def test_a_replica_that_starts_hears_of_purges_from_before(image, members):
+    first, away, _ = members
+    await pull(away, image)
+    await away.fleet.wishes.aclose()
+    await curator(first).purge([TAG], apply=True)
+    await first.fleet.wishes.look()
+    wishes = away.fleet.wishes
+    wishes._last, wishes._version = "0", b""  # as in a new process
+    wishes._purges.clear()
+    wishes.start(curator(away))
+    await gone_everywhere([away], image)
+    assert wishes.since_us(Repository.parse(NAME), tag="1")
+
+
+async def test_what_was_stored_after_the_purge_stays(image, members):
+    first, away, _ = members
+    await away.fleet.wishes.aclose()
+    await curator(first).purge([TAG], apply=True)
+    await first.fleet.wishes.look()
+    await pull(away, image)
+    await away.fleet.wishes.look()
+    blobs, tags = await has(away, image)
+    assert (len(blobs), tags) == (len(image.blobs), {"1"})
+
+
+async def test_a_purge_while_redis_is_away_is_told_when_it_is_back(image, members, redis_wire):
+    for member in members:
+        await pull(member, image)
+    await redis_wire.set("refuses")
+    await curator(members[0]).purge([TAG], apply=True)
+    assert (await has(members[1], image))[1] == {"1"}
+    await redis_wire.set("works")
+    await gone_everywhere(members, image)
+
+
+async def test_pins_are_those_of_all_replicas(image, members):
+    await members[0].cache.manifest(NAME, "1")
+    await curator(members[0]).pin([TAG])
+    await every(members, {Pin(Repository.parse(NAME), "1")})
+    await curator(members[2]).unpin([TAG])
+    await every(members, set())
+
+
+async def test_who_was_away_hears_that_a_pin_was_taken_away(members):
+    first, away, _ = members
+    await curator(first).pin([TAG])
+    await every(members, {Pin(Repository.parse(NAME), "1")})
+    await away.fleet.wishes.aclose()
+    await curator(first).unpin([TAG])
+    await first.fleet.wishes.look()
+    away.fleet.wishes.start(curator(away))
+    await every(members, set())
+
+
+async def test_pins_are_told_again_to_a_redis_that_was_emptied(members, database, fleet_name):
+    await curator(members[0]).pin([TAG])
+    pins = {Pin(Repository.parse(NAME), "1")}
+    await every(members, pins)
+    await database.delete(f"{{rc1:{fleet_name}}}:pins", f"{{rc1:{fleet_name}}}:pins_at")
+    async with asyncio.timeout(10):
+        while not await database.hlen(f"{{rc1:{fleet_name}}}:pins"):
+            await asyncio.sleep(0.01)
+    await every(members, pins)
+
+
+async def _list(database, name):
+    await database.delete(name)
+    await database.lpush(name, "x")
+
+
+async def _junk(database, name):
+    await database.delete(name)
+    if name.endswith("pins"):
+        await database.hset(name, mapping={"a": b"\xff\xfe", "b": "9" * 5_000_000, "c": "9" * 1_000})
+    elif name.endswith("purged"):
+        await database.xadd(name, {"e": "9" * 5_000_000})
+        await database.xadd(name, {"e": b"\xff\xfe", "f": "x"})
+    else:
+        await database.setrange(name, 50_000_000, "9")
+
+
+async def _future(database, name):
+    await database.delete(name)
+    if name.endswith("purged"):
+        await database.xadd(name, {"e": "x"}, id="253402300799000-1")
+
+
+@pytest.mark.parametrize("value", [_list, _junk, _future])
+async def test_what_nobody_of_the_fleet_has_written_changes_nothing(image, members, database, fleet_name, value):
+    for member in members:
+        await pull(member, image)
+    for name in ("purged", "pins", "pins_at"):
+        await value(database, f"{{rc1:{fleet_name}}}:{name}")
+    for member in members:
+        await member.fleet.wishes.look()
+        assert (await has(member, image))[1] == {"1"}
+    await curator(members[0]).pin([Pattern.parse(f"{NAME}:other")])
+    await every(members, {Pin(Repository.parse(NAME), "other")})
+    await curator(members[0]).purge([TAG], apply=True)
+    await gone_everywhere(members, image)
+
+
+@pytest.mark.parametrize("payload", [b"", b"[1]", b'["docker.io", "*"]', b'["", "", null, "sha256:0"]', b"\xff" * 9])
+async def test_an_order_of_another_version_is_passed_over(image, members, payload):
+    first = members[0]
+    await pull(first, image)
+    wishes, signer, prefix = first.fleet.wishes, first.fleet.signer, first.fleet.wishes._prefix
+    purge = Sealed(1, "-", payload).seal(signer, "purged")
+    await first.fleet.redis.run(wish_scripts.PURGED, [f"{prefix}purged"], [purge])
+    pin = Sealed(1, "+", payload).seal(signer, "pins")
+    await first.fleet.redis.run(wish_scripts.PIN, [f"{prefix}pins", f"{prefix}pins_at"], ["v", "field", pin])
+    await wishes.look()
+    assert (await has(first, image))[1] == {"1"}
+    assert await curator(first).pins() == set()
+
+
+async def test_more_pins_than_anybody_needs_are_not_kept(members, database, fleet_name, monkeypatch):
+    monkeypatch.setattr(wish_scripts, "PIN", wish_scripts.PIN.replace("< 10000", "< 3"))
+    await curator(members[0]).pin([Pattern.parse(f"{NAME}:{number}") for number in range(5)])
+    await members[0].fleet.wishes.look()
+    assert await database.hlen(f"{{rc1:{fleet_name}}}:pins") == 3
+    assert len(await curator(members[0]).pins()) == 5
