@@ -50,6 +50,40 @@ def test_k3s_and_buildkit():
     assert list(tomllib.loads(text)["registry"]) == [name for name, _ in SERVED]
 
 
+PATTERN = Served("*.example.org")
+
+
+def test_names_with_a_star_go_where_a_client_has_room_for_others():
+    """containerd and k3s ask for whatever has no entry, and go on with the registry itself when the cache says 404."""
+    files = made("containerd", served=[*SERVED, PATTERN])
+    assert list(files)[2:] == ["/etc/containerd/certs.d/_default/hosts.toml"]
+    default = tomllib.loads(files["/etc/containerd/certs.d/_default/hosts.toml"])
+    assert default == {"host": {CACHE: {"capabilities": ["pull", "resolve"]}}}
+    (text,) = made("k3s", served=[*SERVED, PATTERN]).values()
+    assert list(yaml.safe_load(text)["mirrors"]) == ["docker.io", "registry.corp", "*"]
+    for client in ("podman", "buildkit", "dockerd"):
+        assert list(made(client, served=[*SERVED, PATTERN]).values()) == list(made(client).values())
+        assert "*.example.org" in " ".join(CLIENTS[client](CACHE, [*SERVED, PATTERN], NOBODY).notes)
+
+
+def test_the_command_knows_registries_that_are_allowed_without_being_listed(tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text(
+        'allow_unlisted = ["quay.io", "listed.example", "*.example.org"]\n[upstreams."listed.example"]\n'
+        'url = "https://registry.listed.example"\n'
+    )
+    done = run("client-config", "containerd", "--config", str(config), "--json")
+    assert done.returncode == 0, done.stderr
+    servers = {
+        PurePosixPath(file["path"]).parent.name: tomllib.loads(file["text"]).get("server")
+        for file in json.loads(done.stdout)["files"]
+    }
+    assert servers == {
+        "docker.io": "https://registry-1.docker.io", "listed.example": "https://registry.listed.example",
+        "quay.io": "https://quay.io", "_default": None,
+    }  # fmt: skip
+
+
 def test_dockerds_other_settings_and_mirrors_stay():
     now = json.dumps({"data-root": "/srv", "registry-mirrors": ["https://other.example", CACHE + "/"]})
     (text,) = made("dockerd", now).values()

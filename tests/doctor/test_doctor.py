@@ -403,3 +403,20 @@ def test_where_a_cache_answers_on_this_machine():
     assert url("0.0.0.0:5000") == "http://127.0.0.1:5000"
     assert url("[::1]:5000") == "http://[::1]:5000"
     assert url(":80") == "http://127.0.0.1:80"
+
+
+async def test_registries_that_are_allowed_by_name_are_looked_at_too(monkeypatch):
+    looked_at = []
+
+    async def registry(served, **_):
+        looked_at.append((served.name, served.url, served.has_account))
+        return []
+
+    monkeypatch.setattr(network, "registry", registry)
+    settings = load_settings(None, {"allow_unlisted": ["quay.io", "*.gcr.io"], "upstreams": {"ghcr.io": {}}})
+    assert [check async for check in doctor_command._registries(settings, IMAGE, with_account=True)] == []
+    assert looked_at == [
+        ("docker.io", "https://registry-1.docker.io", False),
+        ("ghcr.io", "https://ghcr.io", False),
+        ("quay.io", "https://quay.io", False),
+    ]

@@ -11,7 +11,8 @@ from registry_cache.cli.admin import cache_dir_option, json_option, running, set
 from registry_cache.cli.common import say, service_config_option
 from registry_cache.clients.files import Written, write
 from registry_cache.clients.texts import CLIENTS, Client, Identity, Served, Unmergeable
-from registry_cache.settings.registries import registries
+from registry_cache.settings.model import Settings
+from registry_cache.settings.registries import registries, spelled_out
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True)
 _NOT_SHOWN = "(a secret: --write puts it there, for its owner alone)"
@@ -68,9 +69,8 @@ def command(
     if url is not None and not re.fullmatch(r"https?://[^/?#\s]+/?", url):
         raise click.UsageError(f"--url: {url!r}: allowed is where the cache is, such as http://cache.example:5000")
     found = running(settings_of(config, cache_dir))
-    served = [Served(registry.name, registry.url) for registry in registries(found.settings).values()]
     cache = (url or found.url).rstrip("/")
-    made = CLIENTS[client](cache, served, _identity(cache, ca, client_cert, client_key, login_file))
+    made = CLIENTS[client](cache, _served(found.settings), _identity(cache, ca, client_cert, client_key, login_file))
     results = _write(made, root) if is_written else []
     if as_json:
         click.echo(json.dumps(_document(made, root, results), indent=2))
@@ -80,6 +80,12 @@ def command(
         _show(made, root)
     if any(result.status == "refused" for result in results):
         raise SystemExit(1)
+
+
+def _served(settings: Settings) -> list[Served]:
+    named = [*registries(settings).values(), *spelled_out(settings).values()]
+    patterns = [pattern for pattern in settings.allow_unlisted if "*" in pattern]
+    return [*(Served(registry.name, registry.url) for registry in named), *map(Served, patterns)]
 
 
 def _identity(

@@ -23,7 +23,7 @@ from registry_cache.model.errors import RegistryCacheError, SettingsError
 from registry_cache.observe.figures import FullStats, Stats, read
 from registry_cache.runtime.own_certificate import trust
 from registry_cache.settings.model import Settings
-from registry_cache.settings.registries import registries
+from registry_cache.settings.registries import registries, spelled_out
 from registry_cache.settings.suggestions import unknown_environment
 from registry_cache.warming.puller import Name, Puller, PullFailed
 
@@ -137,7 +137,7 @@ async def _registries(settings: Settings, image: str, *, with_account: bool) -> 
     """The default registry's checks and the others', in that order; all are asked at the same time."""
     tasks = []
     async with asyncio.TaskGroup() as group:
-        for name, served in registries(settings).items():
+        for name, served in {**registries(settings), **spelled_out(settings)}.items():
             is_default = name == settings.default_registry
             tasks.append(
                 group.create_task(

@@ -17,10 +17,18 @@ MARK = "# Written by registry-cache client-config; a change here is lost with th
 
 
 class Served(NamedTuple):
-    """A registry that the cache serves: its name in images, and where it is without the cache."""
+    """A registry that the cache serves: its name in images, and where it is without the cache.
+
+    One without a ``url`` is a pattern of names, in which ``*`` is any part of a label.
+    """
 
     name: str
-    url: str
+    url: str = ""
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it stands for many."""
+        return not self.url
 
 
 class Identity(NamedTuple):
@@ -104,6 +112,17 @@ def _copied(path: str) -> Callable[[str | None], str]:
     return make
 
 
+def _patterns(served: Sequence[Served]) -> str:
+    return ", ".join(registry.name for registry in served if registry.is_pattern)
+
+
+def _by_name(served: Sequence[Served], client: str, location: str) -> list[str]:
+    """What to do where a client's file cannot have a pattern."""
+    patterns = _patterns(served)
+    text = f"{client} has no mirror for {patterns}: list the registry in upstreams, or pull {location}/NAME/…"
+    return [text] if patterns else []
+
+
 def _certificates(folder: str, cache: str, identity: Identity) -> list[ClientFile]:
     """The folder of a registry that dockerd and podman look into: copies, since there only names count."""
     here = PurePosixPath(folder) / urlsplit(cache).netloc
@@ -117,8 +136,10 @@ def _certificates(folder: str, cache: str, identity: Identity) -> list[ClientFil
     return files
 
 
-def _hosts(cache: str, registry: Served, identity: Identity) -> str:
-    lines = [f'server = "{registry.url}"', "", f'[host."{cache}"]', '  capabilities = ["pull", "resolve"]']
+def _hosts(cache: str, url: str, identity: Identity) -> str:
+    """Without a *url* containerd goes on with the registry that the image names."""
+    lines = [f'server = "{url}"', ""] if url else []
+    lines += [f'[host."{cache}"]', '  capabilities = ["pull", "resolve"]']
     if identity.ca:
         lines.append(f"  ca = {json.dumps(identity.ca)}")
     if identity.certificate:
@@ -129,21 +150,18 @@ def _hosts(cache: str, registry: Served, identity: Identity) -> str:
 
 
 def containerd(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
-    """``hosts.toml`` for each registry."""
+    """``hosts.toml`` for each registry; with patterns one for all others."""
     root = PurePosixPath("/etc/containerd/certs.d")
+    urls = {registry.name: registry.url for registry in served if not registry.is_pattern}
+    patterns = _patterns(served)
+    if patterns:
+        urls["_default"] = ""
     files = [
-        ClientFile(
-            root / registry.name / "hosts.toml", _whole(_hosts(cache, registry, identity)), secret=bool(identity.login)
-        )
-        for registry in served
+        ClientFile(root / name / "hosts.toml", _whole(_hosts(cache, url, identity)), secret=bool(identity.login))
+        for name, url in urls.items()
     ]
-    return Client(
-        files,
-        "nothing: containerd reads hosts.toml at each pull",
-        [
-            _CONFIG_PATH,
-        ],
-    )
+    notes = [f"_default is for {patterns}; of any other registry the cache says 404, and containerd asks it itself"]
+    return Client(files, "nothing: containerd reads hosts.toml at each pull", [_CONFIG_PATH, *notes[: bool(patterns)]])
 
 
 def podman(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
@@ -152,19 +170,23 @@ def podman(cache: str, served: Sequence[Served], identity: Identity = NOBODY) ->
     blocks = [
         f'[[registry]]\nprefix = "{name}"\nlocation = "{name}"\n\n'
         f'[[registry.mirror]]\nlocation = "{location}/{name}"\ninsecure = {insecure}\n'
-        for name, _ in served
+        for name, url in served
+        if url
     ]
+    login = [f"a login is podman's own to keep: podman login {location}"] if identity.login else []
     path = PurePosixPath("/etc/containers/registries.conf.d/50-registry-cache.conf")
     return Client(
         [ClientFile(path, _whole("\n".join(blocks))), *_certificates("/etc/containers/certs.d", cache, identity)],
         "nothing: it is read at each pull",
-        [f"a login is podman's own to keep: podman login {location}"] if identity.login else [],
+        [*_by_name(served, "podman", location), *login],
     )
 
 
 def k3s(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
     """``registries.yaml``."""
-    lines = [f'  "{registry.name}":\n    endpoint:\n      - "{cache}"\n' for registry in served]
+    names = [registry.name for registry in served if not registry.is_pattern]
+    names += ["*"] if _patterns(served) else []  # for what has no entry; the cache says 404, and k3s asks it itself
+    lines = [f'  "{name}":\n    endpoint:\n      - "{cache}"\n' for name in names]
     tls = [("ca_file", identity.ca)] if identity.ca else []
     tls += zip(("cert_file", "key_file"), identity.certificate, strict=False)
     parts = {"tls": tls, "auth": list(zip(("username", "password"), identity.login, strict=False))}
@@ -181,7 +203,7 @@ def k3s(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Cl
 def buildkit(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
     """``buildkitd.toml``."""
     location = urlsplit(cache).netloc
-    blocks = [f'[registry."{registry.name}"]\n  mirrors = ["{location}"]\n' for registry in served]
+    blocks = [f'[registry."{name}"]\n  mirrors = ["{location}"]\n' for name, url in served if url]
     if cache.startswith("http:"):
         blocks.append(f'[registry."{location}"]\n  http = true\n')
     elif identity.ca or identity.certificate:
@@ -190,7 +212,11 @@ def buildkit(cache: str, served: Sequence[Served], identity: Identity = NOBODY) 
         certificate, key = map(json.dumps, identity.certificate)
         blocks.append(f'[[registry."{location}".keypair]]\n  cert = {certificate}\n  key = {key}\n')
     path = PurePosixPath("/etc/buildkit/buildkitd.toml")
-    return Client([ClientFile(path, _if_ours("\n".join(blocks)))], "restart buildkitd, or make the builder anew")
+    return Client(
+        [ClientFile(path, _if_ours("\n".join(blocks)))],
+        "restart buildkitd, or make the builder anew",
+        _by_name(served, "buildkitd", location),
+    )
 
 
 def dockerd(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -> Client:
@@ -207,10 +233,12 @@ def dockerd(cache: str, served: Sequence[Served], identity: Identity = NOBODY) -
         return json.dumps({**settings, "registry-mirrors": [cache, *mirrors]}, indent=2) + "\n"
 
     location = urlsplit(cache).netloc
-    others = [registry.name for registry in served if registry.name != DOCKER_HUB]
+    others = [registry.name for registry in served if registry.name != DOCKER_HUB and not registry.is_pattern]
     notes = [
         f"dockerd has mirrors for Docker Hub only; others by name: docker pull {location}/{name}/…" for name in others
     ]
+    if patterns := _patterns(served):
+        notes.append(f"and docker pull {location}/NAME/… for {patterns}")
     if identity.login:
         notes.append(f"to a mirror dockerd sends Docker Hub's login only; by name: docker login {location}")
     return Client(

@@ -81,6 +81,12 @@ def unlisted_registry(settings: Settings, name: str) -> RegistrySettings:
     return _resolved(settings, name, UpstreamSettings())._replace(url=url_of(name), is_listed=False)
 
 
+def spelled_out(settings: Settings) -> dict[str, RegistrySettings]:
+    """Those that ALLOW_UNLISTED names in full, without a ``*``, by name."""
+    names = [pattern for pattern in settings.allow_unlisted if "*" not in pattern]
+    return {name: unlisted_registry(settings, name) for name in names if name not in registries(settings)}
+
+
 def _resolved(settings: Settings, name: str, table: UpstreamSettings) -> RegistrySettings:
     is_default = name == settings.default_registry
     values = {}
