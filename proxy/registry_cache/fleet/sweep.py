@@ -85,13 +85,14 @@ class Sweeper:
         if self._bucket.reading.trouble:
             return
         turn = await self._index.turn("sweep")
-        if not turn.is_mine or (turn.complete_at and turn.now - turn.complete_at < _EVERY_SECONDS):
+        if not turn.is_mine:
             return
-        seen, adopted = await self._adopt_all()
-        forgotten = await self._forget_all(seen, turn.generation)
-        await self._index.complete()
+        if not turn.complete_at or turn.now - turn.complete_at >= _EVERY_SECONDS:
+            seen, adopted = await self._adopt_all()
+            forgotten = await self._forget_all(seen, turn.generation)
+            await self._index.complete()
+            self._events.emit(events.FleetSwept(objects=len(seen), adopted=adopted, forgotten=forgotten))
         await self._index.turn_over("sweep")
-        self._events.emit(events.FleetSwept(objects=len(seen), adopted=adopted, forgotten=forgotten))
 
     async def _adopt_all(self) -> tuple[Seen, int]:
         seen, adopted, after = Seen(), 0, ""
