@@ -229,3 +229,25 @@ async def test_what_is_kept_of_a_listing_is_small_and_finds_all(index):
     assert len(seen) == 101
     assert all(digest in seen for digest in BLOBS[:100])
     assert not any(digest in seen for digest in BLOBS[100:])
+
+
+async def test_what_somebody_else_has_written_there_is_swept_out(clients, stand_in, fleet_name, redis_port):
+    part = clients[0]
+    await fill(part, stand_in, 3)
+    with redis.Redis(port=redis_port) as raw:
+        raw.hset(f"{{rc1:{fleet_name}}}:size", mapping={bytes(32): "nonsense", b"x" * 5: b"\xff:\xff", bytes(64): ":"})
+        raw.set(f"{{rc1:{fleet_name}}}:bytes", 100_000)
+        raw.hset(f"{{rc1:{fleet_name}}}:meta", "complete", "nonsense")
+    await part.index.condemn(0)
+    await part.sweeper.sweep()
+    assert sorted([digest async for digest in entries(part.index)]) == sorted(BLOBS[:3])
+
+
+async def entries(index):
+    cursor = 0
+    while True:
+        cursor, found = await index.scan(cursor)
+        for digest, _ in found:
+            yield digest
+        if not cursor:
+            return

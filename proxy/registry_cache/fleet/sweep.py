@@ -113,11 +113,14 @@ class Sweeper:
         while True:
             cursor, entries = await self._index.scan(cursor)
             lost = [
-                (digest, value)
-                for digest, value in entries
-                if int(value.partition(":")[2] or 0) <= generation and digest not in seen
+                (digest, value) for digest, value in entries if digest not in seen and _generation(value) <= generation
             ]
             count += await self._index.forget(lost)
             if not cursor:
                 return count
             await self._index.turn("sweep")
+
+
+def _generation(value: str) -> int:
+    text = value.partition(":")[2]
+    return int(text) if text.isdecimal() else 0

@@ -153,7 +153,7 @@ class Tier:
         except StoreTrouble:
             return None
         size = value.partition(":")[0]
-        if reply.start not in (0, start) or (size and int(size) != reply.total_bytes):
+        if reply.start not in (0, start) or (size and size != str(reply.total_bytes)):
             reply.response.close()
             self.rotten(digest, value, f"{reply.total_bytes} bytes, {size} were shared")
             return None

@@ -71,7 +71,7 @@ class TierIndex:
         for batch in _batches(list(entries)):
             values: list[str | int | bytes] = []
             for digest, value in batch:
-                values += [raw(digest), value]
+                values += [raw(digest), value.encode("latin-1", "replace")]  # as scan() has read it, whoever wrote it
             count += await self._run(scripts.FORGET, keys, values)
         return count
 
@@ -100,7 +100,7 @@ class TierIndex:
         """Whether *what* is this replica's to do, for some seconds from now."""
         keys = self._keys(f"q:{what}", "bytes", "going", "meta", "gen")
         mine, size, going, complete, generation, now = await self._run(scripts.TURN, keys, [self._mine, _TURN_MS])
-        return Turn(bool(mine), int(size), going, float(complete), int(generation), float(now))
+        return Turn(bool(mine), int(_number(size)), going, _number(complete), int(_number(generation)), float(now))
 
     async def turn_over(self, what: str) -> None:
         """Another one may."""
@@ -110,7 +110,7 @@ class TierIndex:
         """Some of the entries with their values; 0 for the last ones, as for the first."""
         after, flat = await self._run(scripts.SCAN, self._keys("size"), [cursor, 5 * BATCH])
         pairs = zip(flat[::2], flat[1::2], strict=True)
-        return int(after), [(digest_of(data), value.decode()) for data, value in pairs]
+        return int(after), [(digest_of(data), value.decode("latin-1")) for data, value in pairs]
 
     async def complete(self) -> None:
         """It has all that is in the bucket."""
@@ -126,3 +126,8 @@ class TierIndex:
 def _batches(items: list[_T]) -> Iterator[list[_T]]:
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
+
+
+def _number(data: bytes) -> float:
+    """What another one than we may have written."""
+    return float(data) if data.isdigit() else 0.0

@@ -9,20 +9,24 @@ generation so that who found an object missing does not forget one that has been
 ADMIT = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 'known' end
 if redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 'going' end
-if tonumber(redis.call('GET', KEYS[3]) or 0) + tonumber(ARGV[2]) > tonumber(ARGV[3]) then return 'full' end
+if (tonumber(redis.call('GET', KEYS[3]) or '') or 0) + tonumber(ARGV[2]) > tonumber(ARGV[3]) then return 'full' end
 return 'share'
+"""
+
+_SIZE_OF = """
+local function size_of(value) return tonumber(string.match(value or '', '^%d+') or 0) end
 """
 
 # KEYS: size, lru, going, bytes, gen. ARGV: in threes, digest, size, Unix seconds of its last use or '' for now.
 # How many of them were not known. What is being deleted is left to that.
-SHARED = """
+SHARED = f"""{_SIZE_OF}
 local added, total = 0, 0
 local now = redis.call('TIME')[1]
 for number = 1, #ARGV, 3 do
   local digest, size = ARGV[number], ARGV[number + 1]
   local known = redis.call('HGET', KEYS[1], digest)
   if not redis.call('ZSCORE', KEYS[3], digest) and not (known and string.match(known, '^%d+') == size) then
-    if known then total = total - tonumber(string.match(known, '^%d+')) else added = added + 1 end
+    if known then total = total - size_of(known) else added = added + 1 end
     redis.call('HSET', KEYS[1], digest, size .. ':' .. redis.call('INCR', KEYS[5]))
     redis.call('ZADD', KEYS[2], ARGV[number + 2] == '' and now or ARGV[number + 2], digest)
     total = total + tonumber(size)
@@ -33,7 +37,7 @@ return added
 """
 
 # KEYS: size, lru, going, bytes. ARGV: in twos, digest, the value that is wrong. How many were forgotten.
-FORGET = """
+FORGET = f"""{_SIZE_OF}
 local count, total = 0, 0
 for number = 1, #ARGV, 2 do
   local digest = ARGV[number]
@@ -41,7 +45,7 @@ for number = 1, #ARGV, 2 do
     redis.call('HDEL', KEYS[1], digest)
     redis.call('ZREM', KEYS[2], digest)
     redis.call('ZREM', KEYS[3], digest)
-    count, total = count + 1, total + tonumber(string.match(ARGV[number + 1], '^%d+'))
+    count, total = count + 1, total + size_of(ARGV[number + 1])
   end
 end
 if total ~= 0 then redis.call('DECRBY', KEYS[4], string.format('%d', total)) end
@@ -69,12 +73,11 @@ return 1
 
 # KEYS: size, lru, going, bytes, keep. ARGV: what to come down to, in bytes; what may be condemned in one call.
 # What is going, and how much is there now.
-CONDEMN = """
+CONDEMN = f"""{_SIZE_OF}
 local now = redis.call('TIME')[1]
 local going = redis.call('ZRANGE', KEYS[3], 0, ARGV[2] - 1)
-local left = tonumber(redis.call('GET', KEYS[4]) or 0)
-local function size_of(digest) return tonumber(string.match(redis.call('HGET', KEYS[1], digest) or '0', '^%d+')) end
-for _, digest in ipairs(going) do left = left - size_of(digest) end
+local left = tonumber(redis.call('GET', KEYS[4]) or '') or 0
+for _, digest in ipairs(going) do left = left - size_of(redis.call('HGET', KEYS[1], digest)) end
 if left > tonumber(ARGV[1]) and #going < tonumber(ARGV[2]) then
   for _, digest in ipairs(redis.call('ZRANGE', KEYS[2], 0, 2 * ARGV[2])) do
     if left <= tonumber(ARGV[1]) or #going >= tonumber(ARGV[2]) then break end
@@ -84,7 +87,7 @@ if left > tonumber(ARGV[1]) and #going < tonumber(ARGV[2]) then
       redis.call('ZREM', KEYS[2], digest)
       redis.call('ZADD', KEYS[3], now, digest)
       going[#going + 1] = digest
-      left = left - size_of(digest)
+      left = left - size_of(redis.call('HGET', KEYS[1], digest))
     end
   end
 end
@@ -92,12 +95,11 @@ return going
 """
 
 # KEYS: size, going, bytes. ARGV: digests that are deleted. What was freed, in bytes.
-GONE = """
+GONE = f"""{_SIZE_OF}
 local total = 0
 for _, digest in ipairs(ARGV) do
   if redis.call('ZREM', KEYS[2], digest) == 1 then
-    local value = redis.call('HGET', KEYS[1], digest)
-    if value then total = total + tonumber(string.match(value, '^%d+')) end
+    total = total + size_of(redis.call('HGET', KEYS[1], digest))
     redis.call('HDEL', KEYS[1], digest)
   end
 end
