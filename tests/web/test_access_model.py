@@ -1,7 +1,8 @@
 """Random rules, clients, pulls, evictions, outages, restarts and reloads, against a model of who may what.
 
 The model reads rules by hand, and knows of the cache only which images there are.
-Each 200 is in it, and each refusal is byte for byte that of a name that does not exist.
+Each 200 is in it, and each refusal is byte for byte (status, headers but the date, body) that of a name that does not
+exist.
 """
 
 import asyncio
@@ -41,6 +42,7 @@ ASKED = st.tuples(
     st.sampled_from(("GET", "HEAD")),
     st.sampled_from(("basic", "token")),
 )
+NOTHING = "hidden/nothing"
 NO_TOKEN = {"Authorization": "Bearer none"}
 
 
@@ -60,6 +62,12 @@ RULES = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+def nameless(answer, repository):
+    """An answer as it is for any name: a challenge says which one it is for."""
+    status, headers, body = answer
+    return status, {name: value.replace(repository, "NAME") for name, value in headers.items()}, body
 
 
 def may(rules, address, user, repository):
@@ -82,6 +90,7 @@ class AccessMachine(RuleBasedStateMachine):
     hub: Hub
     images: dict
     served: set  # in all examples: a model of what never happens proves nothing
+    compared: set
 
     def __init__(self):
         super().__init__()
@@ -168,31 +177,40 @@ class AccessMachine(RuleBasedStateMachine):
             "tags/list", "manifests/1", f"manifests/{image.digest}", f"blobs/{image.config.digest}",
             *(f"blobs/{layer.digest}" for layer in image.layers),
         ][part]  # fmt: skip
-        status, kept, body = self.run(self.ask(session, method, f"/v2/{repository}/{what}", headers))
+        path = f"/v2/{repository}/{what}"
+        answer = status, kept, _ = self.run(self.ask(session, method, path, headers))
         # With a token endpoint a wrong login may become nobody's token, which asks for no login any more.
         holder = user if is_known else ""
         allowed = may(self.rules, address, holder, repository)
         is_there = of == repository or part < 2  # tags and lists are asked for by name alone
-        if headers == NO_TOKEN or (user and not is_known and way == "basic"):
-            assert status in (401, 429)
-        elif not allowed and not user:
-            assert (status, "Bearer" in kept["WWW-Authenticate"]) == (401, True)
-        elif not allowed and status != 429:
-            # ``library`` is a path of any name: what does not exist is asked for the same way.
-            missing = self.run(self.ask(session, method, f"/v2/hidden/nothing/{what}", headers))
-            if not may(self.rules, address, holder, "hidden/nothing"):
-                assert (status, kept, body) == missing
-            assert status in (401, 404)
+        is_wrong = headers == NO_TOKEN or bool(user and not is_known and way == "basic")
+        if is_wrong or not allowed:
+            assert status in ((401, 429) if is_wrong or not user else (404, 429))
+            assert status != 401 or "Bearer" in kept["WWW-Authenticate"]
+            self.compare(answer, repository, session, method, what, headers, is_asked=is_wrong or not user)
         elif status == 200:
             assert is_there
             expected = {"manifests/1": image.digest}.get(what)
             assert expected is None or of != repository or kept["Docker-Content-Digest"] == expected
         elif not self.was_away and is_there:
-            assert status == 429, (status, body)  # wrong logins of before, from this address
+            assert status == 429, answer  # wrong logins of before, from this address
         if status == 200:
             assert allowed
             assert is_there
             self.served.add((repository, what))
+
+    def compare(self, answer, repository, session, method, what, headers, *, is_asked):
+        """A refusal is to the byte what a name that there is not is answered with.
+
+        Whoever may pull that name hears upstream's word of it, which is made the same; but not who is asked to log in.
+        """
+        missing = self.run(self.ask(session, method, f"/v2/{NOTHING}/{what}", headers))
+        if 429 in (answer[0], missing[0]) or (is_asked and missing[0] == 404):
+            return
+        if self.was_away and missing[0] >= 500:
+            return
+        assert nameless(answer, repository) == nameless(missing, NOTHING)
+        self.compared.add((answer[0], method, what.partition("/")[0]))
 
     async def headers(self, session, user, password, way):
         basic = {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
@@ -211,7 +229,11 @@ def test_no_answer_is_outside_the_model():
     try:
         hub = loop.run_until_complete(stack.enter_async_context(Hub.start()))
         images = {name: loop.run_until_complete(hub.images.image(name, "1", list(SIZES))) for name in REPOSITORIES}
-        machine = type("Machine", (AccessMachine,), {"loop": loop, "hub": hub, "images": images, "served": set()})
+        machine = type(
+            "Machine",
+            (AccessMachine,),
+            {"loop": loop, "hub": hub, "images": images, "served": set(), "compared": set()},
+        )
         run_state_machine_as_test(
             machine,
             settings=settings(
@@ -224,6 +246,8 @@ def test_no_answer_is_outside_the_model():
             ),
         )
         assert len(machine.served) >= 5 * len(REPOSITORIES)
+        assert {status for status, *_ in machine.compared} == {401, 404}
+        assert len(machine.compared) >= 5
     finally:
         loop.run_until_complete(stack.aclose())
         loop.run_until_complete(loop.shutdown_default_executor())
