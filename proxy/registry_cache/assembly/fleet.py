@@ -1,6 +1,7 @@
 """The part of this cache in a fleet, where there is one; without, nothing of it is even imported."""
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -54,6 +55,7 @@ async def open_fleet(
         name=settings.fleet_name,
         networks=settings.fleet_peers,
         tag_ttl_seconds=max(registry.tag_ttl for registry in registries(settings).values()),
+        registries={name: _asked(registry) for name, registry in registries(settings).items()},
         bucket=_bucket(settings),
         open_blob=store.open,
         bus=bus,
@@ -91,6 +93,12 @@ def check_fleet(settings: Settings) -> None:
             raise SettingsError(
                 "FLEET_REDIS_URL is set, but redis-py is not installed: pip install 'registry-cache[fleet]'"
             ) from error
+
+
+def _asked(registry: RegistrySettings) -> str:
+    """Where and as whom a registry is asked; no secret is in it, only whether there is one."""
+    account = [registry.credential_helper, registry.username] if registry.has_account else []
+    return json.dumps([registry.url.rstrip("/"), account, registry.may_be_shared])
 
 
 def source_of(fleet: "Fleet | None", source: BlobSource, upstream: Upstream, proof: Proof) -> BlobSource:
@@ -170,6 +178,7 @@ async def open_port(
             threads=reads,
             now=fleet.redis.now,
             counts=fleet.counts,
+            takes_part=lambda: fleet.membership.holds,
         )
         host, number = host_and_port(settings.fleet_listen)
         server = web.Server(_without(settings.forwarding, port.handle), handler_cancellation=True, access_log=None)

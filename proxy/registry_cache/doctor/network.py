@@ -72,6 +72,11 @@ def fleet(stats: Stats) -> Check | None:
     if found.redis_trouble:
         text = f"Redis does not answer: {found.redis_trouble}; this replica fetches for itself"
         return Check("fleet", "warning", text, "see to FLEET_REDIS_URL and FLEET_REDIS_PASSWORD_FILE, and to Redis")
+    if found.refusal:
+        text = f"{found.name}: {found.refusal}; this replica runs alone"
+        return Check(
+            "fleet", "broken", text, "give all replicas the same settings and key, or this one another FLEET_NAME"
+        )
     if not found.address:
         text = "it is not known where the others reach this replica, so it runs alone"
         return Check("fleet", "warning", text, "set FLEET_ADVERTISE to an address in FLEET_PEERS")

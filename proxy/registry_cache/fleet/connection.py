@@ -73,6 +73,7 @@ class FleetRedis:
         self._is_probing = False
         self._retry_at = 0.0  # monotonic seconds
         self.trouble = ""  # why it is left alone; empty while it works
+        self.barred = ""  # why this replica has no part in the fleet; empty while it has
 
     def __repr__(self) -> str:
         return f"<FleetRedis {self.host}:{self.port} {self.trouble or 'works'}>"
@@ -86,16 +87,25 @@ class FleetRedis:
         self.ahead_seconds = seconds + microseconds / 1e6 - time.time()
 
     async def run(
-        self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], *, patiently: bool = False
+        self,
+        script: str,
+        keys: Sequence[str],
+        args: Sequence[str | int | bytes],
+        *,
+        patiently: bool = False,
+        joins: bool = False,
     ) -> Any:
         """The answer of *script*.
 
         Args:
+            joins: asks for a part in the fleet; all else needs one.
             patiently: no client waits for it: a busy machine is no reason to leave Redis alone.
 
         Raises:
             RedisDown: there is none, or Redis is left alone for now.
         """
+        if self.barred and not joins:
+            raise RedisDown(self.barred)
         is_probe = bool(self.trouble)
         if is_probe and (self._is_probing or time.monotonic() < self._retry_at):
             raise RedisDown(self.trouble)

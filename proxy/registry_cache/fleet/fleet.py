@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.leases import Leases, RedisDown, prefix_of
 from registry_cache.fleet.limits import SharedLimits
+from registry_cache.fleet.membership import Membership
 from registry_cache.fleet.moves import Moved, Moves
 from registry_cache.fleet.peers import Peers
 from registry_cache.fleet.questions import Questions
@@ -48,9 +49,11 @@ class Fleet:
         counts: Counts,
         *,
         tag_ttl_seconds: float,
+        membership: Membership,
     ) -> None:
         self._name = name
         prefix = prefix_of(name)
+        self.membership = membership
         self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, events=bus)
         self.limits = SharedLimits(redis, signer, prefix=prefix)
         self.questions = Questions(
@@ -116,6 +119,7 @@ class Fleet:
     async def look(self) -> None:
         """Hear what the others have told since."""
         with contextlib.suppress(RedisDown):
+            await self.membership.look()
             await self.limits.look()
             await self.moves.look()
 
@@ -143,6 +147,7 @@ class Fleet:
             name=self._name,
             address=self.leases.address,
             redis_trouble=self.redis.trouble,
+            refusal=self.membership.refusal,
             leases=len(self.leases),
             has_bucket=self.tier is not None,
             reading_trouble=self.tier.bucket.reading.trouble if self.tier else "",
@@ -198,6 +203,7 @@ async def open_fleet(
     name: str,
     networks: Sequence[str],
     tag_ttl_seconds: float,
+    registries: Mapping[str, str],
     bucket: BucketPlace | None = None,
     open_blob: Callable[[Digest], Awaitable[OpenBlob | None]],
     bus: events.Events,
@@ -206,6 +212,7 @@ async def open_fleet(
 
     Args:
         tag_ttl_seconds: the longest that any registry's tags are served unasked.
+        registries: by name, where and as whom they are asked: the same in all replicas.
         open_blob: of the local store, from which the bucket is filled.
 
     Raises:
@@ -219,11 +226,25 @@ async def open_fleet(
         stack.push_async_callback(leases.aclose)
         leases.start()
         peers = await stack.enter_async_context(Peers(signer, networks, address=lambda: leases.address, now=redis.now))
+        membership = Membership(redis, signer, name=name, prefix=prefix_of(name), registries=registries, events=bus)
+        with contextlib.suppress(RedisDown):  # who is ready takes part, or knows why not
+            await membership.look(patiently=False)
         counts, tier = Counts(), None
         if bucket is not None:
             opened = open_tier(bucket, redis, name=name, open_blob=open_blob, counts=counts, bus=bus)
             tier = await stack.enter_async_context(opened)
-        fleet = Fleet(name, redis, leases, peers, signer, tier, bus, counts, tag_ttl_seconds=tag_ttl_seconds)
+        fleet = Fleet(
+            name,
+            redis,
+            leases,
+            peers,
+            signer,
+            tier,
+            bus,
+            counts,
+            tag_ttl_seconds=tag_ttl_seconds,
+            membership=membership,
+        )
         fleet.questions.start()
         stack.push_async_callback(fleet.questions.aclose)
         yield fleet

@@ -73,6 +73,7 @@ class FleetPort:
     Args:
         followers: sent the same blob at the same time; further ones are sent to those.
         now: the fleet's clock.
+        takes_part: whether this replica asks the same upstream as the others; else its word proves nothing to them.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class FleetPort:
         threads: Threads,
         now: Callable[[], float],
         counts: Counts,
+        takes_part: Callable[[], bool],
     ) -> None:
         self._flights = flights
         self._proof = proof
@@ -93,6 +95,7 @@ class FleetPort:
         self._threads = threads
         self._now = now
         self._counts = counts
+        self._takes_part = takes_part
         self._tower = _Tower(flights)
         self._serving: dict[Digest, list[_Follower]] = {}
 
@@ -125,6 +128,8 @@ class FleetPort:
 
     async def _open(self, digest: Digest) -> OpenBlob | FlightReader | None:
         """What is here, or on its way to be."""
+        if not self._takes_part():
+            return None
         blob = await self._flights.stored(digest)
         flight = self._flights.get(digest)
         if blob is not None or flight is None or flight.unstored or flight.leaving or flight.error is not None:

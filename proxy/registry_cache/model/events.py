@@ -125,6 +125,21 @@ class FleetJoined(Event, frozen=True, kw_only=True):
     listen: str
 
 
+class FleetRefused(Event, frozen=True, kw_only=True):
+    """The replica differs from the others of fleet ``name``: it runs alone until it does not any more."""
+
+    level: ClassVar[Level] = "error"
+
+    name: str
+    reason: str
+
+
+class FleetAdmitted(Event, frozen=True, kw_only=True):
+    """The replica does not differ from the others any more, and takes part."""
+
+    name: str
+
+
 class FleetRedisDown(Event, frozen=True, kw_only=True):
     """Redis does not answer: this replica fetches for itself until it does."""
 

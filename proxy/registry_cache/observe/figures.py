@@ -152,6 +152,7 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
     Attributes:
         address: where the others reach it; empty while that is not known, and it runs alone.
         redis_trouble: why Redis is left alone; empty while it works.
+        refusal: why it has no part in the fleet: it asks another upstream, or has another key; empty while it has.
         leases: blobs that it fetches for all, now.
         led: blobs that it has fetched for all; ``takeovers``: those of them whose leader had died.
         followed: bodies that it has begun to read from others.
@@ -176,6 +177,7 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
     served_bytes: int
     redirected: int
     refused: int
+    refusal: str = ""
     has_bucket: bool = False
     reading_trouble: str = ""
     writing_trouble: str = ""

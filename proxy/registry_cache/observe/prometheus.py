@@ -159,6 +159,9 @@ def _registries(upstreams: Mapping[str, UpstreamFigures]) -> Iterator[Metric]:
 
 def _fleet(fleet: FleetFigures) -> Iterator[Metric]:
     yield _gauge("fleet_redis_up", "Whether the fleet's Redis answers.", int(not fleet.redis_trouble))
+    yield _gauge(
+        "fleet_refused", "Whether the fleet has refused this replica, which runs alone.", int(bool(fleet.refusal))
+    )
     yield _gauge("fleet_leases", "Blobs that this replica fetches for all now.", fleet.leases)
     how = {name: getattr(fleet, name) for name in ("led", "followed", "alone")}
     yield _labelled("fleet_fetches", "Cold blobs by how they came here.", "how", how.items())
