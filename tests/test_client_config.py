@@ -13,6 +13,8 @@ from registry_cache.clients.texts import CLIENTS, MARK, NOBODY, ClientFile, Iden
 from tests.proof.leaks import forms_of
 from tests.test_command_line import run
 
+pytestmark = pytest.mark.program
+
 CACHE = "http://127.0.0.1:5000"
 SERVED = [Served("docker.io", "https://registry-1.docker.io"), Served("registry.corp", "https://registry.corp:5443")]
 

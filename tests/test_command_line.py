@@ -18,6 +18,8 @@ from registry_cache.settings.groups import grouped_settings
 from registry_cache.settings.model import Settings
 from tests.e2e.command import PROGRAM, environment
 
+pytestmark = pytest.mark.program
+
 
 def run(*arguments, **env):
     return subprocess.run(

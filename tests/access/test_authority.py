@@ -9,6 +9,8 @@ import pytest
 from registry_cache.access.authority import names_of
 from tests.e2e.command import PROGRAM, environment
 
+pytestmark = pytest.mark.program
+
 
 def init(*arguments):
     return subprocess.run(

@@ -7,6 +7,8 @@ import pytest
 
 from tests.e2e.command import PROGRAM, environment
 
+pytestmark = pytest.mark.program
+
 
 @pytest.fixture
 def check(tmp_path):

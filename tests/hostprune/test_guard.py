@@ -17,6 +17,8 @@ import pytest
 from registry_cache.hostprune.guard import RunLock
 from registry_cache.model.errors import RunLockError
 
+pytestmark = pytest.mark.program
+
 SOON_SECONDS = 30
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.packaging.debian import ROOT, wheels
 
+pytestmark = pytest.mark.program
+
 LOCKS = sorted(path.name for path in ROOT.glob("requirements*.lock"))
 PIP = re.compile(r"pip (?:install|wheel)\b")
 

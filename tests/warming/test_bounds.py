@@ -10,6 +10,8 @@ from registry_cache.warming.compose import read_project
 from registry_cache.warming.interpolation import ComposeInvalid, resolve
 from registry_cache.warming.yaml_file import MAX_BYTES
 
+pytestmark = pytest.mark.program
+
 MEMORY = 400 * 1024 * 1024
 
 
