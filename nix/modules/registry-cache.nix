@@ -376,6 +376,10 @@ in
             message = "services.registry-cache.upstreams.\"${name}\".passwordFile is ${toString registry.passwordFile}: everybody can read the Nix store.";
           }
           {
+            assertion = registry.settings.access or null != "forward" || registry.username == null;
+            message = "services.registry-cache.upstreams.\"${name}\" has access = \"forward\" and a username: clients' own logins are used there, and nothing else.";
+          }
+          {
             assertion = !any (key: registry.settings ? ${key}) [ "username" "password_file" ];
             message = "services.registry-cache.upstreams.\"${name}\".settings has username or password_file in it: these are options beside it.";
           }

@@ -76,3 +76,29 @@ oidc = { issuer = "github", repository_owner = "org" }
     said = ("--issuer", "github", "--claim", "repository_owner=org")
     assert check(rules, "-", "nginx", *said)[0] == 0
     assert check(rules, "-", "nginx", "--issuer", "github", "--claim", "repository_owner=x")[0] == 1
+
+
+FORWARD = """
+[[access]]
+networks = ["10.1.0.0/16"]
+repositories = ["ghcr.io/secret/**"]
+deny = true
+[[access]]
+users = ["ci"]
+[upstreams."ghcr.io"]
+access = "forward"
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["anybody", "ghcr.io/org/app:1"], 0, "ghcr.io decides, by the login that the client has there"),
+        (["-", "ghcr.io/org/app:1"], 0, "ghcr.io decides"),
+        (["ci", "ghcr.io/secret/app", "--address", "10.1.2.3"], 1, "no, rule 1 of 2 says so, before ghcr.io is asked"),
+        (["ci", "org/app"], 0, "docker.io/org/app: yes, rule 2 of 2 says so"),
+    ],
+)
+def test_a_registry_that_decides_itself(check, arguments, code, said):
+    found, text = check(FORWARD, *arguments)
+    assert (found, said in text) == (code, True), text

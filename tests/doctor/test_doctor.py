@@ -365,6 +365,8 @@ async def test_mirrors_are_told_apart_by_who_answers(start_cache):
         ({"htpasswd": True, "access": [{"networks": ["127.0.0.0/8"], "quiet": True}]}, "http://10.1.0.5:5000", True),
         ({"oidc": {"ci": {"issuer": "https://x", "audience": "y"}}}, "http://127.0.0.1:5000", True),
         ({"access": [{"networks": ["127.0.0.0/8"]}]}, "http://127.0.0.1:5000", False),
+        ({"upstreams": {"ghcr.io": {"access": "forward"}}}, "http://127.0.0.1:5000", True),
+        ({"upstreams": {"docker.io": {"access": "forward"}}}, "http://127.0.0.1:5000", False),
     ],
 )
 def test_a_mirror_that_would_be_sent_a_docker_hub_login_is_named(tmp_path, flags, mirror, is_named):

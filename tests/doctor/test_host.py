@@ -11,6 +11,7 @@ from registry_cache.doctor import host
 from registry_cache.settings.access import AccessRule
 from registry_cache.settings.load import load_settings
 from registry_cache.settings.model import Settings
+from registry_cache.settings.upstreams import UpstreamSettings
 
 MOUNTINFO = """\
 22 1 8:1 / / rw - ext4 /dev/sda1 rw
@@ -185,3 +186,21 @@ def test_rules_that_never_decide(given, never):
     assert [check.text for check in found if check.state == "warning"] == [
         f"ACCESS: rule {number} never decides: rule 1 fits whatever it fits" for number in never
     ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_told"),
+    [
+        ({"users": ["ci"], "repositories": ["ghcr.io/org/**"]}, True),
+        ({"users": ["ci"], "repositories": ["ghcr.io/org/**", "docker.io/**"]}, False),
+        ({"users": ["ci"], "repositories": ["ghcr.io/org/**"], "deny": True}, False),
+        ({"networks": ["10.0.0.0/8"], "repositories": ["ghcr.io/**"], "quiet": True}, False),
+        ({"users": ["ci"]}, False),
+    ],
+)
+def test_rules_that_allow_what_a_registry_decides(rule, is_told):
+    upstreams = {"ghcr.io": UpstreamSettings(access="forward")}
+    found = [*host.rules(Settings.model_construct(access=[AccessRule(**rule)], upstreams=upstreams))]
+    assert [check.text for check in found] == (
+        ["ACCESS: rule 1 allows what ghcr.io decides: access is forward there"] if is_told else []
+    )

@@ -172,6 +172,10 @@ def test_every_setting_of_a_registry_is_typed_and_reaches_the_program(nix, tmp_p
         ('{ passwordFile = "/run/secrets/ghcr"; }', "set username and passwordFile both"),
         ('{ username = "ci"; passwordFile = "${builtins.storeDir}/pat"; }', "everybody can read the Nix store"),
         ('{ settings.username = "ci"; }', "options beside it"),
+        (
+            '{ username = "ci"; passwordFile = "/run/secrets/ghcr"; settings.access = "forward"; }',
+            "clients' own logins are used there",
+        ),
     ],
 )
 def test_a_registry_with_half_an_account_is_refused(nix, table, told):

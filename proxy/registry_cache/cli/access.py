@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from registry_cache.access.control import Access
-from registry_cache.access.rules import Principal, Vouched
-from registry_cache.assembly.guards import access_of
+from registry_cache.access.rules import Principal, Vouched, decide
+from registry_cache.assembly.guards import access_of, rules_of
 from registry_cache.cli.common import say, service_config_option
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Repository
@@ -52,7 +52,7 @@ def command(
 
     No password is asked for, and no running cache.
 
-    Exit codes: 0 for yes, 1 for no.
+    Exit codes: 0 for yes, or where a registry decides itself; 1 for no.
     """
     settings = load_settings(config, {}, with_token=False)
     access = access_of(settings)
@@ -60,6 +60,10 @@ def command(
         repository = _repository(settings, image)
     except RegistryCacheError as error:
         raise click.UsageError(str(error)) from error
+    if repository.registry in settings.forwarding:
+        allowed, text = _by_registry(settings, Principal(address, certificates), repository)
+        say(f"{repository}: {text}")
+        sys.exit(0 if allowed else _REFUSED)
     if access is None or not settings.has_rules:
         say(f"{repository}: yes, there are no rules: whoever reaches {settings.listen} may pull everything")
         return
@@ -67,6 +71,19 @@ def command(
     allowed, text = _judged(access, settings, principal, repository)
     say(f"{repository}: {text}")
     sys.exit(0 if allowed else _REFUSED)
+
+
+def _by_registry(settings: Settings, principal: Principal, repository: Repository) -> tuple[bool, str]:
+    """Of a registry that decides itself: rules can only say no before it."""
+    decision = decide(rules_of(settings), principal, str(repository))
+    if decision.rule and not decision.allowed and settings.access:
+        return (
+            False,
+            f"no, rule {decision.rule} of {len(settings.access)} says so, before {repository.registry} is asked",
+        )
+    return True, (
+        f"{repository.registry} decides, by the login that the client has there (access = forward): only a pull tells"
+    )
 
 
 def _vouched(settings: Settings, issuer: str | None, claims: tuple[str, ...]) -> Vouched | None:

@@ -112,8 +112,12 @@ def certificate(settings: Settings, now: float) -> Iterator[Check]:
 
 
 def rules(settings: Settings) -> Iterator[Check]:
-    """Rules that never decide, because one before them fits everybody that they fit, and everything."""
+    """Rules that never decide: one before them fits everybody that they fit, and everything; or a registry decides."""
     for number, rule in enumerate(settings.access, 1):
+        registries = {pattern.partition("/")[0] for pattern in rule.repositories}
+        if registries <= set(settings.forwarding) and not rule.deny and not rule.quiet:
+            text = f"ACCESS: rule {number} allows what {', '.join(sorted(registries))} decides: access is forward there"
+            yield Check("rules", "warning", text, "leave the rule out, or the access of that registry")
         for before, other in enumerate(settings.access[: number - 1], 1):
             same = all(getattr(other, name) in (None, getattr(rule, name)) for name in _CONDITIONS)
             if same and (EVERYTHING in other.repositories or other.repositories == rule.repositories):

@@ -218,7 +218,8 @@ async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
     except RegistryCacheError as error:
         if image:
             return _not_for(image, who, error)
-    return Check("credential", "ok", f"upstream answers {who}")
+    decides = "; clients' own logins decide there" if registry.forwards else ""
+    return Check("credential", "ok", f"upstream answers {who}{decides}")
 
 
 def _made_up(registry: RegistrySettings) -> Reference:
@@ -288,8 +289,10 @@ async def docker(
 
 def hub_logins(settings: Settings, mirrors: list[str]) -> Iterator[Check]:
     """dockerd's mirrors that are this cache, and would be sent the Docker Hub login of whoever has one there."""
-    if not settings.htpasswd and not settings.oidc:
+    if not (settings.htpasswd or settings.oidc or settings.forwarding):
         return  # nobody is asked to log in
+    if settings.default_registry in settings.forwarding:
+        return  # it is what decides
     for mirror in mirrors:
         host = urlsplit(mirror).hostname or ""
         # A connection to an address of this host comes from that address.
