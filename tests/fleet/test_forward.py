@@ -69,13 +69,13 @@ async def test_what_others_tell_of_its_tags_is_not_heard():
         heard.append(reference.repository.registry)
 
     @contextlib.asynccontextmanager
-    async def tell(moved):
+    async def tell(moved, _curator):
         told.append(moved)
         yield
 
-    fleet = SimpleNamespace(following=tell, limits=SimpleNamespace(join=joined.extend))
+    fleet = SimpleNamespace(following=tell, limits=SimpleNamespace(join=joined.extend), wishes=None)
     upstreams = {"ghcr.io": None, "quay.io": None}
-    async with following(fleet, SimpleNamespace(moved=moved), upstreams, ["ghcr.io"]):
+    async with following(fleet, SimpleNamespace(moved=moved), SimpleNamespace(), upstreams, ["ghcr.io"]):
         for name in ("ghcr.io", "quay.io"):
             await told[0](Reference(Repository(name, "org/app"), "1"), Digest.of(b""), 1.0)
     assert heard == joined == ["quay.io"]

@@ -133,8 +133,10 @@ async def following(
 
     async with fleet.following(moved, curator):
         curator.herald = fleet.wishes
-        yield
-        curator.herald = None
+        try:
+            yield
+        finally:
+            curator.herald = None
 
 
 def ended(fleet: "Fleet | None") -> Callable[[Flight], None]:
