@@ -181,6 +181,7 @@ async def open_port(
             now=fleet.redis.now,
             counts=fleet.counts,
             takes_part=lambda: fleet.membership.holds,
+            spaces=fleet.spaces,
         )
         host, number = host_and_port(settings.fleet_listen)
         server = web.Server(_without(settings.forwarding, port.handle), handler_cancellation=True, access_log=None)

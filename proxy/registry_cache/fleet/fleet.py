@@ -17,6 +17,7 @@ from registry_cache.fleet.questions import Questions
 from registry_cache.fleet.shared_upstream import SharedUpstream
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.source import FleetSource, Proof, Trail
+from registry_cache.fleet.spaces import Spaces
 from registry_cache.fleet.tier import Tier
 from registry_cache.fleet.tier_opening import BucketPlace, open_tier
 from registry_cache.fleet.wishes import Curator, Wishes
@@ -50,16 +51,18 @@ class Fleet:
         *,
         tag_ttl_seconds: float,
         membership: Membership,
+        spaces: Spaces,
     ) -> None:
         self._name = name
         prefix = prefix_of(name)
         self.membership = membership
+        self.spaces = spaces
         self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, events=bus)
         self.limits = SharedLimits(redis, signer, prefix=prefix)
         self.questions = Questions(
             redis, signer, prefix=prefix, address=lambda: leases.address, limits=self.limits, events=bus
         )
-        self.moves = Moves(redis, signer, prefix=prefix, backlog_seconds=tag_ttl_seconds, events=bus)
+        self.moves = Moves(redis, signer, prefix=prefix, backlog_seconds=tag_ttl_seconds, spaces=spaces, events=bus)
         self.redis = redis
         self.leases = leases
         self.signer = signer
@@ -93,6 +96,7 @@ class Fleet:
             self.questions,
             self.moves,
             self.wishes,
+            self.spaces,
             tag_ttl_seconds=tag_ttl_seconds,
             no_ttl_seconds=no_ttl_seconds,
         )
@@ -222,10 +226,13 @@ async def open_fleet(
         redis = FleetRedis(url, password_file=password_file, events=bus)
         stack.push_async_callback(redis.aclose)
         signer = Signer(key_file)
-        leases = Leases(redis, signer, name=name, events=bus)
+        spaces = Spaces(registries)
+        leases = Leases(redis, signer, name=name, events=bus, spaces=spaces)
         stack.push_async_callback(leases.aclose)
         leases.start()
-        peers = await stack.enter_async_context(Peers(signer, networks, address=lambda: leases.address, now=redis.now))
+        peers = await stack.enter_async_context(
+            Peers(signer, networks, address=lambda: leases.address, now=redis.now, spaces=spaces)
+        )
         membership = Membership(redis, signer, name=name, prefix=prefix_of(name), registries=registries, events=bus)
         with contextlib.suppress(RedisDown):  # who is ready takes part, or knows why not
             await membership.look(patiently=False)
@@ -244,6 +251,7 @@ async def open_fleet(
             counts,
             tag_ttl_seconds=tag_ttl_seconds,
             membership=membership,
+            spaces=spaces,
         )
         fleet.questions.start()
         stack.push_async_callback(fleet.questions.aclose)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from registry_cache.fleet import scripts
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
+from registry_cache.fleet.spaces import Spaces
 from registry_cache.model import events
 from registry_cache.model.errors import BlobUnknown, RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
@@ -70,12 +71,16 @@ class Leases:
 
     Args:
         name: of the fleet.
+        spaces: what registries are called in it.
     """
 
-    def __init__(self, redis: Redis, signer: Signer, *, name: str, events: events.Events) -> None:
+    def __init__(
+        self, redis: Redis, signer: Signer, *, name: str, events: events.Events, spaces: Spaces | None = None
+    ) -> None:
         self.address = ""  # where the others reach this one; nothing is claimed before that is known
         self._redis = redis
         self._signer = signer
+        self._spaces = spaces or Spaces()
         self._prefix = prefix_of(name)
         self._held: dict[Digest, str] = {}
         self._endings: set[asyncio.Task[None]] = set()
@@ -206,9 +211,8 @@ class Leases:
         no = self._prefix + self._no(repository, digest)
         return [self._key("l", digest), self._key("at", digest), no]
 
-    @staticmethod
-    def _no(repository: Repository | None, digest: Digest) -> str:
-        return f"x:{repository or ''}@{digest}"
+    def _no(self, repository: Repository | None, digest: Digest) -> str:
+        return f"x:{self._spaces.told(repository) if repository else ''}@{digest}"
 
     def _key(self, kind: str, digest: Digest) -> str:
         return f"{self._prefix}{kind}:{digest}"

@@ -67,16 +67,24 @@ class SharedLimits:
         Raises:
             RedisDown: not now.
         """
+        await self.hear(patiently=True)
+        await self._tell()
+
+    async def hear(self, *, patiently: bool) -> None:
+        """Hear what others have met.
+
+        Raises:
+            RedisDown: not now.
+        """
         names = [name for name, _, _ in self._all()]
         if not names:
             return
-        values = await self._redis.run(scripts.LIMITS, [self._prefix + name for name in names], [], patiently=True)
+        values = await self._redis.run(scripts.LIMITS, [self._prefix + name for name in names], [], patiently=patiently)
         for (name, limits, kind), value in zip(list(self._all()), values, strict=False):
             said = opened(self._signer, name, value)
             if said is not None:
                 with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                     self._heard(name, limits, kind, said)
-        await self._tell()
 
     def _all(self) -> Iterator[tuple[str, RateLimit, str]]:
         for registry, limits in self._limits.items():

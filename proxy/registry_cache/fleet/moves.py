@@ -15,6 +15,7 @@ from registry_cache.fleet import question_scripts as scripts
 from registry_cache.fleet.leases import Redis
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
+from registry_cache.fleet.spaces import Spaces
 from registry_cache.model import events
 from registry_cache.model.errors import DigestInvalid, NameInvalid, RegistryCacheError, TagInvalid
 from registry_cache.model.oci import Digest, Reference, Repository
@@ -35,16 +36,25 @@ class Moves:
 
     Args:
         prefix: of all keys of the fleet.
+        spaces: what registries are called in the fleet.
         backlog_seconds: so long before its start a replica listens: the longest that a tag is served unasked.
     """
 
     def __init__(
-        self, redis: Redis, signer: Signer, *, prefix: str, backlog_seconds: float, events: events.Events
+        self,
+        redis: Redis,
+        signer: Signer,
+        *,
+        prefix: str,
+        backlog_seconds: float,
+        spaces: Spaces,
+        events: events.Events,
     ) -> None:
         self._redis = redis
         self._signer = signer
         self._key = f"{prefix}{_NAME}"
         self._backlog_seconds = backlog_seconds
+        self._spaces = spaces
         self._last = ""
         self._waiting: OrderedDict[Reference, tuple[Digest, int]] = OrderedDict()
         self._moved: Moved | None = None
@@ -68,7 +78,7 @@ class Moves:
 
     def announcement(self, reference: Reference, digest: Digest, asked_us: int) -> bytes:
         """What the others are told of a tag."""
-        repository = reference.repository
+        repository = self._spaces.told(reference.repository)
         payload = msgspec.json.encode([repository.registry, repository.name, reference.target])
         return Sealed(asked_us, digest, payload).seal(self._signer, _NAME)
 
@@ -96,7 +106,10 @@ class Moves:
             return
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, NameInvalid, DigestInvalid, TagInvalid):
             registry, name, tag = msgspec.json.decode(said.payload, type=tuple[str, str, str])
-            reference = Reference.parse(Repository.parse(name, registry), tag)
+            here = self._spaces.heard(registry)
+            if here is None:
+                return
+            reference = Reference.parse(Repository.parse(name, here), tag)
             self._waiting.pop(reference, None)
             self._waiting[reference] = Digest.parse(said.mark), said.asked_us
             while len(self._waiting) > _WAITING_MAX:

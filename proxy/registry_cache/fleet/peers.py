@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from registry_cache.fleet.signature import ANSWER, HEADER, Signer
+from registry_cache.fleet.spaces import Spaces
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import ContentRange
@@ -62,14 +63,22 @@ class Peers:
         networks: that replicas are in.
         address: where the others reach this one.
         now: the fleet's clock.
+        spaces: what registries are called in the fleet.
     """
 
     def __init__(
-        self, signer: Signer, networks: Sequence[str], *, address: Callable[[], str], now: Callable[[], float]
+        self,
+        signer: Signer,
+        networks: Sequence[str],
+        *,
+        address: Callable[[], str],
+        now: Callable[[], float],
+        spaces: Spaces | None = None,
     ) -> None:
         self._signer = signer
         self._networks = [ipaddress.ip_network(network) for network in networks]
         self._address = address
+        self._spaces = spaces or Spaces()
         self._now = now
         self._session: aiohttp.ClientSession | None = None
 
@@ -101,7 +110,7 @@ class Peers:
         Raises:
             PeerGone, PeerSilent, PeerRefuses.
         """
-        path = blob_path(repository, digest)
+        path = blob_path(self._spaces.told(repository), digest)
         for hop in range(_HOPS_MAX):
             response = await self._ask("GET", address, path, start, direct=direct)
             if response.status == 307:  # noqa: PLR2004 -- HTTP
@@ -117,9 +126,10 @@ class Peers:
 
     async def lives(self, address: str, repository: Repository, digest: Digest) -> bool:
         """Whether who is at *address* answers at all, and still brings the blob or has it."""
+        path = blob_path(self._spaces.told(repository), digest)
         try:
             async with asyncio.timeout(LIVES_SECONDS):
-                response = await self._ask("HEAD", address, blob_path(repository, digest), 0, direct=True)
+                response = await self._ask("HEAD", address, path, 0, direct=True)
         except (PeerGone, PeerSilent, TimeoutError):
             return False
         response.release()

@@ -13,6 +13,7 @@ from aiohttp import web
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.peers import DIRECT, PROVEN
 from registry_cache.fleet.signature import ANSWER, HEADER, Signer
+from registry_cache.fleet.spaces import Spaces
 from registry_cache.model.errors import BlobUnknown, DigestInvalid, NameInvalid, RegistryCacheError, UpstreamBusy
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import ContentRange
@@ -24,6 +25,8 @@ from registry_cache.web.sending import SocketSink
 
 _PATH = re.compile(r"/fleet/v1/([^/]{1,255})/(.{1,255})/blobs/([^/]{1,150})")
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-")
+# Of a registry that another replica asks otherwise than this one: nothing is proven here.
+_NOT_OURS = "?"
 # A peer that takes nothing for so long is not waited for.
 _PEER_TIMEOUT_SECONDS = 10.0
 
@@ -74,6 +77,7 @@ class FleetPort:
         followers: sent the same blob at the same time; further ones are sent to those.
         now: the fleet's clock.
         takes_part: whether this replica asks the same upstream as the others; else its word proves nothing to them.
+        spaces: what registries are called in the fleet.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class FleetPort:
         now: Callable[[], float],
         counts: Counts,
         takes_part: Callable[[], bool],
+        spaces: Spaces,
     ) -> None:
         self._flights = flights
         self._proof = proof
@@ -96,6 +101,7 @@ class FleetPort:
         self._now = now
         self._counts = counts
         self._takes_part = takes_part
+        self._spaces = spaces
         self._tower = _Tower(flights)
         self._serving: dict[Digest, list[_Follower]] = {}
 
@@ -110,7 +116,10 @@ class FleetPort:
             self._counts.refused += 1
             return web.Response(status=401)
         try:
-            repository, digest = Repository.parse(match[2], match[1]), Digest.parse(match[3])
+            repository, digest = (
+                Repository.parse(match[2], self._spaces.heard(match[1]) or _NOT_OURS),
+                Digest.parse(match[3]),
+            )
         except (NameInvalid, DigestInvalid):
             return web.Response(status=400)
         asked = _RANGE.fullmatch(range_)

@@ -63,6 +63,7 @@ class Turn:
         self.said: Sealed | None = None
         self.no = ("", "")
         self.announced = b""
+        self.before: tuple[Question, Sealed] | None = None  # the answer to another one, that is told before
 
     @property
     def age_seconds(self) -> float:
@@ -81,8 +82,8 @@ class Limits(Protocol):
     async def settled(self) -> None:
         """What has been met has been told."""
 
-    async def look(self) -> None:
-        """Hear what others have met; raises RedisDown."""
+    async def hear(self, *, patiently: bool) -> None:
+        """What others have met; raises RedisDown."""
 
 
 class Questions:
@@ -160,9 +161,7 @@ class Questions:
         """The last answer to it, however old."""
         turn = Turn(0)
         with contextlib.suppress(RedisDown):
-            value, now = await self._redis.run(
-                scripts.KEPT, self._keys(question.answer), [question.answer_max_bytes], patiently=True
-            )
+            value, now = await self._redis.run(scripts.KEPT, self._keys(question.answer), [question.answer_max_bytes])
             turn = Turn(int(now), opened(self._signer, question.answer, value))
         return turn
 
@@ -200,7 +199,7 @@ class Questions:
             elif found.mark in _NOES:
                 raise _NOES[found.mark](found.payload.decode(errors="replace"))
             else:  # a limit, maybe: who goes on by itself has to know of it before
-                await self._limits.look()
+                await self._limits.hear(patiently=False)
                 break
         return Turn(asked_us)
 
@@ -236,6 +235,8 @@ class Questions:
 
     async def _told(self, question: Question, mine: str, turn: Turn) -> None:
         await self._limits.settled()
+        if turn.before is not None:
+            await self.put(*turn.before)
         answer = no = b""
         if turn.said is not None:
             answer = turn.said.seal(self._signer, question.answer)

@@ -14,6 +14,7 @@ import msgspec
 from registry_cache.fleet.moves import Moves
 from registry_cache.fleet.questions import Question, Questions, Turn
 from registry_cache.fleet.sealed import Sealed
+from registry_cache.fleet.spaces import Spaces
 from registry_cache.fleet.wishes import Wishes
 from registry_cache.model.errors import (
     CredentialRefused,
@@ -78,6 +79,7 @@ class SharedUpstream:
         questions: Questions,
         moves: Moves,
         wishes: Wishes,
+        spaces: Spaces,
         *,
         tag_ttl_seconds: float,
         no_ttl_seconds: float,
@@ -86,6 +88,7 @@ class SharedUpstream:
         self._questions = questions
         self._moves = moves
         self._wishes = wishes
+        self._spaces = spaces
         self._tag_ttl_seconds = tag_ttl_seconds
         self._no_ttl_seconds = no_ttl_seconds
 
@@ -120,9 +123,9 @@ class SharedUpstream:
             fetched = await self._upstream.manifest(reference)
             digest = Digest.of(fetched.body)
             if fetched.digest in (None, digest):
-                one = self._manifest(Reference(reference.repository, digest))
                 if turn.asked_us:
-                    await self._questions.put(one, _packed(fetched, turn.asked_us))
+                    one = self._manifest(Reference(reference.repository, digest))
+                    turn.before = one, _packed(fetched, turn.asked_us)
                 self._say(turn, reference, digest, fetched.media_type, len(fetched.body), fetched.age_seconds)
             return fetched
 
@@ -146,10 +149,11 @@ class SharedUpstream:
             turn.announced = self._moves.announcement(reference, digest, turn.said.asked_us)
 
     def _tag(self, reference: Reference, how: str) -> Question:
+        name = self._spaces.told_reference(reference)
         return Question(
-            f"t:{reference}",
-            f"x:{how}:{reference}",
-            f"q:{reference}",
+            f"t:{name}",
+            f"x:{how}:{name}",
+            f"q:{name}",
             self._tag_ttl_seconds,
             _TAG_KEPT_SECONDS,
             _TAG_MAX_BYTES,
@@ -158,10 +162,11 @@ class SharedUpstream:
         )
 
     def _manifest(self, reference: Reference) -> Question:
+        name = self._spaces.told_reference(reference)
         return Question(
-            f"m:{reference}",
-            f"x:get:{reference}",
-            f"q:{reference}",
+            f"m:{name}",
+            f"x:get:{name}",
+            f"q:{name}",
             _MANIFEST_KEPT_SECONDS,
             _MANIFEST_KEPT_SECONDS,
             MANIFEST_MAX_BYTES + _HEAD_MAX_BYTES,
@@ -195,7 +200,7 @@ class SharedUpstream:
             return msgspec.structs.replace(kept, age_seconds=turn.age_seconds, trouble=error)
 
     def _list(self, repository: Repository, path: str) -> Question:
-        name = hashlib.sha256(f"{repository.registry}{path}".encode()).hexdigest()
+        name = hashlib.sha256(f"{self._spaces.told(repository).registry}{path}".encode()).hexdigest()
         return Question(
             f"a:{name}",
             f"x:{name}",
