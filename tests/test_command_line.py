@@ -58,7 +58,7 @@ def test_the_help_of_serve_has_every_setting_once_in_its_group():
     told = run("serve", "--help", COLUMNS="110").stdout
     titles = re.findall(r"^(\S.*):$", told, re.MULTILINE)
     assert titles == [*grouped_settings(), "Options"]
-    flags = re.findall(r"^  (?:-h, )?--([a-z-]+)", told, re.MULTILINE)
+    flags = re.findall(r"^  (?:-h, )?--([a-z0-9-]+)", told, re.MULTILINE)
     names = [name for names in grouped_settings().values() for name in names]
     assert flags == [name.replace("_", "-") for name in [*names, "config", "help"]]
     assert {*names, "prune", "upstreams", "access", "limits", "oidc"} == set(Settings.model_fields)
