@@ -176,6 +176,7 @@ def running_dockerd(
     tmpfs_bytes: int | None = None,
     hosts: dict[str, str] | None = None,
     ca_file: Path | None = None,
+    etc: Path | None = None,
     within: Sequence[str] = (),
     **daemon_json: object,
 ) -> Iterator[Dockerd]:
@@ -185,6 +186,7 @@ def running_dockerd(
         tmpfs_bytes: give its data a filesystem of this size.
         hosts: addresses of names, for it alone.
         ca_file: what it trusts, instead of the system's certificates.
+        etc: what it finds at ``/etc/docker``, it alone.
         within: see ``Dockerd``; temporary files have the same names there as here.
         daemon_json: keys beside those that make it private.
     """
@@ -209,6 +211,9 @@ def running_dockerd(
         names = directory / "hosts"
         names.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in hosts.items()))
         script = f'mount --bind {names} /etc/hosts && exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+    if etc is not None:
+        script = f'mkdir -p /etc/docker && mount --bind {etc} /etc/docker && exec "$@"'
         command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
     environment = {**os.environ, "SSL_CERT_FILE": str(ca_file)} if ca_file else None
     with (directory / "log").open("wb") as log:
