@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from registry_cache.doctor.network import fleet as fleet_check
+from registry_cache.fleet.s3 import StoreTrouble
 from registry_cache.observe.figures import Stats, read
 from tests.fleet.conftest import REPOSITORY
 from tests.fleet.test_following import settled
@@ -48,3 +49,16 @@ async def test_the_doctor_tells_of_redis(start_replica, make_blob, redis_wire):
     assert (check.state, "Redis does not answer" in check.text) == ("warning", True)
     member.fleet.redis.trouble, member.fleet.leases.address = "", ""
     assert "FLEET_ADVERTISE" in fleet_check(read(await member.cache.stats(), Stats)).remedy
+
+
+async def test_the_doctor_tells_of_the_bucket(start_sharing, stand_in):
+    member = await start_sharing()
+    assert fleet_check(read(await member.cache.stats(), Stats)).state == "ok"
+    breakers = member.fleet.tier.bucket
+    breakers.writing.failed(StoreTrouble("the store answered 403 AccessDenied", is_lasting=True))
+    check = fleet_check(read(await member.cache.stats(), Stats))
+    assert check.text == "the bucket is not written to: the store answered 403 AccessDenied; pulls do without it"
+    breakers.reading.failed(StoreTrouble("the store answered 404 NoSuchBucket", is_lasting=True))
+    check = fleet_check(read(await member.cache.stats(), Stats))
+    assert (check.state, "not read: the store answered 404 NoSuchBucket" in check.text) == ("warning", True)
+    assert "FLEET_S3_CREDENTIALS_FILE" in check.remedy

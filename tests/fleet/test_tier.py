@@ -1,11 +1,15 @@
 """Replicas that share a bucket: what is in it is fetched from upstream no more, and no trouble of it fails a pull."""
 
 import asyncio
+import random
 
 import pytest
 import redis.asyncio
 
-from registry_cache.fleet import s3, tier
+from registry_cache.fleet import bucket, s3, shelf, tier
+from registry_cache.fleet.counts import Counts
+from registry_cache.fleet.eviction import Evictor
+from registry_cache.fleet.sweep import Sweeper
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
 from tests.fleet.conftest import REPOSITORY
@@ -200,3 +204,96 @@ async def test_the_keys_are_told_to_nobody(stocked, stand_in, redis_port, fleet_
     assert [text for text in told if SECRET in text] == []
     signed = "Authorization: AWS4-HMAC-SHA256"
     assert [text for text in told if "AKID" in text and not text.startswith(signed)] == []
+
+
+async def test_a_hit_here_keeps_the_blob_in_the_bucket(stocked, database, redis_port, fleet_name):
+    digest, _, member = stocked
+    await member.blob(REPOSITORY, digest)
+    await shared(member)
+    async with redis.asyncio.Redis(port=redis_port) as raw:
+        lru, name = f"{{rc1:{fleet_name}}}:lru", bytes.fromhex(Digest(digest).encoded)
+        await raw.zadd(lru, {name: 1000})
+        await member.cache.proxy.index.flush()
+        await member.fleet.tier._round()  # what the hit of before was
+        await raw.zadd(lru, {name: 1000})
+        await member.blob(REPOSITORY, digest)
+        assert await raw.zscore(lru, name) == 1000
+        await member.cache.proxy.index.flush()
+        await member.fleet.tier._round()
+        assert await raw.zscore(lru, name) > 1_700_000_000
+
+
+WELL = {"hangs": set(), "refuses": {}, "truncates": None, "stalls": None}
+TROUBLES = [
+    {"refuses": {"PUT": (500, "InternalError")}},
+    {"refuses": {"GET": (503, "SlowDown"), "DELETE": (503, "SlowDown")}},
+    {"refuses": {"DELETE": (403, "AccessDenied")}},
+    {"hangs": {"PUT", "DELETE"}},
+    {"truncates": 40_000},
+    {"stalls": 40_000},
+]
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_after_any_trouble_bucket_index_and_count_agree(
+    start_sharing, make_blob, stand_in, database, fleet_name, impatient, monkeypatch, seed
+):
+    for module, name, value in [
+        (shelf, "_PATIENCE_SECONDS", 0.1),
+        (shelf, "_PAUSE_SECONDS", 0.0),
+        (bucket, "_DELETE_SECONDS", 0.1),
+        (bucket, "RETRY_SECONDS", 0.05),
+        (bucket, "LASTING_RETRY_SECONDS", 0.05),
+    ]:
+        monkeypatch.setattr(module, name, value)
+    chance = random.Random(seed)
+    cap = 700_000
+    members = [await start_sharing(fleet_max_size=str(cap), max_size="500KB") for _ in range(2)]
+    blobs = [await make_blob(100_000) for _ in range(12)]
+    index, store = members[0].fleet.tier.index, members[0].fleet.tier.bucket
+    evictors = [
+        Evictor(one.fleet.tier.bucket, one.fleet.tier.index, cap_bytes=cap, counts=Counts(), bus=events.Events())
+        for one in members
+    ]
+    for _ in range(40):
+        for name, value in (WELL | chance.choice([{}, {}, *TROUBLES])).items():
+            setattr(stand_in, name, value)
+        if chance.random() < 0.03:
+            await database.delete(
+                *(f"{{rc1:{fleet_name}}}:{name}" for name in ("size", "lru", "going", "bytes", "meta"))
+            )
+        if stand_in.objects and chance.random() < 0.2:
+            del stand_in.objects[chance.choice(sorted(stand_in.objects))]
+        wanted = [(chance.choice(members), *chance.choice(blobs)) for _ in range(3)]
+        got = await asyncio.gather(*(member.blob(REPOSITORY, digest) for member, digest, _ in wanted))
+        assert [reply.body for reply in got] == [data for _, _, data in wanted]
+        await chance.choice(evictors).evict()
+        await store.look()
+    for name, value in WELL.items():
+        setattr(stand_in, name, value)
+    for member in members:
+        await shared(member)
+        await until(lambda member=member: not member.fleet.tier._tasks)
+    await asyncio.sleep(0.06)  # every breaker may be tried again
+    await store.look()
+    await database.delete(
+        f"{{rc1:{fleet_name}}}:meta", f"{{rc1:{fleet_name}}}:q:sweep", f"{{rc1:{fleet_name}}}:q:evict"
+    )
+    await Sweeper(store, index, bus=events.Events()).sweep()
+    while await evictors[0].evict():
+        pass
+    known = {digest async for digest in entries(index)}
+    assert {store.key(digest) for digest in known} == set(stand_in.objects)
+    turn = await index.turn("none")
+    assert (turn.size_bytes, turn.going) == (sum(map(len, stand_in.objects.values())), 0)
+    assert turn.size_bytes <= 0.95 * cap
+
+
+async def entries(index):
+    cursor = 0
+    while True:
+        cursor, found = await index.scan(cursor)
+        for digest, _ in found:
+            yield digest
+        if not cursor:
+            return

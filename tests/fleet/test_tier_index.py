@@ -16,6 +16,7 @@ from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
 from tests.fakes import REPOSITORY
+from tests.fleet.test_tier import entries
 
 BLOBS = [Digest.of(b"%d" % number) for number in range(300)]
 
@@ -242,13 +243,3 @@ async def test_what_somebody_else_has_written_there_is_swept_out(clients, stand_
     await part.index.condemn(0)
     await part.sweeper.sweep()
     assert sorted([digest async for digest in entries(part.index)]) == sorted(BLOBS[:3])
-
-
-async def entries(index):
-    cursor = 0
-    while True:
-        cursor, found = await index.scan(cursor)
-        for digest, _ in found:
-            yield digest
-        if not cursor:
-            return

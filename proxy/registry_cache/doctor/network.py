@@ -80,6 +80,10 @@ def fleet(stats: Stats) -> Check | None:
     if not found.address:
         text = "it is not known where the others reach this replica, so it runs alone"
         return Check("fleet", "warning", text, "set FLEET_ADVERTISE to an address in FLEET_PEERS")
+    if trouble := found.reading_trouble or found.writing_trouble:
+        part = "read" if found.reading_trouble else "written to"
+        remedy = "see to FLEET_BUCKET_URL, FLEET_S3_CREDENTIALS_FILE and the key's rights, and to the store"
+        return Check("fleet", "warning", f"the bucket is not {part}: {trouble}; pulls do without it", remedy)
     return Check("fleet", "ok", f"{found.name}: Redis answers, the others reach this replica at {found.address}")
 
 
