@@ -91,6 +91,7 @@ let
     ++ optional (cfg.tls.certificateFile != null) "tls.cert:${cfg.tls.certificateFile}"
     ++ optional (cfg.tls.keyFile != null) "tls.key:${cfg.tls.keyFile}"
     ++ optional (cfg.fleet.keyFile != null) "fleet.key:${cfg.fleet.keyFile}"
+    ++ optional (cfg.fleet.tlsKeyFile != null) "fleet.tls-key:${cfg.fleet.tlsKeyFile}"
     ++ optional (cfg.fleet.redisPasswordFile != null) "fleet.redis-password:${cfg.fleet.redisPasswordFile}"
     ++ optional (cfg.fleet.s3CredentialsFile != null) "fleet.s3-credentials:${cfg.fleet.s3CredentialsFile}";
   passwordFile = mkOption {
@@ -264,6 +265,16 @@ in
           with {option}`services.registry-cache.settings.fleet_redis_url`; the port of fleet_listen is opened by nobody.
         '';
       };
+      tlsKeyFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        apply = path: if path == null then null else toString path;
+        example = "/run/secrets/fleet-tls.key";
+        description = '''
+          Key of this replica's certificate among replicas, outside the Nix store. It goes with
+          {option}`services.registry-cache.settings.fleet_tls_cert` and `fleet_tls_ca`.
+        ''';
+      };
       redisPasswordFile = mkOption {
         type = types.nullOr types.path;
         default = null;
@@ -426,8 +437,8 @@ in
           message = "services.registry-cache has fleet.s3CredentialsFile or settings.fleet_bucket_url: set both, or neither.";
         }
         {
-          assertion = !inStore cfg.fleet.keyFile && !inStore cfg.fleet.redisPasswordFile && !inStore cfg.fleet.s3CredentialsFile;
-          message = "services.registry-cache.fleet has a keyFile, redisPasswordFile or s3CredentialsFile in the Nix store: everybody can read that.";
+          assertion = !inStore cfg.fleet.keyFile && !inStore cfg.fleet.tlsKeyFile && !inStore cfg.fleet.redisPasswordFile && !inStore cfg.fleet.s3CredentialsFile;
+          message = "services.registry-cache.fleet has a keyFile, tlsKeyFile, redisPasswordFile or s3CredentialsFile in the Nix store: everybody can read that.";
         }
         {
           assertion = cfg.docker.enable -> docker.enable;

@@ -72,6 +72,9 @@ in
     fleet_advertise = setting (types.strMatching "(.*):([0-9]+)") "10.0.0.5:5001" "Where the others reach that. Default: the host of fleet_listen, else this machine's address on its way to Redis.";
     fleet_peers = setting (types.listOf types.str) [ "10.0.0.0/8" ] "Networks that replicas are in. Default: private ones and loopback.";
     fleet_followers = setting types.ints.positive 16 "Replicas that one sends the same blob to; further ones get it from those. Default: 16.";
+    fleet_tls_cert = setting types.str "/etc/registry-cache/fleet.pem" "Certificate that this replica shows the others (PEM); with it they speak TLS to each other.";
+    fleet_tls_key = setting types.str "/run/secrets/fleet-tls.key" "Its key, readable for the service. Default: what services.registry-cache.fleet.tlsKeyFile names.";
+    fleet_tls_ca = setting types.str "/etc/registry-cache/fleet-ca.pem" "The fleet's own authority (PEM): who has a certificate of it is a replica, whatever its name.";
     fleet_bucket_url = setting types.str "https://s3.internal/registry-cache" "Bucket of an S3-compatible store that replicas share, and a prefix if it is not all theirs.";
     fleet_s3_region = setting types.str "us-east-1" "Region that requests to it are signed for. Default: us-east-1.";
     fleet_s3_credentials_file = setting types.str "/run/secrets/fleet-s3" "AWS credentials file with its keys, readable for the service. Default: what services.registry-cache.fleet.s3CredentialsFile names.";

@@ -32,6 +32,11 @@ URL = "redis://redis.internal:6379"
         ({"fleet_peers": "10.0.0.300/8"}, "FLEET_PEERS"),
         ({"fleet_peers": ""}, "FLEET_PEERS: '': allowed are the networks"),
         ({"fleet_followers": 0}, "FLEET_FOLLOWERS: 0: allowed"),
+        (
+            {"fleet_redis_url": URL, "fleet_key_file": "KEY", "fleet_tls_key": "KEY"},
+            "FLEET_TLS_CERT, FLEET_TLS_KEY and FLEET_TLS_CA go together",
+        ),
+        ({"fleet_tls_ca": "KEY"}, "FLEET_TLS_CA is set but FLEET_REDIS_URL is not"),
         ({"fleet_bucket_url": "https://s3/bucket"}, "FLEET_BUCKET_URL is set but FLEET_REDIS_URL is not"),
         ({"fleet_bucket_url": "s3://bucket"}, "FLEET_BUCKET_URL: 's3://bucket': allowed is a URL such as https://s3"),
         ({"fleet_bucket_url": "https://s3"}, "FLEET_BUCKET_URL: 'https://s3': allowed after the host is the name of"),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -55,6 +56,7 @@ async def open_fleet(
         name=settings.fleet_name,
         networks=settings.fleet_peers,
         tag_ttl_seconds=max(registry.tag_ttl for registry in registries(settings).values()),
+        tls_files=_tls_files(settings),
         registries={name: _asked(registry) for name, registry in registries(settings).items()},
         bucket=_bucket(settings),
         open_blob=store.open,
@@ -93,6 +95,12 @@ def check_fleet(settings: Settings) -> None:
             raise SettingsError(
                 "FLEET_REDIS_URL is set, but redis-py is not installed: pip install 'registry-cache[fleet]'"
             ) from error
+
+
+def _tls_files(settings: Settings) -> tuple[Path, Path, Path] | None:
+    if settings.fleet_tls_cert is None or settings.fleet_tls_key is None or settings.fleet_tls_ca is None:
+        return None
+    return settings.fleet_tls_cert, settings.fleet_tls_key, settings.fleet_tls_ca
 
 
 def _asked(registry: RegistrySettings) -> str:
@@ -189,7 +197,8 @@ async def open_port(
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         try:
-            await web.TCPSite(runner, host or None, number).start()
+            tls = fleet.tls.server if fleet.tls else None
+            await web.TCPSite(runner, host or None, number, ssl_context=tls).start()
         except OSError as error:
             raise OSError(error.errno, f"FLEET_LISTEN {settings.fleet_listen}: {error.strerror}") from error
         near = Networks(settings.fleet_peers)

@@ -20,6 +20,7 @@ from registry_cache.fleet.source import FleetSource, Proof, Trail
 from registry_cache.fleet.spaces import Spaces
 from registry_cache.fleet.tier import Tier
 from registry_cache.fleet.tier_opening import BucketPlace, open_tier
+from registry_cache.fleet.tls import FleetTls
 from registry_cache.fleet.wishes import Curator, Wishes
 from registry_cache.model import events
 from registry_cache.model.errors import DigestMismatch
@@ -52,11 +53,13 @@ class Fleet:
         tag_ttl_seconds: float,
         membership: Membership,
         spaces: Spaces,
+        tls: FleetTls | None,
     ) -> None:
         self._name = name
         prefix = prefix_of(name)
         self.membership = membership
         self.spaces = spaces
+        self.tls = tls
         self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, events=bus)
         self.limits = SharedLimits(redis, signer, prefix=prefix)
         self.questions = Questions(
@@ -208,6 +211,7 @@ async def open_fleet(
     networks: Sequence[str],
     tag_ttl_seconds: float,
     registries: Mapping[str, str],
+    tls_files: tuple[Path, Path, Path] | None = None,
     bucket: BucketPlace | None = None,
     open_blob: Callable[[Digest], Awaitable[OpenBlob | None]],
     bus: events.Events,
@@ -217,10 +221,11 @@ async def open_fleet(
     Args:
         tag_ttl_seconds: the longest that any registry's tags are served unasked.
         registries: by name, where and as whom they are asked: the same in all replicas.
+        tls_files: certificate, key and authority; None for plain connections between replicas.
         open_blob: of the local store, from which the bucket is filled.
 
     Raises:
-        SettingsError: there is no certificate in the bucket's ``ca_file``.
+        SettingsError: there is no certificate in the bucket's ``ca_file``, or *tls_files* are wrong.
     """
     async with contextlib.AsyncExitStack() as stack:
         redis = FleetRedis(url, password_file=password_file, events=bus)
@@ -230,13 +235,14 @@ async def open_fleet(
         leases = Leases(redis, signer, name=name, events=bus, spaces=spaces)
         stack.push_async_callback(leases.aclose)
         leases.start()
-        peers = await stack.enter_async_context(
-            Peers(signer, networks, address=lambda: leases.address, now=redis.now, spaces=spaces)
-        )
+        counts = Counts()
+        tls = FleetTls(*tls_files, warn=lambda text: counts.warn(text, bus)) if tls_files else None
+        asking = Peers(signer, networks, address=lambda: leases.address, now=redis.now, spaces=spaces, tls=tls)
+        peers = await stack.enter_async_context(asking)
         membership = Membership(redis, signer, name=name, prefix=prefix_of(name), registries=registries, events=bus)
         with contextlib.suppress(RedisDown):  # who is ready takes part, or knows why not
             await membership.look(patiently=False)
-        counts, tier = Counts(), None
+        tier = None
         if bucket is not None:
             opened = open_tier(bucket, redis, name=name, open_blob=open_blob, counts=counts, bus=bus)
             tier = await stack.enter_async_context(opened)
@@ -252,6 +258,7 @@ async def open_fleet(
             tag_ttl_seconds=tag_ttl_seconds,
             membership=membership,
             spaces=spaces,
+            tls=tls,
         )
         fleet.questions.start()
         stack.push_async_callback(fleet.questions.aclose)

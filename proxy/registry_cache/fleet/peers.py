@@ -15,6 +15,7 @@ import aiohttp
 
 from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.fleet.spaces import Spaces
+from registry_cache.fleet.tls import FleetTls
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import ContentRange
@@ -64,6 +65,7 @@ class Peers:
         address: where the others reach this one.
         now: the fleet's clock.
         spaces: what registries are called in the fleet.
+        tls: None for plain connections.
     """
 
     def __init__(
@@ -74,9 +76,11 @@ class Peers:
         address: Callable[[], str],
         now: Callable[[], float],
         spaces: Spaces | None = None,
+        tls: FleetTls | None = None,
     ) -> None:
         self._signer = signer
         self._networks = [ipaddress.ip_network(network) for network in networks]
+        self._tls = tls
         self._address = address
         self._spaces = spaces or Spaces()
         self._now = now
@@ -138,14 +142,15 @@ class Peers:
     async def _ask(self, method: str, address: str, path: str, start: int, *, direct: bool) -> aiohttp.ClientResponse:
         if self._session is None:
             raise PeerGone("it is too late")
-        url = f"http://{self.allowed(address)}{path}"
+        url = f"{'https' if self._tls else 'http'}://{self.allowed(address)}{path}"
         range_ = f"bytes={start}-"
         headers = {"Range": range_, HEADER: self._signer.header(self._address(), method, path, range_, self._now())}
         if direct:
             headers[DIRECT] = "1"
+        context = self._tls.client() if self._tls else True
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
-                response = await self._session.request(method, url, headers=headers, allow_redirects=False)
+                response = await self._session.request(method, url, headers=headers, allow_redirects=False, ssl=context)
         except TimeoutError as error:
             raise PeerSilent(f"{address} does not answer") from error
         except (aiohttp.ClientError, OSError) as error:

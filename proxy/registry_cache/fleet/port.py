@@ -22,6 +22,7 @@ from registry_cache.pull.flight import Flight, FlightReader
 from registry_cache.pull.flights import Flights
 from registry_cache.runtime.threads import Threads
 from registry_cache.web.sending import SocketSink
+from registry_cache.web.tls_sending import TlsSink
 
 _PATH = re.compile(r"/fleet/v1/([^/]{1,255})/(.{1,255})/blobs/([^/]{1,150})")
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-")
@@ -195,7 +196,8 @@ class FleetPort:
         headers |= {"Content-Range": str(ContentRange(start, size, size)), "Content-Length": str(size - start)}
         response = web.StreamResponse(status=206, headers=headers)
         await response.prepare(request)
-        sink = follower.sink = SocketSink(
+        encrypts = request.transport is not None and request.transport.get_extra_info("ssl_object") is not None
+        sink = follower.sink = (TlsSink if encrypts else SocketSink)(
             request.protocol, b"", timeout_seconds=_PEER_TIMEOUT_SECONDS, threads=self._threads
         )
         try:

@@ -112,6 +112,18 @@ class FleetFields(BaseSettings):
         16, ge=1, le=1024, description="Replicas that one sends the same blob to; further ones get it from those."
     )
 
+    fleet_tls_cert: ReadableFile | None = Field(
+        None, description="Certificate that this replica shows the others (PEM); with it they speak TLS to each other."
+    )
+    fleet_tls_key: ReadableFile | None = Field(
+        default_factory=lambda: unit_credential("fleet.tls-key", "FLEET_TLS_KEY"),
+        description="Its key, without a password (default: the credential `fleet.tls-key` of a systemd unit).",
+    )
+    fleet_tls_ca: ReadableFile | None = Field(
+        None,
+        description="The fleet's own authority (PEM): who has a certificate of it is a replica, whatever its name.",
+    )
+
     fleet_bucket_url: Annotated[str, AfterValidator(_bucket_url)] | None = Field(
         None,
         description="Bucket of an S3-compatible store that replicas share, such as https://s3.internal/bucket, and a "
@@ -136,6 +148,9 @@ class FleetFields(BaseSettings):
             if given:
                 raise ValueError(f"{given[0].upper()} is set but FLEET_REDIS_URL is not: without it there is no fleet")
             return self
+        tls = (self.fleet_tls_cert, self.fleet_tls_key, self.fleet_tls_ca)
+        if any(tls) and not all(tls):
+            raise ValueError("FLEET_TLS_CERT, FLEET_TLS_KEY and FLEET_TLS_CA go together: set all of them, or none")
         if self.fleet_key_file is None:
             raise ValueError("FLEET_REDIS_URL is set but FLEET_KEY_FILE is not: replicas know each other by their key")
         if self.fleet_bucket_url is not None and self.fleet_s3_credentials_file is None:
