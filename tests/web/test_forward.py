@@ -245,6 +245,36 @@ async def test_a_gateways_no_is_not_the_registrys(start_cache, images, hub):
     assert (await cache.manifest(f"{REGISTRY}/{HERS}", "1", **anna)).status == 200
 
 
+@pytest.mark.parametrize(
+    "portal",
+    [
+        {"status": 302, "headers": {"Location": "https://login.example/", "Content-Type": "text/html"}},
+        {"status": 200, "body": "<html>log in</html>", "headers": {"Content-Type": "text/html"}},
+        {"status": 204},
+        {"status": 304},
+    ],
+    ids=lambda portal: str(portal["status"]),
+)
+@pytest.mark.parametrize("what", ["manifests/1", "tags/list", "blobs/"])
+async def test_a_portals_welcome_is_no_yes(cache, images, hub, portal, what):
+    """Something in front of the registry answers everybody alike: that lets nobody in."""
+    image = images[HERS]
+    assert await pull(cache, image, ANNA) == [200, 200, 200]
+    await cache.settled()
+    ben = await token(cache, BEN)
+    forwarding_of(cache).registry._way = None
+    hub.behaviour.require_token = False  # no token service says no first
+    hub.faults.add(Fault(service="registry", **portal))
+    what += image.layers[0].digest if what == "blobs/" else ""
+    reply = await cache.get(f"/v2/{REGISTRY}/{HERS}/{what}", **ben)
+    if portal["status"] == 302 and what.startswith("blobs/"):
+        return  # registries lead to where their blobs are, on any host
+    assert reply.status in (404, 502)
+    hub.faults.clear()
+    hub.behaviour.require_token = True
+    assert await pull(cache, image, BEN) == [404, 404, 404]
+
+
 async def test_reload_asks_anew(cache, images, hub):
     assert await pull(cache, images[HERS], ANNA) == [200, 200, 200]
     hub.make_private(HERS, "ben")

@@ -24,8 +24,9 @@ from registry_cache.upstream.auth import Authenticator, TokenReply
 from registry_cache.upstream.authorized import Authorized
 from registry_cache.upstream.challenges import Challenge
 from registry_cache.upstream.client import Upstream
-from registry_cache.upstream.headers import is_json
+from registry_cache.upstream.headers import content_digest, is_json, is_page
 from registry_cache.upstream.redact import Redactor
+from registry_cache.upstream.redirected import REDIRECTS
 from registry_cache.upstream.reply import SHORT_MAX_BYTES, Reply
 from registry_cache.upstream.shapes import oci_error, parsed_json
 
@@ -194,7 +195,9 @@ class AsClients(Upstream):
                     status = reply.status
                     if status != 401 and status // 100 != 5:  # noqa: PLR2004 -- HTTP
                         client.is_right()
-                    said = await self._said(reply)
+                    said = _is_yes(kind, reply) or await self._no(reply)
+                    if said:
+                        self._answered()
                 finally:
                     await reply.aclose()
         finally:
@@ -210,17 +213,14 @@ class AsClients(Upstream):
             raise UpstreamError(f"upstream answered {status}, not in a registry's own words")
         return said
 
-    async def _said(self, reply: Reply) -> bool | None:
-        """What an answer says; None where it is not known whose words they are."""
+    async def _no(self, reply: Reply) -> bool | None:
+        """False, where an answer that is no yes is a no; None where it is not known whose words they are."""
         status = reply.status
-        if status // 100 in (2, 3):
-            self._answered()
-            return True
         if status == 429:  # noqa: PLR2004 -- HTTP
             raise self.limits.refused(reply.headers, "too many requests", "head")
         if status == 401:  # noqa: PLR2004 -- HTTP
             return False
-        if status // 100 != 4 and status != 501:  # noqa: PLR2004 -- HTTP
+        if status // 100 == 5 and status != 501:  # noqa: PLR2004 -- HTTP
             raise UpstreamError(f"upstream answered {status}")
         if status in (403, 404) and is_json(reply.headers):
             return False
@@ -292,6 +292,16 @@ class AsClients(Upstream):
         )
         auth.known_way = self._way
         return auth
+
+
+def _is_yes(kind: events.UpstreamKind, reply: Reply) -> bool:
+    """Whether it is what was asked for: a page, or the way to one, is what a portal answers everybody."""
+    status, headers = reply.status, reply.headers
+    if is_page(headers) and status // 100 == 2:  # noqa: PLR2004 -- HTTP
+        return False
+    if kind == "blob_get":  # registries lead to where their blobs are, on any host
+        return status in (200, 206) or (status in REDIRECTS and bool(headers.get("location")))
+    return status == 200 and (is_json(headers) or content_digest(headers) is not None)  # noqa: PLR2004 -- HTTP
 
 
 def _question(wanted: Wanted) -> tuple[events.UpstreamKind, str, str, dict[str, str]]:
