@@ -68,6 +68,14 @@ async def test_what_is_here_is_asked_for_nowhere(stocked, stand_in, monkeypatch)
     assert len(stand_in.asked) == asked
 
 
+async def test_one_that_works_is_not_looked_at(stocked, stand_in):
+    _, _, member = stocked
+    asked = len(stand_in.asked)
+    for _ in range(3):
+        await member.fleet.tier._round()
+    assert len(stand_in.asked) == asked
+
+
 async def test_a_bucket_that_refuses_connections_costs_nothing(stocked, store_wire, stand_in):
     digest, data, member = stocked
     await store_wire.set("refuses")

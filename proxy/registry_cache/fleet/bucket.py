@@ -86,6 +86,7 @@ class Bucket:
         self.reading = Breaker("reading", bus)
         self.writing = Breaker("writing", bus)
         self._s3 = s3
+        self._is_known = False  # it has been asked once
         self._prefix = f"v1/{name}/"
 
     def __repr__(self) -> str:
@@ -181,9 +182,10 @@ class Bucket:
             raise
 
     async def look(self) -> None:
-        """Find out whether it can be read by now."""
-        if not self.reading.may_try:
+        """Find out whether it can be read by now; nothing is asked of one that works."""
+        if self._is_known and (not self.reading.trouble or not self.reading.may_try):
             return
+        self._is_known = True
         try:
             (await self._s3.get(f"{self._prefix}probe", 0)).response.close()
         except ObjectMissing:
