@@ -8,6 +8,7 @@ import pytest
 from registry_cache.access import forward
 from registry_cache.access.budget import EACH_MAX, REQUESTS_MAX, Budget
 from registry_cache.access.client_login import Vault
+from registry_cache.access.control import Access
 from registry_cache.access.forward import Forwarding, Wanted
 from registry_cache.access.tokens import Tokens
 from registry_cache.model.errors import TooManyLogins, UpstreamError
@@ -24,6 +25,7 @@ class Registry:
 
     def __init__(self):
         self.readers = {}
+        self.public = set()  # answered before a login is asked for
         self.accepted = set()
         self.asked = []
         self.is_away = False
@@ -33,16 +35,18 @@ class Registry:
     async def lets_in(self, login, wanted, attempt):
         attempt.count()
         self.asked.append(login)
+        attempt.was_sent = wanted.repository not in self.public
         await self.gate.wait()
         if self.is_away:
             raise UpstreamError("away")
         user = "" if login.is_nobody else login.login[0]
-        may = user in self.readers.get(wanted.repository, ())
-        attempt.is_right = may or user in self.accepted
+        may = user in self.readers.get(wanted.repository, ()) or wanted.repository in self.public
+        attempt.is_right = attempt.was_sent and (may or user in self.accepted)
         return may
 
     async def knows(self, login, attempt):
         attempt.count()
+        attempt.was_sent = True
         return login.login[0] in self.accepted
 
 
@@ -249,6 +253,7 @@ async def test_guesses_at_the_same_time_stay_within_the_budget(clock):
     async def guess(requests):
         nonlocal sent
         async with budget.attempt() as attempt:
+            attempt.was_sent = True
             for _ in range(requests):
                 attempt.count()
                 sent += 1
@@ -267,6 +272,7 @@ async def test_guesses_at_the_same_time_stay_within_the_budget(clock):
         assert sent <= REQUESTS_MAX
         clock.now += 180
     async with budget.attempt() as attempt:
+        attempt.was_sent = True
         for _ in range(EACH_MAX):
             attempt.count()
         with pytest.raises(UpstreamError):
@@ -278,4 +284,30 @@ async def test_what_was_right_costs_nothing(clock):
     for _ in range(100):
         async with budget.attempt() as attempt:
             attempt.count()
-            attempt.is_right = True
+            attempt.was_sent = attempt.is_right = True
+
+
+async def test_what_is_open_to_everybody_makes_no_login_a_right_one(forwarding, vault, clock):
+    registry = forwarding.registry
+    registry.public = {OTHER}
+    for number in range(100):
+        guess = login(vault, f"user {number}")
+        assert await forwarding.allows(guess, Wanted(OTHER, "list"), HERE)
+        assert forwarding.at_hand(guess, OTHER)
+        assert forwarding.stands(guess, OTHER)
+        try:
+            assert not await forwarding.allows(guess, TAG, HERE)
+        except TooManyLogins:
+            assert number >= 10
+    # Of what is open it is asked once for all; of guesses at the rest no more than of others.
+    assert len(registry.asked) == 1 + 10
+    assert [one.is_nobody for one in forwarding.of(OTHER)] == [True]
+
+
+def test_a_token_with_a_long_login_is_read_each_time(clock):
+    made = Access([], token_key=b"k" * 32, forwards={REGISTRY: None}, now=clock)
+    short, long = made.vault.sealed(REGISTRY, "anna", "x" * 100), made.vault.sealed(REGISTRY, "anna", "x" * 2500)
+    for held, kept in ((short, 1), (long, 1)):
+        token, _ = made.make_token(held)
+        assert made.token_holder(token.encode()) == held
+        assert len(made._holders) == kept

@@ -385,3 +385,23 @@ async def test_a_registrys_login_does_not_find_out_who_is_a_user_here(start_cach
         known, unknown = [await cache.get(path, Authorization=basic(user, "wrong")) for user in ("ci", "carl")]
         assert known.status == unknown.status
     assert (await cache.get("/token?service=registry-cache", Authorization=basic("ci", SECRET))).status == 200
+
+
+async def test_a_login_that_the_token_service_refuses_now_is_out_at_once(cache, images, hub):
+    assert await pull(cache, images[HERS], ANNA) == [200, 200, 200]
+    await cache.settled()
+    hub.add_account(*ANNA).pat = "another password"
+    hub.expire_tokens()
+    headers = await token(cache, ANNA)
+    assert (await cache.get(f"/v2/{REGISTRY}/{HERS}/tags/list", **headers)).status == 404
+    assert await pull(cache, images[HERS], ANNA) == [404, 404, 404]
+    assert await pull(cache, images[HERS], ("anna", "another password")) == [200, 200, 200]
+
+
+async def test_elsewhere_the_login_is_nothing_not_even_a_name(cache, images):
+    headers = await token(cache, ANNA)
+    for _ in range(3):
+        assert (await cache.manifest(OPEN, "1", **headers)).status == 200
+        await cache.settled()
+        line = cache.seen(events.Request)[-1]
+        assert (line.registry, line.principal, line.auth) == ("docker.io", "127.0.0.1", "none")

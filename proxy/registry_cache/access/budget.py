@@ -23,13 +23,20 @@ class Attempt:
 
     Attributes:
         is_guess: whether nobody knows yet if the login is right.
-        is_right: the registry accepts the login, be it for something else.
+        was_sent: the registry has seen the login. Where it says yes before, that is for everybody.
+        is_right: it accepts the login, be it for something else.
     """
 
     def __init__(self, *, is_guess: bool) -> None:
         self.is_guess = is_guess
         self.requests = 0
+        self.was_sent = False
         self.is_right = False
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the registry does not accept the login."""
+        return self.was_sent and not self.is_right
 
     def count(self) -> None:
         """One request more.
@@ -43,7 +50,7 @@ class Attempt:
 
 
 class Budget:
-    """See the module. A login that turns out to be right costs nothing.
+    """See the module. A login that turns out to be right costs nothing, and neither does one that is not sent.
 
     Args:
         now: monotonic seconds.
@@ -71,7 +78,7 @@ class Budget:
             yield attempt
         finally:
             self._under_way -= 1
-            if not attempt.is_right and attempt.requests:
+            if attempt.is_wrong:
                 self._spent.append((self._now(), attempt.requests))
                 self._total += attempt.requests
             self._wake()

@@ -13,7 +13,7 @@ import msgspec
 
 _NONCE_BYTES = 12
 _ID_BYTES = 16
-_SEALED_MAX = 6000  # what is in a token of ours
+_SEALED_MAX = 4500  # what is in a token of ours; the longest passwords are signed tokens of some kilobytes
 
 
 class ClientLogin:
@@ -52,6 +52,11 @@ class ClientLogin:
         return not self.id
 
     @property
+    def nobody(self) -> "ClientLogin":
+        """What those have at the same registry who have none."""
+        return self._vault.nobody(self.registry)
+
+    @property
     def name(self) -> str:
         """For the log: it tells one from another, and nothing of what is in it."""
         return f"login {self.id[:6].hex()}" if self.id else "nobody"
@@ -77,6 +82,7 @@ class Vault:
 
         self._cipher = AESGCM(secrets.token_bytes(32))
         self._key = secrets.token_bytes(32)
+        self._nobody: dict[str, ClientLogin] = {}  # by registry
 
     def sealed(self, registry: str, user: str, password: str) -> ClientLogin | None:
         """A login at *registry*; None if it is longer than any."""
@@ -87,7 +93,10 @@ class Vault:
 
     def nobody(self, registry: str) -> ClientLogin:
         """What those have at *registry* who have no login there."""
-        return ClientLogin(self, registry, (b"", b""), b"")
+        found = self._nobody.get(registry)
+        if found is None:
+            found = self._nobody[registry] = ClientLogin(self, registry, (b"", b""), b"")
+        return found
 
     def opened(self, sealed: bytes) -> ClientLogin | None:
         """What this process has sealed; None if it has not."""

@@ -18,6 +18,7 @@ from registry_cache.model.oci import Repository
 
 _DECISIONS_MAX = 16_384
 _TOKENS_MAX = 8192
+_TOKEN_KEPT_BYTES = 2048  # a longer one is read each time: anybody can have one with a long login in it
 
 
 class Issuers(Protocol):
@@ -196,7 +197,8 @@ class Access:
                 return None
             if len(self._holders) >= _TOKENS_MAX:
                 self._holders.clear()
-            self._holders[token] = found
+            if len(token) <= _TOKEN_KEPT_BYTES:
+                self._holders[token] = found
         holder, until = found
         return holder if self._now() < until else None
 

@@ -118,11 +118,16 @@ class Forwarding:
     def at_hand(self, login: ClientLogin, repository: Repository) -> bool:
         """Whether it is known now that *login* may pull from *repository*. On the path of every hit."""
         allow = self._allows.get((login, repository))
+        if allow is not None and self._now() < allow.until:
+            return True
+        if login.is_nobody:
+            return False
+        allow = self._allows.get((login.nobody, repository))  # what is open to everybody is open to any login
         return allow is not None and self._now() < allow.until
 
     def stands(self, login: ClientLogin, repository: Repository) -> bool:
         """Whether the registry has not taken back what it said, since it was looked at."""
-        return (login, repository) in self._allows
+        return (login, repository) in self._allows or (login.nobody, repository) in self._allows
 
     def of(self, repository: Repository) -> Iterator[ClientLogin]:
         """Those who may pull from *repository*, as far as is known; who has asked last first."""
@@ -176,6 +181,8 @@ class Forwarding:
         if allow is not None and self._now() < allow.until:
             self._of[wanted.repository].move_to_end(login)
             return True
+        if self.at_hand(login, wanted.repository):
+            return True
         if self._now() < self._noes.get((login, wanted), 0.0):
             return False
         is_usable = allow is not None and self._now() < allow.said_at + self._kept_seconds
@@ -219,7 +226,9 @@ class Forwarding:
         else:
             async with self._guess(login, address) as attempt:
                 is_let_in = await self.registry.lets_in(login, wanted, attempt)
-        self._note(login, wanted, is_let_in=is_let_in)
+        # A yes that came before the login was sent is for everybody: others' logins are not asked about again.
+        is_for_all = is_let_in and not attempt.was_sent
+        self._note(login.nobody if is_for_all else login, wanted, is_let_in=is_let_in)
         return is_let_in
 
     @contextlib.asynccontextmanager
@@ -230,7 +239,7 @@ class Forwarding:
             yield attempt
             if attempt.is_right:
                 self._know(login)
-            else:
+            elif attempt.was_sent:
                 self._users.count(login.user_id)
                 self._addresses.count(address)
 

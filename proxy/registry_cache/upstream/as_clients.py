@@ -59,7 +59,8 @@ class ClientAccount(Account):
         self._client = client
 
     async def proof(self) -> str | None:
-        """See :class:`Account`."""
+        """See :class:`Account`: it is about to be sent."""
+        self._client.is_sent()
         return self._client.login.basic
 
     def accepted(self) -> None:
@@ -97,9 +98,14 @@ class _Client:
         self.attempt: Attempt | None = None  # while it is not known whether it may pull
         self.auth = auth(self)
 
-    def is_right(self) -> None:
-        """The registry accepts the login."""
+    def is_sent(self) -> None:
+        """The registry, or its token service, gets to see the login."""
         if self.attempt is not None:
+            self.attempt.was_sent = True
+
+    def is_right(self) -> None:
+        """The registry accepts the login, if it has seen it."""
+        if self.attempt is not None and self.attempt.was_sent:
             self.attempt.is_right = True
 
     def count(self) -> None:
@@ -111,13 +117,13 @@ class _Client:
 class _ClientsRedactor(Redactor):
     """One that knows the logins that were sent last, without keeping them."""
 
-    def __init__(self, recent: Iterable[ClientLogin]) -> None:
+    def __init__(self, recent: Callable[[], Iterable[ClientLogin]]) -> None:
         super().__init__()
         self._recent = recent
 
     def _logins(self) -> Redactor:
         redactor = Redactor()
-        for login in self._recent:
+        for login in self._recent():
             redactor.learn_login(*login.login)
         return redactor
 
@@ -143,10 +149,12 @@ class AsClients(Upstream):
 
     def __init__(self, registry: RegistrySettings, *, connections: int, events: events.Events, let_in: LetIn) -> None:
         self._let_in = let_in
-        self._recent: LRUCache[ClientLogin, None] = LRUCache(_RECENT_MAX)
+        self._recent: tuple[ClientLogin, ...] = ()  # looked into from threads, so it never changes
         self._clients: LRUCache[ClientLogin, _Client] = LRUCache(_CLIENTS_MAX)
         self._way: tuple[str, Challenge] | None = None  # how the registry challenges
-        super().__init__(registry, connections=connections, events=events, redactor=_ClientsRedactor(self._recent))
+        super().__init__(
+            registry, connections=connections, events=events, redactor=_ClientsRedactor(lambda: self._recent)
+        )
 
     async def aclose(self) -> None:
         """See :class:`Upstream`."""
@@ -259,7 +267,8 @@ class AsClients(Upstream):
 
         async def send(ask: Ask) -> Reply:
             if not client.login.is_nobody:
-                self._recent[client.login] = None
+                others = (login for login in self._recent if login != client.login)
+                self._recent = (client.login, *others)[:_RECENT_MAX]
             reply = await Authorized(counted, client.auth)(ask)
             self._way = client.auth.known_way or self._way
             return reply

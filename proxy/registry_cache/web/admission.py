@@ -32,7 +32,10 @@ async def admit(identity: Identity, exchange: Exchange, route: Route) -> None:
         _count(identity, exchange, here)
         exchange.audit = Audit(here.name, here.auth, "login")
         raise
-    exchange.principal = principal = login.principal
+    principal = login.principal
+    if registry is not None and registry not in access.forwards:
+        principal = principal.proven  # a login at another registry is nothing here, nor in the log
+    exchange.principal = principal
     _count(identity, exchange, principal)
     may_ask = access.asks_for_logins and not login.came and not access.is_quiet(principal)
     if route.repository is None:

@@ -104,6 +104,8 @@ class GuardedFastPath(FastPath):
 
     def _audit(self, principal: Principal, repository: Repository) -> Audit | None:
         """What goes into the log, if *principal* may pull; None if not."""
+        if repository.registry not in self._access.forwards:
+            principal = principal.proven  # as in web/admission.py
         decision = self._access.at_hand(principal, repository)
         return Audit(principal.name, principal.auth, "allow", decision.rule) if decision.allowed else None
 
