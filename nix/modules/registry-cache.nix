@@ -270,10 +270,10 @@ in
         default = null;
         apply = path: if path == null then null else toString path;
         example = "/run/secrets/fleet-tls.key";
-        description = '''
+        description = ''
           Key of this replica's certificate among replicas, outside the Nix store. It goes with
           {option}`services.registry-cache.settings.fleet_tls_cert` and `fleet_tls_ca`.
-        ''';
+        '';
       };
       redisPasswordFile = mkOption {
         type = types.nullOr types.path;
@@ -435,6 +435,10 @@ in
         {
           assertion = (cfg.settings.fleet_bucket_url or null != null) == (cfg.fleet.s3CredentialsFile != null || cfg.settings.fleet_s3_credentials_file or null != null);
           message = "services.registry-cache has fleet.s3CredentialsFile or settings.fleet_bucket_url: set both, or neither.";
+        }
+        {
+          assertion = (cfg.settings.fleet_tls_cert or null != null) == (cfg.fleet.tlsKeyFile != null || cfg.settings.fleet_tls_key or null != null);
+          message = "services.registry-cache has fleet.tlsKeyFile or settings.fleet_tls_cert: set both, or neither.";
         }
         {
           assertion = !inStore cfg.fleet.keyFile && !inStore cfg.fleet.tlsKeyFile && !inStore cfg.fleet.redisPasswordFile && !inStore cfg.fleet.s3CredentialsFile;

@@ -100,6 +100,7 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
         fleet_redis_url = "redis://redis.internal"; fleet_redis_password_file = "{key}"; fleet_name = "prod";
         fleet_key_file = "{key}"; fleet_listen = "[::1]:5003"; fleet_advertise = "10.0.0.1:5003";
         fleet_peers = [ "10.0.0.0/8" ]; fleet_followers = 8;
+        fleet_tls_cert = "{key}"; fleet_tls_key = "{key}"; fleet_tls_ca = "{key}";
         fleet_bucket_url = "https://s3.internal/cache"; fleet_s3_region = "eu"; fleet_s3_credentials_file = "{key}";
         fleet_max_size = "10TB";
       }};
@@ -331,23 +332,29 @@ def test_wrong_types_and_names_stop_the_evaluation(nix, change, why):
 
 
 def test_a_fleets_secrets_are_handed_over_as_credentials(nix, tmp_path, monkeypatch):
+    (tmp_path / "fleet.pem").write_text("read when it is used")
     change = """{
       services.registry-cache.settings.fleet_redis_url = "redis://redis.internal";
       services.registry-cache.settings.fleet_bucket_url = "https://s3.internal/bucket";
       services.registry-cache.settings.fleet_max_size = "10TB";
+      services.registry-cache.settings.fleet_tls_cert = "PEM";
+      services.registry-cache.settings.fleet_tls_ca = "PEM";
       services.registry-cache.fleet = {
-        keyFile = "/run/fleet"; redisPasswordFile = "/run/redis"; s3CredentialsFile = "/run/s3";
+        keyFile = "/run/fleet"; tlsKeyFile = "/run/tls";
+        redisPasswordFile = "/run/redis"; s3CredentialsFile = "/run/s3";
       };
     }"""
-    made = nix.host(change)
+    made = nix.host(change.replace("PEM", str(tmp_path / "fleet.pem")))
     assert (made["failedAssertions"], made["warnings"]) == ([], [])
     unit = made["units"][CACHE]
-    handed_over = ["fleet.key:/run/fleet", "fleet.redis-password:/run/redis", "fleet.s3-credentials:/run/s3"]
-    assert unit["serviceConfig"]["LoadCredential"][-3:] == handed_over
-    for name in ("password", "fleet.key", "fleet.redis-password", "fleet.s3-credentials"):
+    handed_over = ["fleet.key:/run/fleet", "fleet.tls-key:/run/tls"]
+    handed_over += ["fleet.redis-password:/run/redis", "fleet.s3-credentials:/run/s3"]
+    assert unit["serviceConfig"]["LoadCredential"][-4:] == handed_over
+    for name in ("password", "fleet.key", "fleet.tls-key", "fleet.redis-password", "fleet.s3-credentials"):
         (tmp_path / name).write_text("x" * 32)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     read_back = read(tmp_path, settings(unit))
     assert read_back.fleet_key_file == tmp_path / "fleet.key"
+    assert read_back.fleet_tls_key == tmp_path / "fleet.tls-key"
     assert read_back.fleet_redis_password_file == tmp_path / "fleet.redis-password"
     assert read_back.fleet_s3_credentials_file == tmp_path / "fleet.s3-credentials"
