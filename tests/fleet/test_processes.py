@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import signal
+import subprocess
 import time
 from dataclasses import dataclass
 
@@ -12,7 +14,7 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from tests.e2e.command import Command, free_port, start
+from tests.e2e.command import PROGRAM, Command, environment, free_port, start
 from tests.fakes import content
 from tests.fleet.conftest import REPOSITORY
 from tests.hub.faults import Fault
@@ -161,6 +163,41 @@ async def test_a_cold_reference_is_one_head_and_one_counted_get_for_six_replicas
     assert 1 <= counters.manifest_gets() == counters.counted_pulls() <= most
 
 
+async def run(command: Command, *words: str) -> subprocess.CompletedProcess[str]:
+    """Another command, for the cache of *command*."""
+    line = [PROGRAM, *words, "--cache-dir", str(command.cache_dir)]
+    return await asyncio.to_thread(subprocess.run, line, env=environment(), capture_output=True, text=True, check=False)
+
+
+async def test_a_purge_and_a_pin_at_one_replica_are_those_of_six(fleet):
+    await fleet.hub.images.image("library/wished", "1")
+    for process in fleet.processes:
+        async with fleet.session.get(f"{process.command.url}/v2/library/wished/manifests/1") as response:
+            assert response.status == 200
+    first, last = fleet.processes[0].command, fleet.processes[-1].command
+
+    async def told(command, *words):
+        done = await run(command, *words)
+        assert done.returncode == 0, done.stderr
+
+    async def listed(wanted):
+        for process in fleet.processes[1:2]:
+            async with asyncio.timeout(30):
+                while await names(process.command) != wanted:
+                    pass
+
+    async def names(command):
+        done = await run(command, "list", "--json")
+        return [(one["name"], one["pinned"]) for one in json.loads(done.stdout)["items"] if "wished" in one["name"]]
+
+    await told(first, "pin", "wished:1")
+    await listed([("wished:1", True)])
+    await told(last, "unpin", "wished:1")
+    await listed([("wished:1", False)])
+    await told(first, "purge", "wished:1", "--yes")
+    await listed([])
+
+
 async def test_who_asks_for_a_manifest_and_is_killed_costs_three_seconds_and_one_get_more(fleet):
     image = await fleet.hub.images.image("library/killed", "1")
     fleet.hub.reset_counters()
@@ -245,3 +282,20 @@ async def test_a_leader_that_is_stopped_is_followed_by_another(fleet):
         fleet.hub.faults.clear()
         assert await asyncio.to_thread(leader.command.wait) == 0
     assert len(cdn_ranges(fleet, digest)) <= 2
+
+
+async def test_a_429_of_one_replica_is_known_to_all(fleet):
+    """The last one: nobody asks for manifests for a while."""
+    await fleet.hub.images.image("library/limited", "1")
+    fleet.hub.faults.add(Fault(kind="manifest", method="GET", status=429, headers={"Retry-After": "900"}))
+    fleet.hub.reset_counters()
+    url = f"{fleet.living[0].command.url}/v2/library/limited/manifests/1"
+    async with fleet.session.get(url) as response:
+        assert response.status == 429
+    async with asyncio.timeout(20):
+        while not all(one.command.lines(event="upstream_limited") for one in fleet.living):
+            await asyncio.sleep(0.05)
+    for one in fleet.living:
+        async with fleet.session.get(f"{one.command.url}/v2/library/limited/manifests/1") as response:
+            assert response.status == 429
+    assert len(fleet.hub.counters.select(kind="manifest", method="GET", status=429)) == 1
