@@ -18,28 +18,31 @@ TOKENS, BASIC = "tokens.example", "basic.example"
 ANNA, BEN = ("anna", "anna's own password"), ("ben", "ben's own password")
 
 
-@pytest.fixture
-def tokens(tmp_path):
-    with token_service(tmp_path, "127.0.0.6") as service:
+HERS, BOTH = "forward/hers", "forward/both"
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    with token_service(tmp_path_factory.mktemp("tokens"), "127.0.0.6") as service:
         service.users |= dict([ANNA, BEN])
+        service.readers = {HERS: {"anna"}, BOTH: {"anna", "ben"}}
         yield service
 
 
-@pytest.fixture
-def registries(tmp_path, hub, repository, tokens):
-    """Both have the same images: one that only Anna may pull, and one that both may."""
+@pytest.fixture(scope="module")
+def registries(tmp_path_factory, hub_process, tokens):
+    """Both have the same images: one that only Anna may pull, and one that both may. The last test stops them."""
     hashes = {user: bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode() for user, password in (ANNA, BEN)}
-    both = f"{repository}-both"
-    for name in (repository, both):
-        hub.image(name, "1", make="runnable")
-    tokens.readers = {repository: {"anna"}, both: {"anna", "ben"}}
+    for name in (HERS, BOTH):
+        hub_process.image(name, "1", make="runnable")
+    folder = tmp_path_factory.mktemp("registries")
     with (
-        debian_registry(tmp_path / "tokens", "127.0.0.6", tokens=tokens) as strict,
-        debian_registry(tmp_path / "basic", "127.0.0.7", with_account=True, hashes=hashes) as plain,
+        debian_registry(folder / "tokens", "127.0.0.6", tokens=tokens) as strict,
+        debian_registry(folder / "basic", "127.0.0.7", with_account=True, hashes=hashes) as plain,
     ):
         for registry in (strict, plain):
-            for name in (repository, both):
-                registry.copy(hub.ready["origin_url"], name, "1")
+            for name in (HERS, BOTH):
+                registry.copy(hub_process.ready["origin_url"], name, "1")
         yield {TOKENS: strict, BASIC: plain}
 
 
@@ -80,44 +83,10 @@ def told(cache):
     return cache.stdout.read_text() + cache.stderr.read_text()
 
 
-def test_two_users_pull_what_each_may_by_their_own_logins(begin, registries, repository, skopeo, tokens):
-    cache = begin()
-    both = f"{repository}-both"
-    tokens.logins.clear()
-    for _ in range(2):
-        for login in (ANNA, BEN):
-            for registry in registries:
-                done = skopeo(cache, registry, both, login)
-                assert done.returncode == 0, done.stderr
-    assert skopeo(cache, TOKENS, repository, ANNA).returncode == 0
-    # It is here now, and Ben hears what he hears of a name that there is not.
-    for name in (repository, f"{repository}-none"):
-        refused = skopeo(cache, TOKENS, name, BEN)
-        assert refused.returncode != 0
-        assert "name unknown" in refused.stderr
-    for registry in registries:
-        assert skopeo(cache, registry, both, None).returncode != 0
-        assert skopeo(cache, registry, both, ("anna", "mistyped by her")).returncode != 0
-    assert skopeo(cache, TOKENS, repository, ANNA).returncode == 0
-    assert set(tokens.logins) == {ANNA, BEN, ("anna", "mistyped by her")}
-    # With the registries gone: whom they had let in.
-    for registry in registries.values():
-        registry.stop()
-    assert skopeo(cache, TOKENS, repository, ANNA).returncode == 0
-    assert skopeo(cache, TOKENS, repository, BEN).returncode != 0
-    lines = {(line["auth"], line["decision"]) for line in cache.lines(event="request")}
-    assert lines >= {("forward", "allow"), ("forward", "deny")}
-    for login in (ANNA, BEN, ("anna", "mistyped by her")):
-        forms = forms_of(*login)
-        assert not [form for form in forms if form in told(cache).encode()]
-        read, found = files_with(forms, [cache.cache_dir], but=[])
-        assert (read > 0, found) == (True, [])
-
-
-def test_dockerd_logs_in_and_pulls_what_its_user_may(begin, repository, docker, mirror_port):
+def test_dockerd_logs_in_and_pulls_what_its_user_may(begin, docker, mirror_port):
     begin(listen=f"127.0.0.1:{mirror_port}")
     address = f"127.0.0.1:{mirror_port}"
-    hers, both = f"{address}/{TOKENS}/{repository}:1", f"{address}/{TOKENS}/{repository}-both:1"
+    hers, both = f"{address}/{TOKENS}/{HERS}:1", f"{address}/{TOKENS}/{BOTH}:1"
 
     def log_in(login):
         return docker.try_run("login", "--username", login[0], "--password-stdin", address, stdin=login[1].encode())
@@ -127,9 +96,57 @@ def test_dockerd_logs_in_and_pulls_what_its_user_may(begin, repository, docker, 
             assert log_in(login).returncode == 0
             for name in names:
                 docker.run("pull", name)
-                assert docker.run("run", "--rm", "--network", "none", name, "echo", "it runs") == "it runs"
                 docker.run("rmi", name)
             for name in others:
                 assert docker.try_run("pull", name).returncode != 0
     finally:
         docker.try_run("logout", address)
+
+
+def test_containerd_pulls_what_its_user_may(begin, containerd):
+    """Its mirror's path has no registry in it: the challenge says which one the login is for."""
+    cache = begin()
+    hosts = str(containerd.hosts_dir(TOKENS, cache.url))
+    hers, both = f"{TOKENS}/{HERS}:1", f"{TOKENS}/{BOTH}:1"
+
+    def pull(name, login):
+        done = containerd.ctr("images", "pull", "--hosts-dir", hosts, "--user", ":".join(login), name)
+        if done.returncode == 0:
+            containerd.remove(name)
+        return done.returncode == 0
+
+    assert [pull(hers, ANNA), pull(hers, BEN), pull(both, BEN), pull(both, ANNA)] == [True, False, True, True]
+    assert {line["auth"] for line in cache.lines(event="request") if line["status"] == 200} == {"forward"}
+
+
+def test_two_users_pull_what_each_may_by_their_own_logins(begin, registries, skopeo, tokens):
+    cache = begin()
+    tokens.logins.clear()
+    for _ in range(2):
+        for login in (ANNA, BEN):
+            for registry in registries:
+                done = skopeo(cache, registry, BOTH, login)
+                assert done.returncode == 0, done.stderr
+    assert skopeo(cache, TOKENS, HERS, ANNA).returncode == 0
+    # It is here now, and Ben hears what he hears of a name that there is not.
+    for name in (HERS, "forward/none"):
+        refused = skopeo(cache, TOKENS, name, BEN)
+        assert refused.returncode != 0
+        assert "name unknown" in refused.stderr
+    for registry in registries:
+        assert skopeo(cache, registry, BOTH, None).returncode != 0
+        assert skopeo(cache, registry, BOTH, ("anna", "mistyped by her")).returncode != 0
+    assert skopeo(cache, TOKENS, HERS, ANNA).returncode == 0
+    assert set(tokens.logins) == {ANNA, BEN, ("anna", "mistyped by her")}
+    # With the registries gone: whom they had let in.
+    for registry in registries.values():
+        registry.stop()
+    assert skopeo(cache, TOKENS, HERS, ANNA).returncode == 0
+    assert skopeo(cache, TOKENS, HERS, BEN).returncode != 0
+    lines = {(line["auth"], line["decision"]) for line in cache.lines(event="request")}
+    assert lines >= {("forward", "allow"), ("forward", "deny")}
+    for login in (ANNA, BEN, ("anna", "mistyped by her")):
+        forms = forms_of(*login)
+        assert not [form for form in forms if form in told(cache).encode()]
+        read, found = files_with(forms, [cache.cache_dir], but=[])
+        assert (read > 0, found) == (True, [])
