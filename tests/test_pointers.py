@@ -1,5 +1,6 @@
 """Commands find the one running cache without being told where it is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -88,3 +89,19 @@ def test_serve_leaves_a_note(tmp_path):
             process.terminate()
             process.communicate()
     assert tmp_path / "cache" not in running_caches(runtime_directory(os.environ))
+
+
+def test_commands_in_another_folder_find_what_its_relative_paths_mean(tmp_path):
+    """As after make run, whose content is in ./cache."""
+    command = [PROGRAM, "serve", "--cache-dir", "cache", "--listen", f"127.0.0.1:{free_port()}"]
+    doctor = [PROGRAM, "doctor", "--cache-dir", tmp_path / "cache", "--json"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, cwd=tmp_path) as process:
+        try:
+            until((tmp_path / "cache" / SOCKET_NAME).exists, "it runs")
+            told = subprocess.run(doctor, env=environment(), capture_output=True, cwd="/", check=False).stdout
+        finally:
+            process.terminate()
+            process.communicate()
+    states = {check["name"]: (check["state"], check["text"]) for check in json.loads(told)["checks"]}
+    assert states["cache directory"][0] == "ok", states
+    assert states["service"][0] == "ok", states

@@ -1,5 +1,7 @@
 """The tables of registries: what they inherit, what is their own, and what is wrong in one line."""
 
+from pathlib import Path
+
 import pytest
 
 from registry_cache.model.errors import SettingsError
@@ -182,3 +184,15 @@ def test_who_looks_at_a_service_sees_the_registries_that_it_runs_with(load, secr
     running = load(f'[upstreams."ghcr.io"]\nusername = "ci"\npassword_file = "{secret}"\ntag_ttl = "5m"\n')
     seen = registries(as_running(load(), running.model_dump(mode="json")))["ghcr.io"]
     assert seen == registries(running)["ghcr.io"]
+
+
+def test_a_services_relative_paths_begin_where_it_runs(load):
+    """Whoever looks at it may stand in another folder. Every setting that is a path counts."""
+    told = load('[upstreams."ghcr.io"]\n').model_dump(mode="json")
+    told |= {"cache_dir": "cache", "ca_file": "ours.pem", "fleet_tls_key": "key.pem", "htpasswd": "/etc/users"}
+    told["upstreams"]["ghcr.io"]["ca_file"] = "theirs.pem"
+    seen = as_running(load(), told, "/srv")
+    assert [seen.cache_dir, seen.ca_file, seen.fleet_tls_key, seen.htpasswd] == [
+        Path("/srv/cache"), Path("/srv/ours.pem"), Path("/srv/key.pem"), Path("/etc/users"),
+    ]  # fmt: skip
+    assert registries(seen)["ghcr.io"].ca_file == Path("/srv/theirs.pem")

@@ -1,10 +1,12 @@
 """What the cache tells of itself: the figures, the page's data, and who it is."""
 
+import contextlib
 import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from registry_cache import __version__
@@ -39,17 +41,25 @@ _VICTIMS_SHOWN = 10
 _REQUESTS_SHOWN = ("manifest_get", "manifest_head", "blob_get", "token")
 
 
+def _folder() -> str:
+    with contextlib.suppress(OSError):
+        return str(Path.cwd())
+    return ""
+
+
 @dataclass
 class Identity:
     """Which cache this is: what answers on a mirror's address can be told from another one.
 
-    ``address`` and ``config``, the settings file, are set by whoever listens.
+    ``address`` and ``config``, the settings file, are set by whoever listens. ``folder`` is where relative paths of the
+    settings begin; empty where that has been removed.
     """
 
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
     host: str = field(default_factory=socket.gethostname)
     address: str = ""
     config: str = ""
+    folder: str = field(default_factory=_folder)
 
 
 class Reports:

@@ -111,12 +111,13 @@ def running(settings: Settings) -> Running:
         about = Service(settings.cache_dir).ask("about")
     except ServiceUnreachable:
         return Running(settings, settings.local_url, None)
-    settings = as_running(settings, about["settings"])
+    folder = about.get("folder", "")
+    settings = as_running(settings, about["settings"], folder)
     # Bound to every interface, it is asked on this machine's own.
     wide = settings.listen_host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
     url = settings.local_url if wide else about["address"] or settings.local_url
     config = about.get("config")
-    return Running(settings, url, about["instance"], Path(config) if config else None)
+    return Running(settings, url, about["instance"], Path(folder, config) if config else None)
 
 
 def settings_of(config: Path | None, cache_dir: Path | None) -> Settings:

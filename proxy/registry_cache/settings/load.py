@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -93,35 +93,45 @@ def not_honoured(config: Path | None, environ: Mapping[str, str]) -> list[str]:
     return old.notes
 
 
-def as_running(settings: Settings, running: Mapping[str, Any]) -> Settings:
+def as_running(settings: Settings, running: Mapping[str, Any], folder: str = "") -> Settings:
     """*settings* with the values that a running service told of itself (``Settings.model_dump(mode="json")``).
 
     What it was started with counts, not what this command's environment says; ``prune`` is this command's own.
+
+    Args:
+        folder: in which it runs, and relative paths of its begin.
     """
     values = {name: value for name, value in running.items() if name in Settings.model_fields and name != "prune"}
     values["upstreams"] = {
-        name: UpstreamSettings.model_construct(None, **_with_paths(table))
+        name: UpstreamSettings.model_construct(None, **_with_paths(table, folder))
         for name, table in (values.get("upstreams") or {}).items()
     }
     values["access"] = [AccessRule.model_construct(None, **table) for table in values.get("access") or []]
     values["limits"] = [LimitSettings.model_construct(None, **table) for table in values.get("limits") or []]
     values["oidc"] = {
-        name: OidcSettings.model_construct(None, **_with_paths(table))
+        name: OidcSettings.model_construct(None, **_with_paths(table, folder))
         for name, table in (values.get("oidc") or {}).items()
     }
-    values = _with_paths(values)
+    values = _with_paths(values, folder)
     return settings.model_copy(update=values)
 
 
+def _is_path(annotation: object) -> bool:
+    return annotation is Path or any(map(_is_path, get_args(annotation)))
+
+
 _PATHS = frozenset(
-    {"cache_dir", "password_file", "ca_file", "tls_cert", "tls_key", "client_ca", "htpasswd", "token_file"}
-    | {"client_cert", "client_key", "listen_socket", "fleet_redis_password_file", "fleet_key_file"}
-    | {"fleet_s3_credentials_file"}
+    name
+    for model in (Settings, UpstreamSettings, OidcSettings)
+    for name, field in model.model_fields.items()
+    if _is_path(field.annotation)
 )
 
 
-def _with_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: Path(value) if name in _PATHS and value is not None else value for name, value in values.items()}
+def _with_paths(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    return {
+        name: Path(folder, value) if name in _PATHS and value is not None else value for name, value in values.items()
+    }
 
 
 def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:
