@@ -26,4 +26,4 @@ not know each other. The import test and ``docs/architecture.md`` go by this lis
 """
 
 # Here too, not looked up in the installed metadata: that took a tenth of the time of a start.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
