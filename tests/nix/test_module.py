@@ -161,9 +161,13 @@ def test_every_setting_of_a_registry_is_typed_and_reaches_the_program(nix, tmp_p
         helper_env = {{ AWS_PROFILE = "ci"; }}; client_cert = "{ca}"; client_key = "{ca}"; proxy = "direct";
         request_timeout = "9s"; prefetch = false;
       }};
+      services.registry-cache.upstreams."ghcr.io".settings = {{
+        access = "forward"; forward_allow = "1m"; forward_stale = "2h";
+      }};
     }}"""
-    table = read(tmp_path, settings(nix.host(change)["units"][CACHE])).upstreams["registry.corp"]
-    assert table.model_fields_set == set(UpstreamSettings.model_fields) - {"username", "password_file"}
+    tables = read(tmp_path, settings(nix.host(change)["units"][CACHE])).upstreams
+    typed = tables["registry.corp"].model_fields_set | tables["ghcr.io"].model_fields_set
+    assert typed == set(UpstreamSettings.model_fields) - {"username", "password_file"}
 
 
 @pytest.mark.parametrize(
