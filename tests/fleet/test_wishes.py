@@ -5,9 +5,12 @@ import asyncio
 import pytest
 
 from registry_cache.fleet import wish_scripts
+from registry_cache.fleet.counts import Counts
+from registry_cache.fleet.eviction import Evictor
 from registry_cache.fleet.sealed import Sealed
+from registry_cache.model import events
 from registry_cache.model.contents import Pattern, Pin
-from registry_cache.model.oci import Repository
+from registry_cache.model.oci import Digest, Repository
 
 NAME = "library/wished"
 TAG = Pattern.parse(f"{NAME}:1")
@@ -205,3 +208,23 @@ async def test_more_pins_than_anybody_needs_are_not_kept(members, database, flee
     await members[0].fleet.wishes.look()
     assert await database.hlen(f"{{rc1:{fleet_name}}}:pins") == 3
     assert len(await curator(members[0]).pins()) == 5
+
+
+async def test_what_is_purged_goes_from_the_bucket_too(start_sharing, stand_in, image, patient):
+    """So that no replica brings it back from there."""
+    members = [await start_sharing() for _ in range(2)]
+    await pull(members[0], image)
+    async with asyncio.timeout(10):
+        while len(members[0].fleet.tier.shelf):
+            await asyncio.sleep(0.01)
+    assert len(stand_in.objects) >= len(image.blobs)
+    await curator(members[1]).purge([TAG], apply=True)
+    await gone_everywhere(members, image)
+    kept = {members[0].fleet.tier.bucket.key(Digest(blob.digest)) for blob in image.blobs}
+    async with asyncio.timeout(20):
+        while kept & stand_in.objects.keys():
+            for member in members:
+                await member.fleet.wishes.look()
+            tier = members[0].fleet.tier
+            await Evictor(tier.bucket, tier.index, cap_bytes=10**9, counts=Counts(), bus=events.Events()).evict()
+            await asyncio.sleep(0.01)
