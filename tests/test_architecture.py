@@ -1,6 +1,7 @@
 """Imports point downwards, and foreign libraries stay where they belong."""
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -37,9 +38,12 @@ def layers() -> dict[str, int]:
 LAYERS = layers()
 
 
+@functools.cache
 def modules():
-    for path in sorted(ROOT.rglob("*.py")):
-        yield ".".join(path.relative_to(ROOT).with_suffix("").parts), ast.parse(path.read_text())
+    return [
+        (".".join(path.relative_to(ROOT).with_suffix("").parts), ast.parse(path.read_text()))
+        for path in sorted(ROOT.rglob("*.py"))
+    ]
 
 
 def imported(tree):

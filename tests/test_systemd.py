@@ -143,6 +143,7 @@ def fields(heard, seen):
     return seen
 
 
+@pytest.mark.program
 def test_serve_says_ready_once_it_listens_and_stopping_when_it_stops(heard, tmp_path):
     port = free_port()
     settings = {"listen": f"127.0.0.1:{port}", "cache_dir": str(tmp_path / "cache"), "min_free": "0"}
@@ -161,6 +162,7 @@ def test_serve_says_ready_once_it_listens_and_stopping_when_it_stops(heard, tmp_
         command.end()
 
 
+@pytest.mark.program
 def test_serve_that_cannot_listen_never_says_ready(heard, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -74,6 +74,7 @@ def test_what_is_wrong_is_one_line(tmp_path, key_file, given, says):
     assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.program
 def test_a_wrong_one_ends_the_command_with_2(tmp_path):
     done = run_to_end(*flags({"cache_dir": str(tmp_path / "cache"), "fleet_redis_url": "redis://:secret@r"}))
     assert done.returncode == 2
@@ -82,6 +83,7 @@ def test_a_wrong_one_ends_the_command_with_2(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.program
 def test_without_a_fleet_nothing_of_it_is_loaded():
     code = (
         "import sys, registry_cache.assembly.proxy, registry_cache.cli.serve;"
@@ -91,6 +93,7 @@ def test_without_a_fleet_nothing_of_it_is_loaded():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.program
 def test_without_redis_py_it_says_what_to_install(tmp_path, key_file, monkeypatch):
     (tmp_path / "redis.py").write_text("raise ImportError('not here')")
     settings = {"cache_dir": str(tmp_path / "cache"), "fleet_redis_url": URL, "fleet_key_file": str(key_file)}
