@@ -167,7 +167,7 @@ def build(docker, dockerfile, tag):
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_skopeo_pulls_from_all_of_them_by_prefix(cache, repository, tmp_path):
+def test_skopeo_pulls_from_all_of_them_by_prefix_and_goes_on_when_one_is_gone(cache, registries, repository, tmp_path):
     address = cache.url.removeprefix("http://")
 
     def pull(name):
@@ -176,6 +176,9 @@ def test_skopeo_pulls_from_all_of_them_by_prefix(cache, repository, tmp_path):
         run("skopeo", "copy", "--src-tls-verify=false", f"docker://{address}/{name}", f"dir:{target}")
 
     pulls(cache, pull, names_of(repository))
+    registries[TEAM].stop()
+    for name in names_of(repository):
+        pull(name)
 
 
 def test_client_config_is_what_skopeo_and_podman_pull_by(cache, repository, tmp_path):
