@@ -74,7 +74,8 @@ def test_the_command_knows_registries_that_are_allowed_without_being_listed(tmp_
         'allow_unlisted = ["quay.io", "listed.example", "*.example.org"]\n[upstreams."listed.example"]\n'
         'url = "https://registry.listed.example"\n'
     )
-    done = run("client-config", "containerd", "--config", str(config), "--json")
+    nowhere = ("--cache-dir", str(tmp_path))  # whatever runs beside this test
+    done = run("client-config", "containerd", "--config", str(config), *nowhere, "--json")
     assert done.returncode == 0, done.stderr
     servers = {
         PurePosixPath(file["path"]).parent.name: tomllib.loads(file["text"]).get("server")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +35,26 @@ def until(condition: Callable[[], T], what: str, *, seconds: float = WAIT_SECOND
     return result
 
 
+# Names of ports that are given away: no other process of tests is given them meanwhile. The oldest are over.
+_GIVEN: deque[socket.socket] = deque()
+_GIVEN_MAX = 200
+_PORTS = range(20000, 32768)  # outside of what the kernel hands out
+
+
 def free_port() -> int:
-    """A port that stays free between two starts: outside the range that the kernel hands out."""
-    for port in range(20000 + os.getpid() % 10000, 32768):
+    """A port that stays free between two starts, beside other processes that ask for some too."""
+    while len(_GIVEN) >= _GIVEN_MAX:
+        _GIVEN.popleft().close()
+    for number in range(len(_PORTS)):
+        port = _PORTS[(os.getpid() * 97 + number) % len(_PORTS)]
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as sock, contextlib.suppress(OSError):
+            claim.bind(f"\0registry-cache-tests-{port}")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("127.0.0.1", port))
+            _GIVEN.append(claim)
             return port
+        claim.close()
     raise OSError("no free port")
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.command import free_port
+
 READY_SECONDS = 60
 STOP_SECONDS = 30
 _ACCESS = re.compile(r'"(GET|HEAD) (/v2/[^ ]*) HTTP/[\d.]+" (\d+) (\d+)')
@@ -127,13 +129,6 @@ class Dockerd:
         path = self.directory / "daemon.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
         self.process.send_signal(signal.SIGHUP)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
 
 
 def busybox_image(tag: str, *, created: str, size_bytes: int = 0) -> bytes:
