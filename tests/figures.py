@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from registry_cache.observe.figures import SCHEMA, Stats, StoreFigures, read
+from registry_cache.observe.figures import SCHEMA, FleetFigures, MemberFigures, Stats, StoreFigures, read
 from registry_cache.observe.metrics import Metrics
 
 
@@ -24,3 +24,21 @@ def told(**changed: dict[str, Any]) -> Stats:
         parts[part] |= fields
     document = msgspec.to_builtins(Metrics().snapshot()) | parts
     return read(document | {"schema": SCHEMA, "version": "1", "instance": "", "flights": 0, "transfers": []}, Stats)
+
+
+def members(number: int, *, version: str = "1") -> list[MemberFigures]:
+    """So many replicas of one version."""
+    return [
+        MemberFigures(
+            address=f"10.0.0.{place}:5001", version=version, heard_at=time.time(), upstream_bytes=3_000_000,
+            peer_bytes=5_000_000, bucket_bytes=7_000_000, takeovers=place,
+        )
+        for place in range(1, number + 1)
+    ]  # fmt: skip
+
+
+def fleet(**changed: Any) -> FleetFigures:
+    """The figures of a fleet of three that is well, with a bucket, but for the fields that are *changed*."""
+    counts = ("leases", "led", "followed", "takeovers", "alone", "peer_bytes", "served_bytes", "redirected", "refused")
+    here = {"name": "docker.io", "address": "10.0.0.1:5001", "redis_trouble": "", "has_bucket": True}
+    return FleetFigures(**dict.fromkeys(counts, 0) | here | {"members": members(3)} | changed)

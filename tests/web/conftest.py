@@ -1,11 +1,13 @@
-"""Names that lead to the look-alike, for registries that nobody has listed."""
+"""Names that lead to the look-alike, for registries that nobody has listed; figures of a fleet."""
 
 import socket
 
 import pytest
 
+from registry_cache.assembly.reports import Reports
 from registry_cache.upstream import addresses, transport
 from registry_cache.upstream.addresses import AddressRules
+from tests.figures import fleet
 
 NAME, OTHER = "eu.unlisted.example", "us.unlisted.example"
 
@@ -46,3 +48,15 @@ def internet(monkeypatch, hub):
     monkeypatch.setattr(AddressRules, "check_url", noted)
     monkeypatch.setattr("registry_cache.settings.registries.url_of", lambda name: f"https://{name}:{net.port}")
     return net
+
+
+@pytest.fixture
+def tell_of_fleet(monkeypatch):
+    """From now on caches tell of a fleet, without one: with what is changed of :func:`tests.figures.fleet`."""
+    own = Reports._stats
+
+    def tell(**changed):
+        told = fleet(**changed)
+        monkeypatch.setattr(Reports, "_stats", lambda reports: own(reports) | {"fleet": told})
+
+    return tell

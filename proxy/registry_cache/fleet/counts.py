@@ -4,7 +4,7 @@ from registry_cache.model import events
 
 
 class Counts:
-    """Counts: blobs led, followed, taken over and fetched alone; bytes that came from peers and went to them.
+    """Counts: blobs led, followed, taken over, fetched alone; bytes from upstream and from peers, and those to peers.
 
     Of the bucket: bodies begun from it, blobs brought there or not, deleted there, and found wrong.
     """
@@ -14,6 +14,7 @@ class Counts:
         self.followed = 0
         self.takeovers = 0
         self.alone = 0
+        self.upstream_bytes = 0
         self.peer_bytes = 0
         self.served_bytes = 0
         self.redirected = 0
@@ -31,6 +32,11 @@ class Counts:
     def figures(self) -> dict[str, int]:
         """All of them, by name."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def upstream_received(self, event: events.Event) -> None:
+        """Subscribe this to :class:`.events.UpstreamReceived`."""
+        if isinstance(event, events.UpstreamReceived):
+            self.upstream_bytes += event.bytes
 
     def received(self, count: int) -> None:
         """*count* bytes have come from a peer."""

@@ -14,6 +14,7 @@ from registry_cache.fleet.membership import Membership
 from registry_cache.fleet.moves import Moved, Moves
 from registry_cache.fleet.peers import Peers
 from registry_cache.fleet.questions import Questions
+from registry_cache.fleet.roll import Roll
 from registry_cache.fleet.shared_upstream import SharedUpstream
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.source import FleetSource, Proof, Trail
@@ -66,6 +67,7 @@ class Fleet:
             redis, signer, prefix=prefix, address=lambda: leases.address, limits=self.limits, events=bus
         )
         self.moves = Moves(redis, signer, prefix=prefix, backlog_seconds=tag_ttl_seconds, spaces=spaces, events=bus)
+        self.roll = Roll(redis, signer, prefix=prefix, address=lambda: leases.address, counts=counts, events=bus)
         self.redis = redis
         self.leases = leases
         self.signer = signer
@@ -106,14 +108,16 @@ class Fleet:
 
     @contextlib.asynccontextmanager
     async def following(self, moved: Moved, curator: Curator) -> AsyncIterator[None]:
-        """Hear what the others tell, as long as this is entered."""
+        """Hear what the others tell, and tell them that this replica is here, as long as this is entered."""
         self.moves.start(moved)
         listening = Background("fleet news", self.look, interval_seconds=_NEWS_SECONDS, events=self._events)
         listening.start()
         self.wishes.start(curator)
+        self.roll.start()
         try:
             yield
         finally:
+            await self.roll.aclose()
             await listening.aclose()
             await self.wishes.aclose()
             await self.moves.aclose()
@@ -160,6 +164,7 @@ class Fleet:
             reading_trouble=self.tier.bucket.reading.trouble if self.tier else "",
             writing_trouble=self.tier.bucket.writing.trouble if self.tier else "",
             sharing=len(self.tier.shelf) if self.tier else 0,
+            members=self.roll.members(),
             **self.counts.figures(),
         )
 
@@ -236,6 +241,7 @@ async def open_fleet(
         stack.push_async_callback(leases.aclose)
         leases.start()
         counts = Counts()
+        bus.subscribe(counts.upstream_received, events.UpstreamReceived)
         tls = FleetTls(*tls_files, warn=lambda text: counts.warn(text, bus)) if tls_files else None
         asking = Peers(signer, networks, address=lambda: leases.address, now=redis.now, spaces=spaces, tls=tls)
         peers = await stack.enter_async_context(asking)

@@ -146,6 +146,24 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
     has_account: bool | None = None
 
 
+class MemberFigures(Figures, frozen=True, kw_only=True):
+    """What a replica of a fleet says of itself; counts and bytes since its start.
+
+    Attributes:
+        address: where the others reach it; empty while it does not know.
+        heard_at: when it said so.
+        upstream_bytes: that have come from upstream; ``peer_bytes``: from other replicas; ``bucket_bytes``: from there.
+    """
+
+    address: str
+    version: str
+    heard_at: float
+    upstream_bytes: int
+    peer_bytes: int
+    bucket_bytes: int
+    takeovers: int
+
+
 class FleetFigures(Figures, frozen=True, kw_only=True):
     """What this replica does for the fleet and gets from it; counts and bytes since the start.
 
@@ -163,6 +181,7 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
         from_bucket: bodies that it has begun to read from the bucket; ``bucket_bytes``: their bytes.
         shared: blobs that it has brought there; ``not_shared``: tried, and could not.
         evicted: blobs that it has deleted there for room; ``rotten``: since they were wrong.
+        members: who has said in the last half minute that it takes part; this replica is the first.
     """
 
     name: str
@@ -173,6 +192,7 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
     followed: int
     takeovers: int
     alone: int
+    upstream_bytes: int = 0
     peer_bytes: int
     served_bytes: int
     redirected: int
@@ -190,6 +210,12 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
     evicted: int = 0
     evicted_bytes: int = 0
     rotten: int = 0
+    members: list[MemberFigures] = []
+
+    @property
+    def versions(self) -> list[str]:
+        """Of its members, each once."""
+        return sorted({one.version for one in self.members})
 
 
 class Transfer(Figures, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from registry_cache.model.units import format_ago, format_size
-from registry_cache.observe.figures import Stats, UpstreamFigures
+from registry_cache.observe.figures import FleetFigures, Stats, UpstreamFigures
 
 _QUOTA_LOW = 0.1
 # How long after the last one.
@@ -39,7 +39,8 @@ def notices(stats: Stats, now: float) -> Iterator[Notice]:
     Args:
         now: Unix seconds.
     """
-    found = [*_of_the_store(stats, now), *_of_upstreams(stats, now), *_of_clients(stats, now)]
+    fleet = _of_the_fleet(stats.fleet) if stats.fleet else ()
+    found = [*_of_the_store(stats, now), *_of_upstreams(stats, now), *fleet, *_of_clients(stats, now)]
     yield from sorted(found, key=lambda notice: notice.level != "error")
 
 
@@ -80,6 +81,42 @@ def _of_upstream(upstream: UpstreamFigures, now: float, name: str) -> Iterator[N
             "warning",
             f"{name}{quota.remaining} of {quota.limit} pulls are left.",
             f"{_more_pulls(upstream)} Put off what is not cached; the recent misses show who pulls what.",
+        )
+
+
+def _of_the_fleet(fleet: FleetFigures) -> Iterator[Notice]:
+    if fleet.redis_trouble:
+        yield Notice(
+            "error",
+            f"The fleet's Redis is left alone: {fleet.redis_trouble}. This replica fetches and counts for itself.",
+            "It is tried again every two seconds. See to Redis, FLEET_REDIS_URL and FLEET_REDIS_PASSWORD_FILE.",
+        )
+    elif fleet.refusal:
+        yield Notice(
+            "error",
+            f"The fleet {fleet.name} has refused this replica, which runs alone: {fleet.refusal}.",
+            "Give all replicas the same settings and key, or this one another FLEET_NAME.",
+        )
+    elif not fleet.address:
+        yield Notice(
+            "error",
+            "Nobody knows where the other replicas reach this one, so it runs alone.",
+            "Set FLEET_ADVERTISE to an address that is in FLEET_PEERS.",
+        )
+    parts = {"read": fleet.reading_trouble, "written to": fleet.writing_trouble}
+    for part, trouble in parts.items():
+        if trouble:
+            yield Notice(
+                "error",
+                f"The fleet's bucket is not {part}: {trouble}. Pulls do without it.",
+                "It is tried again by itself. See to the store, FLEET_BUCKET_URL, FLEET_S3_CREDENTIALS_FILE and the "
+                "key's rights.",
+            )
+    if len(fleet.versions) > 1:
+        yield Notice(
+            "warning",
+            f"The fleet's replicas have different versions: {', '.join(fleet.versions)}.",
+            "They work together. If this is no upgrade that goes on just now, end it.",
         )
 
 

@@ -58,7 +58,11 @@ def _style() -> str:
 def _template() -> jinja2.Template:
     """Compiled once a process: it takes a twentieth of a second."""
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
         "size": format_size,
@@ -72,7 +76,7 @@ def _template() -> jinja2.Template:
         "counted": _counted,
     }
     environment.globals |= {"style": Markup(_style()), "height": HEIGHT}  # noqa: S704 -- our own file
-    return environment.from_string((_FOLDER / "page.html").read_text())
+    return environment.get_template("page.html")
 
 
 def _percent(ratio: float | None) -> str:

@@ -20,7 +20,7 @@ from registry_cache.web.causes import grouped
 from registry_cache.web.plots import Plot, bytes_plot, quota_plot, ratio_plot
 from registry_cache.web.tables import Asked, Counts, images_table, uses_table
 
-_TRANSFERS, _MISSES = 20, 10
+_TRANSFERS, _MISSES, _MEMBERS = 20, 10, 25
 _QUOTA_STEPS_MIN = 16
 _SPAN_TITLES = {"hour": "Last hour", "day": "Last day", "month": "Last 30 days"}
 _STEP_NAMES = {"hour": "minute", "day": "quarter of an hour", "month": "day"}
@@ -84,6 +84,7 @@ def shown_values(data: PageData, asked: Asked) -> dict[str, Any]:
         "used_bytes": stats.store.size_bytes + stats.store.partial_bytes,
         "spans": [_span_view(span, data.spans[span.name]) for span in SPANS],
         "transfers": sorted(stats.transfers, key=lambda one: -(one.size_bytes or 0))[:_TRANSFERS],
+        "members": stats.fleet.members[:_MEMBERS] if stats.fleet else [],
         "misses": [(_clock(event.time, now), event) for event in _latest(data.misses)],
         "causes": [(_clock(cause.last_at, now), _clock(cause.first_at, now), cause) for cause in grouped(data.trouble)],
         "last_trouble": _since(data.trouble[-1].time if data.trouble else None, now),
