@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Hundreds of processes start in the tests: each would compile every package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test fast check fmt lint docs pictures sbom soak bench bench-quick verify verify-short clients client-daemons proof-daemons daemons lock install uninstall clean
+.PHONY: help run test fast check fmt lint docs pictures sbom soak soak-fleet bench bench-quick verify verify-short clients client-daemons proof-daemons daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ dist-test: dist  ## each file of make dist installed and used: bare Debian, dock
 soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5), then check every invariant
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
 	FUZZ_SECONDS=$$(($(or $(MINUTES),5) * 60)) $(BIN)/pytest -q tests/web/test_fuzz.py tests/web/test_fuzz_manifests.py
+
+soak-fleet: $(VENV)/dev.stamp daemons  ## the same of a fleet: replicas, Redis and bucket die and come back (MINUTES=5)
+	$(BIN)/python -m tests.fleet.soak --minutes $(or $(MINUTES),5)
 
 BENCHMARKS := throughput latency cold crowd scale eviction registries
 

@@ -156,14 +156,14 @@ class Store:
             response.headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
         response.content_length = len(body) - start
         await response.prepare(request)
-        stop = self.truncates if self.truncates is not None else self.stalls
-        await response.write(body[start:stop])
-        if self.truncates is not None:
+        truncates, stalls = self.truncates, self.stalls  # they may change while this one waits
+        await response.write(body[start : truncates if truncates is not None else stalls])
+        if truncates is not None:
             request.protocol.force_close()
             raise asyncio.CancelledError
-        if self.stalls is not None:
+        if stalls is not None:
             await self.goes_on.wait()
-            await response.write(body[max(start, self.stalls) :])
+            await response.write(body[max(start, stalls) :])
         return response
 
     def _list(self, request: web.BaseRequest) -> web.Response:
