@@ -317,3 +317,15 @@ async def test_that_a_run_has_begun_is_on_the_disk_before_its_first_row(tmp_path
     synchronous = await index._db._writer.run(lambda: index._db._db.execute("PRAGMA synchronous").fetchone()[0])
     assert synchronous == normal
     await index.aclose()
+
+
+async def test_a_store_that_begins_above_its_cap_promises_no_room_before_it_is_below(tmp_path):
+    """A power cut brings removed files back, or the cap was lowered: nobody doubts them, and there are too many."""
+    async with open_shelf(tmp_path / "store") as shelf:
+        for number in range(3):
+            await shelf.put(bytes([number]) * 100_000)
+    async with open_shelf(tmp_path / "store", cap_bytes=200_000, counted=False) as shelf:
+        assert shelf.store.total_bytes > 200_000
+        assert not shelf.store._condition.known.is_set()
+        await shelf.store._condition.known.wait()
+        assert shelf.store.total_bytes <= 200_000

@@ -125,7 +125,8 @@ class DiskStore:
             self.room.quarantine(name, size_bytes)
         if not self._index.doubt:
             self._reconciler.is_counted = True
-            self._condition.known.set()
+            if self.room.spare_bytes >= 0:  # else the first round of maintenance makes it so
+                self._condition.known.set()
 
     async def maintain(self) -> None:
         """One round of what is done every few seconds."""
