@@ -24,7 +24,7 @@ test:  ## everything: lint, types, tests, the real daemons among them
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --durations 25 -m "not dist"
 
 fast: $(VENV)/dev.stamp  ## what needs no daemon, starts no program and takes no time: under a minute
-	$(BIN)/pytest -q -n 2 --dist loadscope -m "not daemon and not program and not slow"
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not daemon and not program and not slow"
 
 check: $(VENV)/check.stamp  ## one test: make check T=tests/test_oci.py (or T="-k digest")
 	$(BIN)/pytest -q $(or $(T),$(error name a test: make check T=tests/test_oci.py))

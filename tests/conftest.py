@@ -25,8 +25,8 @@ def pytest_asyncio_loop_factories() -> dict[str, Any]:
     return {"uvloop": uvloop.new_event_loop}
 
 
-# Whoever asks for one of these needs a real program beside the tests: a registry, Nix, a browser.
-_DAEMON_FIXTURES = frozenset({"origin", "nix", "rendered", "browser"})
+# Whoever asks for one of these needs a real program beside the tests: a registry, Nix, a browser, Redis, Ceph.
+_DAEMON_FIXTURES = frozenset({"origin", "nix", "rendered", "browser", "redis_port", "ceph"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -79,6 +79,7 @@ def test_users_have_their_own(monkeypatch):
     assert runtime_directory({}) is None
 
 
+@pytest.mark.program
 def test_serve_leaves_a_note(tmp_path):
     port = free_port()
     command = [PROGRAM, "serve", "--cache-dir", tmp_path / "cache", "--listen", f"127.0.0.1:{port}"]
@@ -91,6 +92,7 @@ def test_serve_leaves_a_note(tmp_path):
     assert tmp_path / "cache" not in running_caches(runtime_directory(os.environ))
 
 
+@pytest.mark.program
 def test_commands_in_another_folder_find_what_its_relative_paths_mean(tmp_path):
     """As after make run, whose content is in ./cache."""
     command = [PROGRAM, "serve", "--cache-dir", "cache", "--listen", f"127.0.0.1:{free_port()}"]

@@ -12,6 +12,8 @@ from registry_cache.fleet.s3 import S3, ObjectMissing, ObjectRefused, ObjectShor
 from registry_cache.fleet.s3_signing import EMPTY_SHA256, KeyFile, KeysUnreadable, S3Signer, parse_keys, query_of
 from tests.fleet.store import ACCESS, SECRET, store
 
+pytestmark = pytest.mark.slow  # all of them together
+
 
 @pytest.fixture
 async def client(stand_in, credentials):

@@ -10,6 +10,8 @@ from tests.hostprune.builders import DAY
 from tests.hostprune.fake_engine import answering, hanging_up, never, saying
 from tests.hostprune.test_prune_command import Host
 
+pytestmark = pytest.mark.slow  # all of them together
+
 ODD = "sha256:" + "1" * 64
 TROUBLES = {
     "500": answering(500, "layer does not exist"),

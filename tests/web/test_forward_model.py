@@ -10,6 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -170,6 +171,7 @@ class ForwardMachine(RuleBasedStateMachine):
             return {"Authorization": f"Bearer {(await answer.json())['token']}"}
 
 
+@pytest.mark.slow
 def test_no_answer_is_outside_the_model():
     loop = asyncio.new_event_loop()
     stack = contextlib.AsyncExitStack()
