@@ -258,6 +258,8 @@ def test_a_file_that_gets_a_secret_is_closed_to_others(tmp_path):
         (("--login-file", "CA"), "USER:PASSWORD"),
     ],
 )
-def test_what_no_client_could_use_is_refused(identity, flags, said):
-    done = run("client-config", "podman", *(identity.ca if flag == "CA" else flag for flag in flags))
+def test_what_no_client_could_use_is_refused(config, identity, flags, said):
+    done = run(
+        "client-config", "podman", "--config", config, *(identity.ca if flag == "CA" else flag for flag in flags)
+    )
     assert (done.returncode, said in " ".join(done.stderr.split())) == (2, True)

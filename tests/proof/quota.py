@@ -9,6 +9,7 @@ from tests.proof.site import NO_LIMIT, Site
 
 RECIPES = 10
 SMALL_IMAGES = 8
+FORGETTING_SECONDS = 180
 
 
 def rate_limit_never_bites(site: Site, evidence: Evidence, *, deploys: int, limit: int) -> None:
@@ -30,8 +31,12 @@ def rate_limit_never_bites(site: Site, evidence: Evidence, *, deploys: int, limi
             host.prune_all()
             if forgetting:
                 # Deploys are minutes apart, not a moment: before dockerd collects its garbage it has the manifests yet,
-                # and asks by HEAD only, which costs no pull.
-                until(lambda: not any(path.exists() for path in manifests), "dockerd has forgotten the manifests")
+                # and asks by HEAD only, which costs no pull. It rests fifty times as long as its last collection took.
+                until(
+                    lambda: not any(path.exists() for path in manifests),
+                    "dockerd has forgotten the manifests",
+                    seconds=FORGETTING_SECONDS,
+                )
         return deploys, ""
 
     hub.set(pull_limit=limit)

@@ -125,7 +125,9 @@ def _prunes(site: Site, evidence: Evidence) -> dict[str, Clean]:
             run(*fearless)
             return not host.docker.image_ids()
 
-        until(emptied, "no task of the stack uses its image any more")  # the swarm remembers them for a while
+        until(
+            emptied, "no task of the stack uses its image any more", seconds=60
+        )  # the swarm remembers them for a while
         left = host.docker.image_ids()
         evidence.claim("our policy without any guard takes all", not left, f"{len(left)} images left")
 
