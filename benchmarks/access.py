@@ -1,20 +1,26 @@
-"""What a flood of wrong logins costs who is served beside it, and whether times tell hidden from missing."""
+"""What rules cost a hit, what a flood of wrong logins costs who is served, whether times tell hidden from missing."""
 
 import argparse
 import base64
+import contextlib
 import http.client
 import json
 import math
+import multiprocessing
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
 import bcrypt
 
-from benchmarks import harness, systems
+from benchmarks import harness, load, systems
 from benchmarks.report import Report, figure
 from benchmarks.systems import OURS, Place, System
 from tests.hub.client import HubClient
@@ -36,8 +42,8 @@ def guarded(place: Place) -> list[str]:
     return [*systems.ours(place), "--config", str(config)]
 
 
-def connection(system: System, address: str = "127.0.0.1") -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(urlsplit(system.url).netloc, timeout=30, source_address=(address, 0))
+def connection(url: str, address: str = "127.0.0.1") -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=30, source_address=(address, 0))
 
 
 def asked(client: http.client.HTTPConnection, path: str, authorization: str) -> tuple[int, float, bytes]:
@@ -54,36 +60,58 @@ def basic(password: str) -> str:
 
 
 def bearer(system: System) -> str:
-    _, _, body = asked(connection(system), "/token?scope=repository:x:pull", basic(PASSWORD))
+    _, _, body = asked(connection(system.url), "/token?scope=repository:x:pull", basic(PASSWORD))
     return f"Bearer {json.loads(body)['token']}"
 
 
 @contextmanager
 def flood(system: System) -> Iterator[dict[int, int]]:
-    """Wrong logins at that rate, each another password, while the block runs; their statuses."""
-    over, seen = threading.Event(), dict[int, int]()
+    """Wrong logins at that rate, each another password, while the block runs; their statuses, once it is over.
+
+    In a process of its own: hits are measured by one that does nothing else.
+    """
+    context, seen = multiprocessing.get_context("spawn"), dict[int, int]()
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_send_wrong_logins, args=(system.url, theirs))
+    process.start()
+    theirs.close()
+    try:
+        mine.recv()
+        yield seen
+        mine.send("over")
+        seen.update(mine.recv())
+    finally:
+        mine.close()
+        process.join()
+
+
+def _send_wrong_logins(url: str, parent: Connection) -> None:
+    """Say that it begins, send until told that it is over, and say what was answered."""
+    over, statuses = threading.Event(), list[int]()
 
     def send(number: int) -> None:
-        client = connection(system, f"127.0.1.{number + 1}")
-        due, sent = time.monotonic(), 0
+        client = connection(url, f"127.0.1.{number + 1}")
+        due, sent = time.monotonic() + number / LOGINS_PER_SECOND, 0
         while not over.wait(max(0.0, due - time.monotonic())):
             status, _, _ = asked(client, "/v2/", basic(f"wrong {number} {sent}"))
-            seen[status] = seen.get(status, 0) + 1
+            statuses.append(status)
             due, sent = due + ADDRESSES / LOGINS_PER_SECOND, sent + 1
 
     threads = [threading.Thread(target=send, args=(number,)) for number in range(ADDRESSES)]
     for thread in threads:
         thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+    parent.send("begun")
+    with contextlib.suppress(EOFError):
+        parent.recv()
+    over.set()
+    for thread in threads:
+        thread.join()
+    with contextlib.suppress(OSError):
+        parent.send(Counter(statuses))
 
 
 def hits(system: System, authorization: str, seconds: float) -> list[float]:
-    client, times = connection(system), list[float]()
+    client, times = connection(system.url), list[float]()
     over = time.monotonic() + seconds
     while time.monotonic() < over:
         status, seconds, _ = asked(client, f"/v2/{OPEN}/manifests/1", authorization)
@@ -115,12 +143,28 @@ def smirnov(one: list[float], other: list[float]) -> tuple[float, float]:
 
 def told_apart(system: System, authorization: str, tries: int) -> tuple[list[float], list[float]]:
     """Times of what is there and may not be seen, and of what is not there, in turns."""
-    client = connection(system)
+    client = connection(system.url)
     hidden, missing = list[float](), list[float]()
     for _ in range(tries):
         for name, times in ((HIDDEN, hidden), (MISSING, missing)):
             times.append(asked(client, f"/v2/{name}/manifests/1", authorization)[1])
     return hidden, missing
+
+
+def costs(given: Any, seconds: float, hub: HubClient, work: Path) -> dict[str, list[load.Load]]:
+    """Runs of a warm manifest by tag on one connection: as anybody, and as a user with rules."""
+    runs: dict[str, list[load.Load]] = {"without rules": [], "with rules": []}
+    recipes = dict(zip(runs, (systems.ours, guarded), strict=True))
+    path = f"/v2/{OPEN}/manifests/1"
+    with harness.all_running(recipes, hub, work) as started:
+        for _, system in harness.alternated(started, given.rounds * 5):
+            authorization = bearer(system) if system.name == "with rules" else ""
+            asked(connection(system.url), path, authorization)
+            one = load.wrk(system, path, connections=1, seconds=seconds, authorization=authorization)
+            if one.errors:
+                raise RuntimeError(f"{one.errors} hits {system.name} failed")
+            runs[system.name].append(one)
+    return runs
 
 
 def main() -> None:
@@ -133,6 +177,7 @@ def main() -> None:
     with harness.upstream() as (hub, work):
         for name in (OPEN, HIDDEN):
             hub.image(name, "1", make="image", layers=[1000])
+        runs = costs(given, min(seconds, 2), hub, work)
         with systems.running(OURS, guarded, hub, work / "system") as system:
             authorization = bearer(system)  # of five minutes
             hits(system, authorization, 0.1)
@@ -146,7 +191,7 @@ def main() -> None:
                 logins = {status: logins.get(status, 0) + seen.get(status, 0) for status in {*logins, *seen}}
             upstream = _asked_upstream(hub)
             samples = told_apart(system, bearer(system), tries)
-    _write(given, quiet, flooded, logins, upstream, samples)
+    _write(given, runs, quiet, flooded, logins, upstream, samples, beside_seconds=seconds * given.rounds)
 
 
 def _asked_upstream(hub: HubClient) -> int:
@@ -155,18 +200,32 @@ def _asked_upstream(hub: HubClient) -> int:
 
 def _write(
     given: Any,
+    runs: dict[str, list[load.Load]],
     quiet: list[float],
     flooded: list[float],
     logins: dict[int, int],
     upstream: int,
     samples: tuple[list[float], list[float]],
+    *,
+    beside_seconds: float,
 ) -> None:
     report = Report(
         given.output,
         "access",
-        "Wrong logins, and what is hidden",
+        "Rules, wrong logins, and what is hidden",
         f"Up to {LOGINS_PER_SECOND} wrong logins a second from {ADDRESSES} addresses, bcrypt of cost {COST}; manifests "
-        "by tag over one connection beside them. Client and cache share the machine.",
+        "by tag over one connection beside them. Both clients, each a process, and the cache share the machine.",
+    )
+    speeds = [[one.requests_per_second for one in of] for of in runs.values()]
+    slower = median(a / b for a, b in zip(*speeds, strict=True))
+    cpu = [median(one.cpu_seconds_per_request * 1e6 for one in of) for of in runs.values()]
+    report.table(
+        "A warm manifest by tag, on one connection",
+        ["", *runs, "ratio"],
+        [
+            ["µs a request", *(figure(1e6 / median(of)) for of in speeds), f"{slower:.3f}"],
+            ["CPU µs a request", *map(figure, cpu), f"{cpu[1] / cpu[0]:.3f}"],
+        ],
     )
     both = [sorted(quiet), sorted(flooded)]
     rows: list[list[object]] = [
@@ -175,6 +234,7 @@ def _write(
     ]
     report.table("Hits", ["", "quiet", "beside wrong logins"], rows)
     counted: list[list[object]] = [[f"answered with {status}", count] for status, count in sorted(logins.items())]
+    counted.append(["all, a second", round(sum(logins.values()) / beside_seconds)])
     report.table("Logins", ["", "count"], [*counted, ["questions to upstream meanwhile", upstream]])
     distance, chance = smirnov(*samples)
     report.table(
@@ -182,6 +242,7 @@ def _write(
         ["tries of each", "largest distance", "chance of one as large"],
         [[str(len(samples[0])), figure(distance), figure(chance)]],
     )
+    report.raw["runs"] = {name: [vars(one) for one in of] for name, of in runs.items()}
     report.raw |= {"quiet": quiet, "flooded": flooded, "logins": logins, "hidden": samples[0], "missing": samples[1]}
     report.write()
 

@@ -35,13 +35,13 @@ class Load:
     cpu_seconds_per_gigabyte: float
 
 
-def wrk(system: System, path: str, *, connections: int, seconds: float) -> Load:
+def wrk(system: System, path: str, *, connections: int, seconds: float, authorization: str = "") -> Load:
     """Ask for *path* over *connections* for *seconds*."""
     before = system.cpu_seconds()
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "20s"]
-    done = subprocess.run(
-        [*command, "-H", f"Accept: {ACCEPT}", system.url + path], check=True, capture_output=True, text=True
-    )
+    headers = [f"Accept: {ACCEPT}", *([f"Authorization: {authorization}"] if authorization else [])]
+    flags = [word for header in headers for word in ("-H", header)]
+    done = subprocess.run([*command, *flags, system.url + path], check=True, capture_output=True, text=True)
     cpu = system.cpu_seconds() - before
     text = done.stdout
     count = int(_found(r"(\d+) requests in", text))

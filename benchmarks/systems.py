@@ -125,6 +125,17 @@ def nginx_static(place: Place) -> list[str]:
     return _nginx(place, f"root {place.directory}/www; default_type application/octet-stream;", "")
 
 
+def nginx_static_over_tls(certificate: Path, key: Path) -> Recipe:
+    """The same over TLS 1.3, with one worker as ours is one process."""
+    extra = f"ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.3;"
+
+    def recipe(place: Place) -> list[str]:
+        location = f"root {place.directory}/www; default_type application/octet-stream;"
+        return _nginx(place, location, extra, listen="ssl")
+
+    return recipe
+
+
 def nginx_cache(place: Place) -> list[str]:
     """nginx as proxy_cache; it knows no tokens, so the look-alike must not ask for any, nor redirect.
 
@@ -137,7 +148,7 @@ def nginx_cache(place: Place) -> list[str]:
     return _nginx(place, location, f"proxy_cache_path {place.directory}/cache keys_zone=all:10m max_size=20g;")
 
 
-def _nginx(place: Place, location: str, extra: str) -> list[str]:
+def _nginx(place: Place, location: str, extra: str, *, listen: str = "") -> list[str]:
     config = place.directory / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""
     temporary = "".join(
@@ -149,7 +160,7 @@ def _nginx(place: Place, location: str, extra: str) -> list[str]:
         "events { worker_connections 2048; }\n"
         f"http {{ {temporary} access_log {place.directory}/access.log; sendfile on; tcp_nopush on;\n"
         f"keepalive_requests 100000000; {extra}\n"
-        f"server {{ listen 127.0.0.1:{place.port} backlog=1024; location / {{ {location} }} }} }}\n"
+        f"server {{ listen 127.0.0.1:{place.port} {listen} backlog=1024; location / {{ {location} }} }} }}\n"
     )
     return ["nginx", "-c", str(config), "-e", str(place.directory / "error.log")]
 
@@ -209,9 +220,20 @@ def peer(command: str) -> Recipe:
 
 @contextlib.contextmanager
 def running(
-    name: str, recipe: Recipe, hub: HubClient, directory: Path, *, keep: bool = False, port: int = 0
+    name: str,
+    recipe: Recipe,
+    hub: HubClient,
+    directory: Path,
+    *,
+    keep: bool = False,
+    port: int = 0,
+    ca_file: Path | None = None,
 ) -> Iterator[System]:
-    """Start a system on *port* (0: a free one), in *directory*, which is removed after it unless *keep*."""
+    """Start a system on *port* (0: a free one), in *directory*, which is removed after it unless *keep*.
+
+    Args:
+        ca_file: of the certificate that it will show, if it speaks TLS.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     place = Place(port or free_port(), hub, directory)
     # drayage logs requests at this level only.
@@ -223,7 +245,8 @@ def running(
         process = subprocess.Popen(
             recipe(place), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory, env=environment
         )
-    system = System(name, f"http://127.0.0.1:{place.port}", process, directory)
+    scheme = "https" if ca_file is not None else "http"
+    system = System(name, f"{scheme}://127.0.0.1:{place.port}", process, directory, ca_file)
     try:
         _wait_for_port(system, place.port)
         yield system

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
         ["scale"],
         ["eviction"],
         ["access"],
+        ["tls"],
         ["registries", "--part", "hits"],
     ],
     ids=lambda arguments: arguments[0],
