@@ -19,7 +19,8 @@ from registry_cache.runtime.threads import Threads
 
 _KNOWN_SECONDS = 300.0
 _KNOWN_MAX = 4096
-_THREADS = 2
+# A core stays free of them, where there are several: what a flood of logins waits for is no hit's trouble.
+_THREADS = max(1, min(2, (os.cpu_count() or 1) - 1))
 _WAITING_MAX = 32
 _NICE = 10
 

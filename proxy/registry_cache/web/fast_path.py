@@ -180,7 +180,7 @@ class FastPath:
             error=error,
         )
         if audit is not NOBODY:  # apart, because each field more costs every hit
-            event = msgspec.structs.replace(event, **audit._asdict())
+            event = msgspec.structs.replace(event, **audit.fields)
         self._events.emit(event)
 
 

@@ -1,5 +1,7 @@
 """The fast path of a cache that asks who is there: the same heads, answered to those who may have what they ask for."""
 
+import functools
+
 from aiohttp import hdrs, web
 from aiohttp.base_protocol import BaseProtocol
 
@@ -7,6 +9,7 @@ from registry_cache.access.control import Access
 from registry_cache.access.limits import Account
 from registry_cache.access.pace import Pace
 from registry_cache.access.rules import Principal
+from registry_cache.access.tokens import Holder
 from registry_cache.model import events
 from registry_cache.model.oci import Repository
 from registry_cache.pull.answers import Served
@@ -19,6 +22,7 @@ from registry_cache.web.routes import Route
 
 # As Go's clients and curl write it; in another way it is not cut out, and the head not learned.
 _TOKEN_LINE = b"\r\nAuthorization: Bearer "
+_REMEMBERED = 1024
 
 
 class _Limited(Audit):
@@ -99,7 +103,7 @@ class GuardedFastPath(FastPath):
             holder = self._access.token_holder(token)
             if holder is None:
                 return None
-            principal = principal.holding(holder)
+            principal = _holding(principal, holder)
         return principal
 
     def _audit(self, principal: Principal, repository: Repository) -> Audit | None:
@@ -107,13 +111,24 @@ class GuardedFastPath(FastPath):
         if repository.registry not in self._access.forwards:
             principal = principal.proven  # as in web/admission.py
         decision = self._access.at_hand(principal, repository)
-        return Audit(principal.name, principal.auth, "allow", decision.rule) if decision.allowed else None
+        return _let_in(principal, decision.rule) if decision.allowed else None
+
+
+# Of one pull's requests these are the same.
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _holding(principal: Principal, holder: Holder) -> Principal:
+    return principal.holding(holder)
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _let_in(principal: Principal, rule: int) -> Audit:
+    return Audit(principal.name, principal.auth, "allow", rule)
 
 
 def without_token(head: bytes) -> tuple[bytes, bytes]:
     """A head without the line that carries a token, and the token; a head with none as it is."""
-    start = head.find(_TOKEN_LINE)
-    if start < 0:
+    before, found, rest = head.partition(_TOKEN_LINE)
+    if not found:
         return head, b""
-    end = head.find(b"\r\n", start + 2)
-    return head[:start] + head[end:], head[start + len(_TOKEN_LINE) : end]
+    token, end, after = rest.partition(b"\r\n")
+    return before + end + after, token
