@@ -66,12 +66,12 @@ soak: $(VENV)/dev.stamp daemons  ## mixed pulls under random trouble (MINUTES=5)
 soak-fleet: $(VENV)/dev.stamp daemons  ## the same of a fleet: replicas, Redis and bucket die and come back (MINUTES=5)
 	$(BIN)/python -m tests.fleet.soak --minutes $(or $(MINUTES),5)
 
-BENCHMARKS := throughput latency cold crowd scale eviction registries
+BENCHMARKS := throughput latency cold crowd scale eviction registries fleet
 
-bench: $(VENV)/bench.stamp daemons  ## measure against the peers, into docs/benchmarks (about 50 minutes)
+bench: $(VENV)/bench.stamp daemons  ## measure against the peers, into docs/benchmarks (about an hour)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-bench-quick: $(VENV)/bench.stamp daemons  ## a glance at the same, about 3 minutes, kept out of docs/benchmarks
+bench-quick: $(VENV)/bench.stamp daemons  ## a glance at the same, about 4 minutes, kept out of docs/benchmarks
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 verify:  ## the whole proof: cold and warm deploys on a real swarm (as root, under 8 minutes; LATENCY=30 ms, BANDWIDTH=100 Mbit/s, ROUNDS=3)

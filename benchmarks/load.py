@@ -89,8 +89,12 @@ class Client:
             self._flags = 0
         self._buffer = bytearray(_PIECE_BYTES)
 
-    def get(self, path: str) -> Got:
-        """GET *path*, which must answer with a length."""
+    def get(self, path: str, told: Callable[[int], None] = lambda _: None) -> Got:
+        """GET *path*, which must answer with a length.
+
+        Args:
+            told: called with how many bytes of the body have come, each time that some do.
+        """
         began = time.perf_counter()
         self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\nAccept: {ACCEPT}\r\n\r\n".encode())
         head = b""
@@ -107,6 +111,7 @@ class Client:
                 raise ConnectionError(f"{path}: the body ended at {got} of {size}")
             first = first or time.perf_counter() - began
             got += count
+            told(got)
         return Got(int(status_line.split()[1]), headers, size, first, time.perf_counter() - began)
 
     def _received(self) -> bytes:

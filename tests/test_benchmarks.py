@@ -25,11 +25,12 @@ ROOT = Path(__file__).parent.parent
         ["access"],
         ["tls"],
         ["registries", "--part", "hits"],
+        ["fleet", "--part", "crowd"],
     ],
     ids=lambda arguments: arguments[0],
 )
 def test_it_runs_and_writes_its_tables(tmp_path, arguments):
-    require_daemons("wrk", "docker-registry", root=False)
+    require_daemons("wrk", "docker-registry", "redis-server", root=False)
     program, *more = arguments
     command = [sys.executable, "-m", f"benchmarks.{program}", "--quick", "--only", "registry-cache", *more]
     done = subprocess.run(

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from random import Random
 
@@ -49,16 +49,22 @@ class RedisEngine:
             self._process.kill()
             self._process.wait()
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It answers nobody, and its connections stay."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     async def trouble(self, dice: Random) -> str:
         """One of its troubles, and its end; what it was."""
         what = dice.choice(("killed", "killed", "emptied", "frozen", "away"))
         if what == "frozen":
-            assert self._process is not None
-            self._process.send_signal(signal.SIGSTOP)
-            try:
+            with self.frozen():
                 await asyncio.sleep(dice.uniform(0.2, 3.0))
-            finally:
-                self._process.send_signal(signal.SIGCONT)
             return what
         self.kill()
         if what == "emptied":
