@@ -13,7 +13,7 @@ import pytest
 import redis as redis_py
 import redis.asyncio
 
-from registry_cache.fleet import connection
+from registry_cache.fleet import connection, peers, source
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.leases import Leases
 from registry_cache.fleet.signature import Signer
@@ -122,6 +122,14 @@ def patient(monkeypatch):
     """A busy machine is no Redis that is down."""
     monkeypatch.setattr(connection, "_WAITS_SECONDS", (10.0,))
     monkeypatch.setattr(connection, "_PATIENT_SECONDS", (10.0,))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Silence is found out soon."""
+    monkeypatch.setattr(peers, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(source, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(peers, "LIVES_SECONDS", 0.2)
 
 
 @dataclass

@@ -8,21 +8,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from registry_cache.fleet import peers, source
 from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.model import events
 from tests.fleet.conftest import REPOSITORY
 from tests.hub.faults import Fault
 
 HALF = 400_000
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Silence is found out soon."""
-    monkeypatch.setattr(peers, "SILENCE_SECONDS", 0.3)
-    monkeypatch.setattr(source, "SILENCE_SECONDS", 0.3)
-    monkeypatch.setattr(peers, "LIVES_SECONDS", 0.2)
 
 
 async def until(condition, seconds=10):

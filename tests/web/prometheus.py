@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.e2e.dockerd import require_daemons
 # Prometheus looks back over at least two scrapes; they are a second apart.
 _WINDOW = "6s"
 _WAIT_SECONDS = 60
+ALERT_RULES = Path(__file__).parents[2] / "docs" / "alerts.yml"
 
 
 class Gateway:
@@ -83,6 +84,20 @@ class Prometheus:
             assert time.monotonic() < deadline, f"{name} does not {'fire' if fires else 'clear'}"
             await asyncio.sleep(0.2)
 
+    async def shows(self, queries: Collection[str], *, seen: str) -> None:
+        """Each of the dashboard's *queries* has an answer.
+
+        Args:
+            seen: true once what was counted last has been scraped twice, which a rate needs.
+        """
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while not (await self.ask("query", query=seen))["result"]:
+            assert time.monotonic() < deadline, f"{seen} does not come true"
+            await asyncio.sleep(0.2)
+        for query in queries:
+            shown = query.replace("$__rate_interval", "30s").replace("$instance", ".*")
+            assert (await self.ask("query", query=shown))["result"], shown
+
 
 def hurried(rules: Path) -> dict[str, Any]:
     """The rules of *rules*, with nothing to wait for and windows of seconds."""
@@ -95,17 +110,21 @@ def hurried(rules: Path) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def running_prometheus(folder: Path, rules: Path, port_of_cache: int) -> AsyncIterator[Prometheus]:
+async def running_prometheus(folder: Path, *ports: int) -> AsyncIterator[Prometheus]:
+    """One that scrapes the caches on *ports*, with the alert rules of the documents."""
     require_daemons("prometheus", root=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (folder / "rules.yml").write_text(yaml.safe_dump(hurried(rules)))
+    (folder / "rules.yml").write_text(yaml.safe_dump(hurried(ALERT_RULES)))
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": ["rules.yml"],
         "scrape_configs": [
-            {"job_name": "registry-cache", "static_configs": [{"targets": [f"127.0.0.1:{port_of_cache}"]}]}
+            {
+                "job_name": "registry-cache",
+                "static_configs": [{"targets": [f"127.0.0.1:{one}" for one in ports]}],
+            }
         ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))

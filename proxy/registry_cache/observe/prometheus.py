@@ -1,5 +1,6 @@
 """``/metrics``: ``/_stats`` in Prometheus form. Every name is explained in ``docs/metrics.md``."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -161,6 +162,10 @@ def _fleet(fleet: FleetFigures) -> Iterator[Metric]:
     yield _gauge("fleet_redis_up", "Whether the fleet's Redis answers.", int(not fleet.redis_trouble))
     yield _gauge(
         "fleet_refused", "Whether the fleet has refused this replica, which runs alone.", int(bool(fleet.refusal))
+    )
+    versions = Counter(member.version for member in fleet.members)
+    yield _labelled(
+        "fleet_members", "Replicas heard of in the last half minute.", "version", versions.items(), gauge=True
     )
     yield _gauge("fleet_leases", "Blobs that this replica fetches for all now.", fleet.leases)
     how = {name: getattr(fleet, name) for name in ("led", "followed", "alone")}
