@@ -21,7 +21,7 @@ _KNOWN_SECONDS = 300.0
 _KNOWN_MAX = 4096
 # A core stays free of them, where there are several: what a flood of logins waits for is no hit's trouble.
 _THREADS = max(1, min(2, (os.cpu_count() or 1) - 1))
-_WAITING_MAX = 32
+_UNDER_WAY_MAX = 34
 _NICE = 10
 
 
@@ -43,7 +43,7 @@ class Logins:
         self._failures = failures or Failures(now)
         self._threads = Threads("login", _THREADS)
         self._flights: SingleFlight[bool] = SingleFlight()
-        self._waiting = 0
+        self._under_way = 0
 
     async def verify(self, user: str, password: str, address: str) -> bool:
         """Whether it is *user*'s password.
@@ -78,13 +78,13 @@ class Logins:
         self._threads.close()
 
     async def _ask(self, user: str, password: str) -> bool:
-        if self._waiting >= _THREADS + _WAITING_MAX:
+        if self._under_way >= _UNDER_WAY_MAX:
             raise TooManyLogins("too many logins at once: try again")
-        self._waiting += 1
+        self._under_way += 1
         try:
             return await self._threads.run(_verify, self.users, user, password)
         finally:
-            self._waiting -= 1
+            self._under_way -= 1
 
 
 def _verify(users: Users, user: str, password: str) -> bool:
