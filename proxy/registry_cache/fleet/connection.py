@@ -5,15 +5,14 @@ One that fails is not asked again for two seconds; then one question tries, whil
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
 from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
 
@@ -27,6 +26,7 @@ _WAITS_SECONDS = (WAIT_SECONDS - 0.05, 0.05)
 _PATIENT_SECONDS = (0.95, 0.05)
 # A question takes less than a millisecond; to open a connection takes longer than to wait for one.
 _CONNECTIONS = 4
+_PORT = 6379
 
 
 class _Credentials(CredentialProvider):
@@ -41,37 +41,67 @@ class _Credentials(CredentialProvider):
         return (self._username, password) if self._username else (password,)
 
 
-class FleetRedis:
-    """See the module.
+class Client(Protocol):
+    """What is needed of :class:`redis.asyncio.Redis`."""
+
+    def register_script(self, script: str) -> Any:
+        """What is called with *keys* and *args*, and gives the answer."""
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+
+
+def connect(url: str, password_file: Path | None) -> Redis:
+    """A client that gives up soon; it connects when it is asked something.
 
     Args:
         url: without a password, checked by the settings.
     """
+    parts = urlsplit(url)
+    username = unquote(parts.username or "")
+    pool = BlockingConnectionPool(
+        max_connections=_CONNECTIONS,
+        connection_class=SSLConnection if parts.scheme == "rediss" else Connection,
+        host=parts.hostname or "",
+        port=parts.port or _PORT,
+        db=int(parts.path.strip("/") or 0),
+        credential_provider=_Credentials(username, password_file) if username or password_file else None,
+        socket_timeout=1.0,  # for what nobody waits for any more
+        socket_connect_timeout=1.0,
+        # The library's own patience is ten tries: a dead Redis took 3.4 to 4.6 seconds to be one.
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+    return Redis.from_pool(pool)
 
-    def __init__(self, url: str, *, password_file: Path | None, events: events.Events) -> None:
+
+class FleetRedis:
+    """See the module.
+
+    Args:
+        url: see :func:`connect`.
+        client: what to ask instead of connecting to *url*.
+        clock: our own time, Unix seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        password_file: Path | None,
+        events: events.Events,
+        client: Client | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         parts = urlsplit(url)
-        self.host, self.port = parts.hostname or "", parts.port or 6379
-        username = unquote(parts.username or "")
-        credentials = _Credentials(username, password_file) if username or password_file else None
-        self._pool = BlockingConnectionPool(
-            max_connections=_CONNECTIONS,
-            connection_class=SSLConnection if parts.scheme == "rediss" else Connection,
-            host=self.host,
-            port=self.port,
-            db=int(parts.path.strip("/") or 0),
-            credential_provider=credentials,
-            socket_timeout=1.0,  # for what nobody waits for any more
-            socket_connect_timeout=1.0,
-            # The library's own patience is ten tries: a dead Redis took 3.4 to 4.6 seconds to be one.
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
-        self._client = Redis(connection_pool=self._pool)
-        self._scripts: dict[str, AsyncScript] = {}
+        self.host, self.port = parts.hostname or "", parts.port or _PORT
+        self._client = client or connect(url, password_file)
+        self._clock = clock
+        self._scripts: dict[str, Any] = {}
         self._events = events
         self.ahead_seconds = 0.0  # of its clock, before ours
         self._is_probing = False
-        self._retry_at = 0.0  # monotonic seconds
+        self._retry_at = 0.0  # monotonic seconds, by the loop's clock
         self.trouble = ""  # why it is left alone; empty while it works
         self.barred = ""  # why this replica has no part in the fleet; empty while it has
 
@@ -80,11 +110,11 @@ class FleetRedis:
 
     def now(self) -> float:
         """The fleet's clock, Unix seconds: Redis's, as far as it has told."""
-        return time.time() + self.ahead_seconds
+        return self._clock() + self.ahead_seconds
 
     def told(self, seconds: int, microseconds: int) -> None:
         """What its clock says now."""
-        self.ahead_seconds = seconds + microseconds / 1e6 - time.time()
+        self.ahead_seconds = seconds + microseconds / 1e6 - self._clock()
 
     async def run(
         self,
@@ -107,7 +137,7 @@ class FleetRedis:
         if self.barred and not joins:
             raise RedisDown(self.barred)
         is_probe = bool(self.trouble)
-        if is_probe and (self._is_probing or time.monotonic() < self._retry_at):
+        if is_probe and (self._is_probing or asyncio.get_running_loop().time() < self._retry_at):
             raise RedisDown(self.trouble)
         self._is_probing = is_probe
         try:
@@ -138,7 +168,7 @@ class FleetRedis:
                 asking.cancel()
                 asking.add_done_callback(_forget)
 
-    def _script(self, script: str) -> AsyncScript:
+    def _script(self, script: str) -> Any:
         if script not in self._scripts:
             self._scripts[script] = self._client.register_script(script)
         return self._scripts[script]
@@ -146,14 +176,13 @@ class FleetRedis:
     def _failed(self, error: Exception) -> None:
         was_up = not self.trouble
         self.trouble = str(error)[:200] or "it did not answer in time"
-        self._retry_at = time.monotonic() + RETRY_SECONDS
+        self._retry_at = asyncio.get_running_loop().time() + RETRY_SECONDS
         if was_up:
             self._events.emit(events.FleetRedisDown(reason=self.trouble))
 
     async def aclose(self) -> None:
         """Close its connections."""
         await self._client.aclose()
-        await self._pool.aclose()
 
 
 def _forget(asked: "asyncio.Future[Any]") -> None:

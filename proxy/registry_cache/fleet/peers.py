@@ -6,9 +6,9 @@ forward proxy, and no redirect is followed but to such a one.
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -57,6 +57,29 @@ def blob_path(repository: Repository, digest: Digest) -> str:
     return f"/fleet/v1/{repository.registry}/{repository.name}/blobs/{digest}"
 
 
+class Session(Protocol):
+    """What is needed of :class:`aiohttp.ClientSession`."""
+
+    def request(
+        self, method: str, url: str, *, headers: Mapping[str, str], allow_redirects: bool, ssl: Any
+    ) -> Awaitable[aiohttp.ClientResponse]:
+        """The head of the answer."""
+
+    async def close(self) -> None:
+        """Close its connections."""
+
+
+def connections() -> aiohttp.ClientSession:
+    """What other replicas are asked with."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+        auto_decompress=False,
+        read_bufsize=_BUFFER_BYTES,
+        trust_env=False,
+    )
+
+
 class Peers:
     """See the module.
 
@@ -66,6 +89,7 @@ class Peers:
         now: the fleet's clock.
         spaces: what registries are called in the fleet.
         tls: None for plain connections.
+        session: made when this is entered, and closed after it.
     """
 
     def __init__(
@@ -77,6 +101,7 @@ class Peers:
         now: Callable[[], float],
         spaces: Spaces | None = None,
         tls: FleetTls | None = None,
+        session: Callable[[], Session] = connections,
     ) -> None:
         self._signer = signer
         self._networks = [ipaddress.ip_network(network) for network in networks]
@@ -84,17 +109,11 @@ class Peers:
         self._address = address
         self._spaces = spaces or Spaces()
         self._now = now
-        self._session: aiohttp.ClientSession | None = None
+        self._open = session
+        self._session: Session | None = None
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=timeout,
-            auto_decompress=False,
-            read_bufsize=_BUFFER_BYTES,
-            trust_env=False,
-        )
+        self._session = self._open()
         return self
 
     async def __aexit__(

@@ -12,13 +12,14 @@ from aiohttp import web
 
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.peers import DIRECT, PROVEN
+from registry_cache.fleet.serving import Follower, Serving, size_of
 from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.fleet.spaces import Spaces
-from registry_cache.model.errors import BlobUnknown, DigestInvalid, NameInvalid, RegistryCacheError, UpstreamBusy
+from registry_cache.model.errors import BlobUnknown, DigestInvalid, NameInvalid, RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.model.ranges import ContentRange
-from registry_cache.ports.blobs import Hash, OpenBlob, Sink
-from registry_cache.pull.flight import Flight, FlightReader
+from registry_cache.ports.blobs import OpenBlob
+from registry_cache.pull.flight import FlightReader
 from registry_cache.pull.flights import Flights
 from registry_cache.runtime.threads import Threads
 from registry_cache.web.sending import SocketSink
@@ -37,38 +38,6 @@ class Proof(Protocol):
 
     async def known(self, repository: Repository, digest: Digest) -> bool:
         """Whether *digest* is proven in *repository*, as far as that can be told without upstream."""
-
-
-class _Tower:
-    """See :class:`registry_cache.pull.flight.Tower`: for peers upstream is not asked."""
-
-    def __init__(self, flights: Flights) -> None:
-        self._flights = flights
-
-    def left(self, flight: Flight) -> None:
-        """As for any reader."""
-        self._flights.left(flight)
-
-    async def send_direct(
-        self, repository: Repository, digest: Digest, sink: Sink, start: int, stop: int, known: Hash | None = None
-    ) -> None:
-        """Never."""
-        del repository, sink, start, stop, known
-        raise UpstreamBusy(f"{digest} is not stored here")
-
-
-class _Follower:
-    """One that is sent a blob right now, from *start* on."""
-
-    def __init__(self, address: str, start: int) -> None:
-        self.address = address
-        self.start = start
-        self.sink: SocketSink | None = None
-
-    @property
-    def offset(self) -> int:
-        """How many bytes it has."""
-        return self.start + (self.sink.sent_bytes if self.sink else 0)
 
 
 class FleetPort:
@@ -94,17 +63,13 @@ class FleetPort:
         takes_part: Callable[[], bool],
         spaces: Spaces,
     ) -> None:
-        self._flights = flights
+        self._serving = Serving(flights, followers=followers, counts=counts, takes_part=takes_part)
         self._proof = proof
         self._signer = signer
-        self._followers = followers
         self._threads = threads
         self._now = now
         self._counts = counts
-        self._takes_part = takes_part
         self._spaces = spaces
-        self._tower = _Tower(flights)
-        self._serving: dict[Digest, list[_Follower]] = {}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """One request of a peer."""
@@ -124,8 +89,8 @@ class FleetPort:
         except (NameInvalid, DigestInvalid):
             return web.Response(status=400)
         asked = _RANGE.fullmatch(range_)
-        follower = _Follower(peer, int(asked[1]) if asked else 0)
-        content = await self._open(digest)
+        follower = Follower(peer, int(asked[1]) if asked else 0)
+        content = await self._serving.open(digest)
         if content is None:
             return web.Response(status=404)
         signed = {ANSWER: self._signer.answer(request.headers[HEADER])}
@@ -136,55 +101,34 @@ class FleetPort:
         finally:
             content.close()
 
-    async def _open(self, digest: Digest) -> OpenBlob | FlightReader | None:
-        """What is here, or on its way to be."""
-        if not self._takes_part():
-            return None
-        blob = await self._flights.stored(digest)
-        flight = self._flights.get(digest)
-        if blob is not None or flight is None or flight.unstored or flight.leaving or flight.error is not None:
-            return blob
-        if flight.seat is not None:
-            flight.seat.read(by_anyone=True)
-        return FlightReader(self._tower, flight, flight.repository, joined=True, is_proven=True)
-
     async def _answer(
         self,
         request: web.BaseRequest,
         repository: Repository,
         digest: Digest,
         content: OpenBlob | FlightReader,
-        follower: _Follower,
+        follower: Follower,
         headers: dict[str, str],
     ) -> web.StreamResponse:
-        others = self._serving.setdefault(digest, [])
-        if len(others) >= self._followers and DIRECT not in request.headers:
-            ahead = [one for one in others if one.offset > follower.start and one.address != follower.address]
-            if ahead:  # spread over those that have been sent nobody yet, as well as chance can
-                self._counts.redirected += 1
-                to = ahead[self._counts.redirected % len(ahead)].address
-                where = {"Location": f"http://{to}{request.rel_url.raw_path}"}
-                return web.Response(status=307, headers=headers | where)
-        others.append(follower)
-        try:
-            size = await _size(content)
-            if size is None:
-                return web.Response(status=503)
-            is_supplied = isinstance(content, FlightReader) and repository in content.flight.supplied_by
-            proven = is_supplied or await self._proof.known(repository, digest)
-            return await self._send(request, content, follower, size, {**headers, PROVEN: "1" if proven else "0"})
-        except RegistryCacheError as error:
-            return web.Response(status=404 if isinstance(error, BlobUnknown) else 503)
-        finally:
-            others.remove(follower)
-            if not others:
-                self._serving.pop(digest, None)
+        if DIRECT not in request.headers and (to := self._serving.elsewhere(digest, follower)) is not None:
+            where = {"Location": f"http://{to}{request.rel_url.raw_path}"}
+            return web.Response(status=307, headers=headers | where)
+        with self._serving.sending(digest, follower):
+            try:
+                size = await size_of(content)
+                if size is None:
+                    return web.Response(status=503)
+                is_supplied = isinstance(content, FlightReader) and repository in content.flight.supplied_by
+                proven = is_supplied or await self._proof.known(repository, digest)
+                return await self._send(request, content, follower, size, {**headers, PROVEN: "1" if proven else "0"})
+            except RegistryCacheError as error:
+                return web.Response(status=404 if isinstance(error, BlobUnknown) else 503)
 
     async def _send(
         self,
         request: web.BaseRequest,
         content: OpenBlob | FlightReader,
-        follower: _Follower,
+        follower: Follower,
         size: int,
         headers: dict[str, str],
     ) -> web.StreamResponse:
@@ -197,9 +141,10 @@ class FleetPort:
         response = web.StreamResponse(status=206, headers=headers)
         await response.prepare(request)
         encrypts = request.transport is not None and request.transport.get_extra_info("ssl_object") is not None
-        sink = follower.sink = (TlsSink if encrypts else SocketSink)(
+        sink = (TlsSink if encrypts else SocketSink)(
             request.protocol, b"", timeout_seconds=_PEER_TIMEOUT_SECONDS, threads=self._threads
         )
+        follower.sent = lambda: sink.sent_bytes
         try:
             if not isinstance(content, FlightReader) and content.body is not None:
                 await sink.write(content.body[start:])
@@ -214,12 +159,3 @@ class FleetPort:
             self._counts.served_bytes += sink.sent_bytes
             sink.close()
         return response
-
-
-async def _size(content: OpenBlob | FlightReader) -> int | None:
-    """In bytes; None if it is not to be had here after all."""
-    if not isinstance(content, FlightReader):
-        return content.size_bytes
-    if await content.size() is None:
-        await content.landed()
-    return None if content.flight.unstored else content.flight.size_bytes

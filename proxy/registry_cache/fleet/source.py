@@ -6,7 +6,6 @@ take-over: who does not answer a HEAD either is passed over, and whoever claims 
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
@@ -63,7 +62,7 @@ class PeerBody:
         self._claim = claim
         self._trail = trail
         self._received = received
-        self._began = time.monotonic()
+        self._began = asyncio.get_running_loop().time()
 
     async def read(self) -> Piece:
         """See :class:`registry_cache.pull.flight.BlobBody`.
@@ -97,7 +96,7 @@ class PeerBody:
     def _lost(self, what: str) -> PeerLost:
         self._trail.suspect = self._claim
         self._trail.direct = self._reply.was_redirected
-        if time.monotonic() - self._began < SILENCE_SECONDS:
+        if asyncio.get_running_loop().time() - self._began < SILENCE_SECONDS:
             self._trail.fruitless += 1
         return PeerLost(f"the replica at {self._claim.address}: {what}")
 
