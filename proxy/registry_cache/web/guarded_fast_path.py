@@ -22,7 +22,7 @@ from registry_cache.web.routes import Route
 
 # As Go's clients and curl write it; in another way it is not cut out, and the head not learned.
 _TOKEN_LINE = b"\r\nAuthorization: Bearer "
-_REMEMBERED = 1024
+_LET_IN_MAX = 4096
 
 
 class _Limited(Audit):
@@ -38,6 +38,7 @@ class GuardedFastPath(FastPath):
         super().__init__(pull_through, blobs, events)
         self._access = access
         self._accounts = access.accounts
+        self._let_in: dict[tuple[Principal, Repository], Audit] = {}  # by rules, which stay as they are
 
     def learn(self, head: bytes, request: web.BaseRequest, route: Route) -> None:
         """See :class:`FastPath`."""
@@ -108,21 +109,28 @@ class GuardedFastPath(FastPath):
 
     def _audit(self, principal: Principal, repository: Repository) -> Audit | None:
         """What goes into the log, if *principal* may pull; None if not."""
-        if repository.registry not in self._access.forwards:
+        question = principal, repository
+        audit = self._let_in.get(question)
+        if audit is not None:
+            return audit
+        is_for_good = repository.registry not in self._access.forwards  # for as long as these rules are in force
+        if is_for_good:
             principal = principal.proven  # as in web/admission.py
         decision = self._access.at_hand(principal, repository)
-        return _let_in(principal, decision.rule) if decision.allowed else None
+        if not decision.allowed:
+            return None
+        audit = Audit(principal.name, principal.auth, "allow", decision.rule)
+        if is_for_good:
+            if len(self._let_in) >= _LET_IN_MAX:
+                self._let_in.clear()
+            self._let_in[question] = audit
+        return audit
 
 
-# Of one pull's requests these are the same.
-@functools.lru_cache(maxsize=_REMEMBERED)
+@functools.lru_cache(maxsize=1024)
 def _holding(principal: Principal, holder: Holder) -> Principal:
+    """Of one pull's requests it is the same."""
     return principal.holding(holder)
-
-
-@functools.lru_cache(maxsize=_REMEMBERED)
-def _let_in(principal: Principal, rule: int) -> Audit:
-    return Audit(principal.name, principal.auth, "allow", rule)
 
 
 def without_token(head: bytes) -> tuple[bytes, bytes]:
