@@ -5,17 +5,20 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from playwright.async_api import Browser, async_playwright
 
+from registry_cache.assembly.reports import Reports
 from registry_cache.model import events
 from tests.cache import Cache, run_cache
+from tests.figures import fleet, members
 from tests.hub.hub import Hub
 from tests.hub.origin import OriginRegistry
 from tests.web.page_content import fill, pull, remember, slow_transfer, tell
 from tests.web.test_page_browser import CHROMIUM, FLAGS
 
-STATES = ("empty", "busy", "trouble", "many")
+STATES = ("empty", "busy", "trouble", "many", "fleet")
 SCHEMES = ("light", "dark")
 IMAGES = {"node": [30_000_000, 8_000_000], "postgres": [25_000_000], "nginx": [12_000_000], "alpine": [3_400_000]}
 CLIENTS = {"192.0.2.11": 4, "192.0.2.12": 3, "192.0.2.27": 1}
@@ -72,6 +75,9 @@ async def _in(state: str, cache: Cache, hub: Hub) -> AsyncIterator[None]:
         elif state != "empty":
             await _work(cache, hub)
             await stack.enter_async_context(slow_transfer(cache, hub))
+        if state == "fleet":
+            own, told = Reports._stats, fleet(redis_trouble="Connection refused", members=members(4))
+            stack.enter_context(patch.object(Reports, "_stats", lambda reports: own(reports) | {"fleet": told}))
         if state == "trouble":
             await _break(cache, hub)
             stack.push_async_callback(hub.registry.start)
