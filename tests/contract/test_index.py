@@ -55,6 +55,15 @@ async def test_oldest_are_those_least_recently_used_without_pinned_ones(index):
     assert [entry.digest for entry in await index.oldest(2, first[-1])] == [digest(4)]
 
 
+async def test_the_largest_blob_is_known(index):
+    assert await index.largest_bytes() == 0
+    for number, size_bytes in ((1, 10), (2, 30), (3, 20)):
+        await index.add_blob(row(number, size_bytes=size_bytes))
+    assert await index.largest_bytes() == 30
+    await index.forget_blobs([digest(2)])
+    assert await index.largest_bytes() == 20
+
+
 async def test_a_use_is_known_before_it_is_in_its_row(index):
     await index.add_blob(row(1))
     index.touch(digest(1))

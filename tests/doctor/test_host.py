@@ -63,6 +63,15 @@ def test_space_for_the_cap(tmp_path, monkeypatch, status, state, says):
     assert says in check.text
 
 
+def test_a_cap_below_two_of_the_largest_blob_is_too_small(tmp_path):
+    given = settings(tmp_path)
+    given.cache_dir.mkdir()
+    size = int(given.max_size)
+    assert [check.name for check in host.cache_directory(given, 0, size // 2)][2:] == []
+    check = list(host.cache_directory(given, 0, size // 2 + 1))[-1]
+    assert (check.name, check.state, "raise MAX_SIZE to" in check.remedy) == ("largest blob", "warning", True)
+
+
 def test_cache_directory_that_is_missing_or_everybodys(tmp_path):
     given = settings(tmp_path)
     assert [check.state for check in host.cache_directory(given, None)] == ["broken"]

@@ -35,6 +35,8 @@ class Store:
         truncates: bodies break off after so many bytes.
         stalls: bodies stand still after so many bytes, until they are let go on.
         ahead_seconds: its clock, before ours.
+        hides_missing: as to a key that may not list: what is missing is forbidden.
+        keeps_versions: what is deleted, too.
     """
 
     port: int = 0
@@ -48,6 +50,8 @@ class Store:
     truncates: int | None = None
     stalls: int | None = None
     ahead_seconds: float = 0.0
+    hides_missing: bool = False
+    keeps_versions: bool = False
     page_size: int = 1000
     asked: list[tuple[str, str]] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
@@ -81,8 +85,10 @@ class Store:
     def _error(self, status: int, code: str) -> web.Response:
         # As real ones do: the key and what was signed are in it.
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><AWSAccessKeyId>{ACCESS}</AWSAccessKeyId></Error>"
-        date = datetime.fromtimestamp(time.time() + self.ahead_seconds, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
-        return web.Response(status=status, text=text, headers={"Date": date})
+        return web.Response(status=status, text=text, headers={"Date": self._date()})
+
+    def _date(self) -> str:
+        return datetime.fromtimestamp(time.time() + self.ahead_seconds, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
     def _unsigned(self, request: web.BaseRequest) -> web.Response | None:
         match = _AUTHORIZATION.fullmatch(request.headers.get("Authorization", ""))
@@ -143,15 +149,18 @@ class Store:
 
     async def _get(self, request: web.BaseRequest, key: str) -> web.StreamResponse:
         if not key:
+            if "versioning" in request.rel_url.query:
+                status = "<Status>Enabled</Status>" if self.keeps_versions else ""
+                return web.Response(text=f"<VersioningConfiguration>{status}</VersioningConfiguration>")
             return self._list(request)
         if key not in self.objects:
-            return self._error(404, "NoSuchKey")
+            return self._error(403, "AccessDenied") if self.hides_missing else self._error(404, "NoSuchKey")
         body = self.objects[key]
         asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
         start = int(asked[1]) if asked else 0
         if asked and start >= len(body):
             return self._error(416, "InvalidRange")
-        response = web.StreamResponse(status=206 if asked else 200)
+        response = web.StreamResponse(status=206 if asked else 200, headers={"Date": self._date()})
         if asked:
             response.headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
         response.content_length = len(body) - start

@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from registry_cache.doctor.network import fleet as fleet_check
 from registry_cache.fleet.s3 import StoreTrouble
 from registry_cache.observe.figures import Stats, read
 from tests.fleet.conftest import REPOSITORY
 from tests.fleet.test_following import settled
+from tests.web.test_metrics import FLEET_ALERTS, FLEET_QUERIES
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -30,6 +33,21 @@ async def test_its_metrics_are_documented(start_sharing):
     names = re.findall(r"^# HELP (registry_cache_fleet_\w+) ", text, re.MULTILINE)
     documented = re.findall(r"^\| `(registry_cache_fleet_\w+)", (DOCS / "metrics.md").read_text(), re.MULTILINE)
     assert sorted(names) == sorted(documented)
+
+
+async def test_its_labels_are_documented_and_its_alerts_and_queries_use_only_what_there_is(start_sharing):
+    member = await start_sharing()
+    text, names = (DOCS / "metrics.md").read_text(), set()
+    for family in text_string_to_metric_families((await member.cache.get("/metrics")).body.decode()):
+        names |= {sample.name for sample in family.samples}
+        if family.name.startswith("registry_cache_fleet_"):
+            labels = ",".join({label for sample in family.samples for label in sample.labels})
+            wanted = f"`{family.name}{'_total' * (family.type == 'counter')}{f'{{{labels}}}' * bool(labels)}`"
+            assert wanted in text
+    used = set(
+        re.findall(r"\bregistry_cache_\w+", " ".join([*FLEET_QUERIES, *(rule["expr"] for rule in FLEET_ALERTS)]))
+    )
+    assert used <= names
 
 
 async def test_without_a_fleet_nothing_is_told_of_one(cache):

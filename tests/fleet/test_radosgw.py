@@ -8,11 +8,13 @@ import signal
 import aiohttp
 import pytest
 
+from registry_cache.doctor import bucket as doctor_of_buckets
 from registry_cache.fleet import bucket, s3, shelf, tier
 from registry_cache.fleet.s3 import S3, StoreTrouble
 from registry_cache.fleet.s3_signing import KeyFile
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
+from registry_cache.settings.load import load_settings
 from tests.fleet.conftest import REPOSITORY
 from tests.fleet.test_following import until
 from tests.fleet.test_tier import key_of, shared
@@ -31,6 +33,16 @@ async def start_on(start_replica, credentials):
         return member
 
     return start
+
+
+@pytest.fixture
+def member_settings(credentials, key_file, tmp_path):
+    def make(url):
+        given = {"fleet_redis_url": "redis://127.0.0.1", "fleet_key_file": key_file, "fleet_bucket_url": url}
+        given |= {"fleet_s3_credentials_file": credentials, "fleet_max_size": "1GB", "cache_dir": tmp_path / "none"}
+        return load_settings(None, given)
+
+    return make
 
 
 @pytest.fixture
@@ -53,6 +65,18 @@ async def test_what_is_in_the_bucket_costs_upstream_nothing(stocked, hub):
     digest, data, member, _ = stocked
     assert (await member.blob(REPOSITORY, digest)).body == data
     assert (hub.counters.blob_gets(digest), member.fleet.counts.from_bucket) == (0, 1)
+
+
+async def test_the_doctor_finds_it_well_and_its_versions(stocked, member_settings):
+    *_, client = stocked
+    made = member_settings(client.url)
+    checks = {check.name: check.state async for check in doctor_of_buckets.bucket(made)}
+    assert checks.pop("bucket speed", "warning") == "warning"  # of a busy machine
+    assert checks == {"fleet bucket": "ok"}
+    body = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+    await client._ask("PUT", "", {"versioning": ""}, body=body, seconds=10)
+    checks = {check.name: check.state async for check in doctor_of_buckets.bucket(made)}
+    assert checks["bucket versions"] == "warning"
 
 
 async def test_a_rotten_object_is_deleted_and_fetched_again(stocked, hub):

@@ -156,6 +156,7 @@ async def test_stats_in_a_terminal_and_as_json(cache, hub):
     code, out, _ = await run(cache.root, "stats", "--json")
     stats = json.loads(out)
     assert stats["next_evictions"][0]["repositories"] == ["library/seen"]
+    assert stats["largest_bytes"] > 0
     assert stats["store"]["tags"] == 1
     assert stats["history"]["month"]["misses"] == 3
 

@@ -114,6 +114,7 @@ class Reports:
             history={name: total(steps)._asdict() for name, steps in spans.items()},
             pins=PinFigures(number=pins.number, size_bytes=pins.size_bytes),
             next_evictions=await self._next_evictions(),
+            largest_bytes=await self._index.largest_bytes(),
         )
 
     async def page_data(self) -> PageData:

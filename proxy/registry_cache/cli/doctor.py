@@ -13,14 +13,23 @@ import aiohttp
 import click
 from rich.console import Console
 
-from registry_cache.cli.admin import Running, Service, cache_dir_option, json_option, running, settings_of
+from registry_cache.assembly.fleet import check_fleet
+from registry_cache.cli.admin import (
+    Running,
+    Service,
+    ServiceUnreachable,
+    cache_dir_option,
+    json_option,
+    running,
+    settings_of,
+)
 from registry_cache.cli.common import INSTALLED_CONFIG, own_user_agent, say, service_config_option
 from registry_cache.cli.output import console, styled
 from registry_cache.doctor import host, network
 from registry_cache.doctor.check import Check
 from registry_cache.doctor.secret import secret, service_user, with_installed_token
 from registry_cache.model.errors import RegistryCacheError, SettingsError
-from registry_cache.observe.figures import FullStats, Stats, read
+from registry_cache.observe.figures import FullStats, OtherSchema, Stats, read
 from registry_cache.runtime.own_certificate import trust
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import registries, spelled_out
@@ -101,10 +110,11 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     answer = await _stats(found)
     stats = answer if isinstance(answer, Stats) else None
     used_bytes = stats.store.size_bytes if stats else None
+    largest_bytes = _largest_bytes(found)
     for check in (
         *host.rules(settings),
         *host.certificate(settings, time.time()),
-        *host.cache_directory(settings, used_bytes),
+        *host.cache_directory(settings, used_bytes, largest_bytes),
     ):
         yield check if stats else _follows(check, token)
     yield _follows(network.service(answer, found.url), token)
@@ -114,7 +124,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
         yield check
     if stats and token.state != "broken" and (check := network.still_rejected(stats, told, settings)):
         yield check
-    if stats and (check := network.fleet(stats)):
+    async for check in _fleet(settings, stats):
         yield check
     instance = found.instance or (stats.instance if stats else None)
     async for check in network.docker(settings, os.environ, found.url, instance):
@@ -124,6 +134,28 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     yield host.prune_habits()
     if pull:
         yield await network.real_pull(found.url, image, trust(settings.tls_cert))
+
+
+async def _fleet(settings: Settings, stats: Stats | None) -> AsyncIterator[Check]:
+    """The fleet, as the service has it and as it is seen from here."""
+    if stats and (check := network.fleet(stats)):
+        yield check
+    if settings.fleet_redis_url is None:
+        return
+    try:
+        check_fleet(settings)
+    except SettingsError as error:
+        yield Check("fleet", "broken", str(error), "install it, or leave FLEET_REDIS_URL out")
+        return
+    from registry_cache.doctor import bucket, fleet  # noqa: PLC0415 -- redis-py is an extra
+
+    async for check in fleet.redis(settings):
+        yield check
+    async for check in bucket.bucket(settings):
+        yield check
+    if stats and stats.fleet:
+        async for check in fleet.replicas(settings, stats.fleet):
+            yield check
 
 
 def _follows(check: Check, cause: Check) -> Check:
@@ -166,6 +198,15 @@ async def _stats(found: Running) -> Stats | PullFailed:
             if failure.status == _FORBIDDEN and found.instance is not None:
                 return read(Service(found.settings.cache_dir).ask("stats"), FullStats)
             return failure
+
+
+def _largest_bytes(found: Running) -> int:
+    """The size of the largest blob that the service has; 0 where it does not run, or does not let this user ask."""
+    if found.instance is None:
+        return 0
+    with contextlib.suppress(ServiceUnreachable, OtherSchema):
+        return read(Service(found.settings.cache_dir).ask("stats"), FullStats).largest_bytes
+    return 0
 
 
 def _settings(settings: Settings, config: Path | None) -> Check:

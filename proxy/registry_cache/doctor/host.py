@@ -42,6 +42,8 @@ _SOON_SECONDS = 14 * 86400.0
 _READ_BYTES = 1024 * 1024
 _SCRIPT = re.compile(r"(?<![\w.$/-])/[\w.+/@-]+")
 _FEW_INODES = 0.05
+# So many of the largest blobs have to find room.
+_LARGEST = 2
 
 
 def name_server(resolv_conf: Path = Path("/etc/resolv.conf")) -> Check | None:
@@ -126,11 +128,12 @@ def rules(settings: Settings) -> Iterator[Check]:
                 break
 
 
-def cache_directory(settings: Settings, used_bytes: int | None) -> Iterator[Check]:
+def cache_directory(settings: Settings, used_bytes: int | None, largest_bytes: int = 0) -> Iterator[Check]:
     """It is there, on a filesystem that is fit for it, with room for the cap.
 
     Args:
         used_bytes: what the running cache says it holds; None to count.
+        largest_bytes: the size of the largest blob that it holds; 0 where that is not known.
     """
     path = settings.cache_dir
     if _is_missing(path):
@@ -153,6 +156,10 @@ def cache_directory(settings: Settings, used_bytes: int | None) -> Iterator[Chec
     else:
         yield Check("cache directory", "ok", f"{path} on {kind}")
     yield _space(settings, used_bytes if used_bytes is not None else _used_bytes(path / "blobs"))
+    if largest_bytes * _LARGEST > settings.max_size:
+        text = f"MAX_SIZE is {format_size(settings.max_size)}, and one blob here has {format_size(largest_bytes)}"
+        remedy = f"raise MAX_SIZE to {format_size(largest_bytes * _LARGEST)} at least: large blobs push each other out"
+        yield Check("largest blob", "warning", text, remedy)
 
 
 def _is_missing(path: Path) -> bool:

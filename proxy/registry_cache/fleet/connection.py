@@ -153,6 +153,18 @@ class FleetRedis:
             self._events.emit(events.FleetRedisUp())
         return answer
 
+    async def info(self) -> dict[str, Any]:
+        """What it says of itself (``INFO``), for an operator who looks; no pull asks for that.
+
+        Raises:
+            RedisDown: it does not answer, or does not tell this user.
+        """
+        try:
+            async with asyncio.timeout(sum(_PATIENT_SECONDS)):
+                return dict(await self._client.info())
+        except (RedisError, OSError, TimeoutError) as error:
+            raise RedisDown(str(error)[:200] or "it did not answer in time") from error
+
     async def _bounded(
         self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], waits: Sequence[float]
     ) -> Any:

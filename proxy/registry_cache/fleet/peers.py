@@ -158,6 +158,24 @@ class Peers:
         response.release()
         return response.status == 200  # noqa: PLR2004 -- HTTP
 
+    async def greet(self, address: str) -> None:
+        """Find out whether who is at *address* is a replica with the same key; nothing is fetched.
+
+        Raises:
+            PeerGone, PeerSilent, PeerRefuses: it is not, or cannot be asked from here.
+        """
+        nothing = blob_path(Repository("invalid", "registry-cache/greeting"), Digest(f"sha256:{'0' * 64}"))
+        response = await self._ask("HEAD", address, nothing, 0, direct=True)
+        response.release()
+        if response.status in (401, 403):
+            raise PeerRefuses(f"{address} has another key, or another time")
+        if not self._is_known(response):
+            raise PeerGone(f"{address} is no replica of this fleet: it answers {response.status} without the key")
+
+    def _is_known(self, response: aiohttp.ClientResponse) -> bool:
+        """Whether who answers has the key."""
+        return self._signer.is_answer(response.headers.get(ANSWER, ""), response.request_info.headers.get(HEADER, ""))
+
     async def _ask(self, method: str, address: str, path: str, start: int, *, direct: bool) -> aiohttp.ClientResponse:
         if self._session is None:
             raise PeerGone("it is too late")
@@ -174,8 +192,7 @@ class Peers:
             raise PeerSilent(f"{address} does not answer") from error
         except (aiohttp.ClientError, OSError) as error:
             raise PeerGone(f"{address}: {error}") from error
-        is_known = self._signer.is_answer(response.headers.get(ANSWER, ""), headers[HEADER])
-        if response.status < 400 and not is_known:  # noqa: PLR2004 -- HTTP
+        if response.status < 400 and not self._is_known(response):  # noqa: PLR2004 -- HTTP
             response.close()
             raise PeerGone(f"{address} does not have the fleet's key")
         return response

@@ -91,9 +91,9 @@ class FleetPort:
         asked = _RANGE.fullmatch(range_)
         follower = Follower(peer, int(asked[1]) if asked else 0)
         content = await self._serving.open(digest)
-        if content is None:
-            return web.Response(status=404)
         signed = {ANSWER: self._signer.answer(request.headers[HEADER])}
+        if content is None:
+            return web.Response(status=404, headers=signed)
         try:
             if request.method == "HEAD":
                 return web.Response(status=200, headers=signed)

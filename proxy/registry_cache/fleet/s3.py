@@ -240,6 +240,14 @@ class S3:
                 listed.append(Listed(last, int(fields["Size"]), modified))
         return listed, last if "<IsTruncated>true</IsTruncated>" in text else ""
 
+    async def keeps_versions(self, *, seconds: float) -> bool:
+        """Whether the bucket keeps what is deleted.
+
+        Raises:
+            StoreTrouble: nobody knows; most keys may not ask that.
+        """
+        return "<Status>Enabled</Status>" in await self._ask("GET", "", {"versioning": ""}, seconds=seconds)
+
     # --- one request --------------------------------------------------------------------------------------------
 
     async def _ask(

@@ -294,11 +294,16 @@ class NextEviction(Figures, frozen=True, kw_only=True):
 
 
 class FullStats(Stats, frozen=True, kw_only=True):
-    """The admin interface's ``/stats``; ``history`` is by the name of the span, its fields those of ``Counts``."""
+    """The admin interface's ``/stats``; ``history`` is by the name of the span, its fields those of ``Counts``.
+
+    Attributes:
+        largest_bytes: the size of the largest blob that is here.
+    """
 
     history: dict[str, dict[str, int]]
     pins: PinFigures
     next_evictions: list[NextEviction]
+    largest_bytes: int = 0
 
 
 class OtherSchema(RegistryCacheError):

@@ -122,6 +122,9 @@ class BlobRows(Protocol):
     def used_at(self, digest: Digest) -> float | None:
         """The last use that is not in its row yet, Unix seconds."""
 
+    async def largest_bytes(self) -> int:
+        """The size of the largest blob; 0 without any."""
+
     async def oldest(self, limit: int, after: Entry | None = None) -> list[Entry]:
         """Unpinned blobs behind *after*, least recently used first, as their rows have it: see :meth:`used_at`."""
 

@@ -176,6 +176,10 @@ class MemoryIndex:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self._used.get(digest)
 
+    async def largest_bytes(self) -> int:
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
+        return max((row.size_bytes for row in self.saved.rows.values()), default=0)
+
     async def oldest(self, limit: int, after: Entry | None = None) -> list[Entry]:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
         order = sorted((row.last_use, row.digest) for row in self.saved.rows.values() if not row.pinned)

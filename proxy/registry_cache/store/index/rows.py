@@ -82,6 +82,10 @@ class Rows(Part):
         """See :class:`registry_cache.ports.rows.BlobRows`."""
         return self._used.get(digest)
 
+    async def largest_bytes(self) -> int:
+        """See :class:`registry_cache.ports.rows.BlobRows`."""
+        return await self._db.read(_select_largest, 0)
+
     async def oldest(self, limit: int, after: Entry | None = None) -> list[Entry]:
         """See :class:`registry_cache.ports.rows.BlobRows`."""
         return await self._db.read(_select_oldest, [], limit, after)
@@ -180,6 +184,10 @@ def _select_oldest(db: sqlite3.Connection, limit: int, after: Entry | None) -> l
         (last_use, digest, limit),
     )
     return [Entry(Digest(row[0]), row[1], row[2]) for row in rows]
+
+
+def _select_largest(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT COALESCE(MAX(size_bytes), 0) FROM blobs").fetchone()[0])
 
 
 def _update_uses(db: sqlite3.Connection, used: dict[Digest, float]) -> bool:
