@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from registry_cache.doctor.check import Check
 from registry_cache.fleet.connection import WAIT_SECONDS, FleetRedis
+from registry_cache.fleet.connection import info as about
 from registry_cache.fleet.leases import RedisDown, prefix_of
 from registry_cache.fleet.peers import PeerGone, PeerRefuses, Peers, PeerSilent
 from registry_cache.fleet.signature import Signer
@@ -56,7 +57,7 @@ async def redis(settings: Settings) -> AsyncIterator[Check]:
         info: dict[str, Any] = {}
         why_not = ""
         try:
-            info = await connection.info()
+            info = await about(str(settings.fleet_redis_url), settings.fleet_redis_password_file)
         except RedisDown as error:
             why_not = str(error)
         if check := kind(info, place):

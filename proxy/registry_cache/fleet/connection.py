@@ -75,6 +75,22 @@ def connect(url: str, password_file: Path | None) -> Redis:
     return Redis.from_pool(pool)
 
 
+async def info(url: str, password_file: Path | None) -> dict[str, Any]:
+    """What Redis says of itself (``INFO``), for an operator who looks; no pull asks for that.
+
+    Raises:
+        RedisDown: it does not answer, or does not tell this user.
+    """
+    client = connect(url, password_file)
+    try:
+        async with asyncio.timeout(sum(_PATIENT_SECONDS)):
+            return dict(await client.info())
+    except (RedisError, OSError, TimeoutError) as error:
+        raise RedisDown(str(error)[:200] or "it did not answer in time") from error
+    finally:
+        await client.aclose()
+
+
 class FleetRedis:
     """See the module.
 
@@ -152,18 +168,6 @@ class FleetRedis:
             self.trouble = ""
             self._events.emit(events.FleetRedisUp())
         return answer
-
-    async def info(self) -> dict[str, Any]:
-        """What it says of itself (``INFO``), for an operator who looks; no pull asks for that.
-
-        Raises:
-            RedisDown: it does not answer, or does not tell this user.
-        """
-        try:
-            async with asyncio.timeout(sum(_PATIENT_SECONDS)):
-                return dict(await self._client.info())
-        except (RedisError, OSError, TimeoutError) as error:
-            raise RedisDown(str(error)[:200] or "it did not answer in time") from error
 
     async def _bounded(
         self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], waits: Sequence[float]
