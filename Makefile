@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Hundreds of processes start in the tests: each would compile every package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test fast check fmt lint docs pictures sbom soak soak-fleet bench bench-quick verify verify-short clients client-daemons proof-daemons daemons lock install uninstall clean
+.PHONY: help run test fast check fmt lint docs pictures sbom soak soak-fleet bench bench-quick verify verify-short verify-fleet clients client-daemons proof-daemons fleet-daemons daemons lock install uninstall clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -82,12 +82,19 @@ verify-short:  ## its short form, which is in make test too
 	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp proof-daemons
 	$(BIN)/python -m tests.proof --short
 
+verify-fleet:  ## the proof of a fleet: two replicas, Redis, a bucket and a swarm of two hosts, into docs/fleet.md (as root; LATENCY, BANDWIDTH)
+	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp fleet-daemons
+	$(BIN)/python -m tests.proof.fleet --report . --latency $(or $(LATENCY),30) --bandwidth $(or $(BANDWIDTH),100)
+
 clients:  ## Debian's newest clients pull through the cache, into docs/clients.md (as root, about 10 minutes; CLIENTS=podman,crane)
 	@$(MAKE) --no-print-directory -j 2 $(VENV)/dev.stamp client-daemons
 	$(BIN)/python -m tests.clients $(if $(CLIENTS),--only $(CLIENTS),--report .)
 
 client-daemons:
 	@sh tests/install-daemons.sh docker-registry debootstrap ip
+
+fleet-daemons: proof-daemons
+	@sh tests/install-daemons.sh redis-server radosgw ceph-mon ceph-osd
 
 proof-daemons:
 	@sh tests/install-daemons.sh docker-registry dockerd docker containerd ctr iptables ip zstd unpigz

@@ -119,9 +119,9 @@ class Dockerd:
         tags = ("--tag", tag) if tag else ()
         return self.run("build", "--quiet", *tags, "-", stdin=dockerfile.encode()).splitlines()[-1]
 
-    def init_swarm(self) -> None:
-        """A swarm of one, on ports of its own: 2377 may be another daemon's."""
-        address = f"127.0.0.1:{free_port()}"
+    def init_swarm(self, address: str | None = None) -> None:
+        """A swarm of one, on a port of its own unless *address* is given: 2377 may be another daemon's."""
+        address = address or f"127.0.0.1:{free_port()}"
         self.run("swarm", "init", "--listen-addr", address, "--advertise-addr", address)
 
     def reload(self, **changes: object) -> None:

@@ -14,13 +14,15 @@ def wait_until_running(docker: Dockerd, count: int, *, seconds: float = 60) -> N
     until(running, f"{count} services have converged", seconds=seconds)
 
 
-def wait_until_gone(docker: Dockerd) -> None:
-    """No service is left, and no container."""
+def wait_until_gone(docker: Dockerd, *workers: Dockerd) -> None:
+    """No service is left, and no container, neither on the manager nor on *workers*."""
     until(lambda: not docker.run("service", "ls", "--quiet"), "the services are gone")
-    # The swarm takes seconds to notice what it does not need any more, and gives it ten more to end by itself.
-    if containers := docker.run("ps", "--all", "--quiet").split():
-        docker.try_run("rm", "--force", *containers)
-    until(lambda: not docker.run("ps", "--all", "--quiet"), "their containers are gone")
+    for one in (docker, *workers):
+        # The swarm takes seconds to notice what it does not need any more, and gives it ten more to end by itself.
+        if containers := one.run("ps", "--all", "--quiet").split():
+            one.try_run("rm", "--force", *containers)
+    for one in (docker, *workers):
+        until(lambda one=one: not one.run("ps", "--all", "--quiet"), "their containers are gone")  # type: ignore[misc]
 
 
 def remove_images(docker: Dockerd) -> None:

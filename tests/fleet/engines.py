@@ -104,6 +104,17 @@ class Shared:
             reply = await bucket.get(Digest(digest), 0)
             return await reply.response.read()
 
+    async def bodies(self) -> list[bytes]:
+        """All that is in it."""
+        return [await self.body(digest) for digest in await self.sizes()]
+
+    async def empty(self) -> None:
+        """Somebody deletes all of it."""
+        there = await self.sizes()
+        async with self.opened() as bucket:
+            for digest in there:
+                await bucket.delete(Digest(digest))
+
     async def lose(self, dice: Random) -> None:
         """Somebody deletes some of it behind the fleet's back."""
         with contextlib.suppress(StoreTrouble):

@@ -1,7 +1,7 @@
 """The Docker Engine API where the command line would cost more than what is measured: a process for each question."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import httpx
@@ -38,11 +38,11 @@ class Engine:
         found: list[str] = self._http.get("/info").json()["RegistryConfig"]["Mirrors"]
         return found
 
-    def task_states(self) -> dict[str, set[str]]:
-        """The states of each service's tasks, such as ``running`` (with a health check: healthy) and ``complete``."""
+    def task_states(self) -> dict[str, Counter[str]]:
+        """How many tasks of each service are ``running`` (with a health check: healthy), ``complete`` and so on."""
         names = {service["ID"]: service["Spec"]["Name"] for service in self._http.get("/services").json()}
-        states: dict[str, set[str]] = defaultdict(set)
+        states: dict[str, Counter[str]] = defaultdict(Counter)
         for task in self._http.get("/tasks").json():
             if task["ServiceID"] in names:
-                states[names[task["ServiceID"]]].add(task["Status"]["State"])
+                states[names[task["ServiceID"]]][task["Status"]["State"]] += 1
         return states

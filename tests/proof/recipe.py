@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,13 @@ class Stack:
     references: dict[str, str]
     sizes: dict[str, int]
     layers: dict[str, int]
+
+    def on_every_node(self) -> "Stack":
+        """The same, each service once on each node of a swarm."""
+        document = yaml.safe_load(self.text)
+        for service in document["services"].values():
+            service["deploy"]["mode"] = "global"
+        return replace(self, text=yaml.safe_dump(document))
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,10 @@ PART_TITLES = {
 }
 
 
-def results_of(evidence: Evidence, given: argparse.Namespace) -> Results:
+def results_of(evidence: Evidence, given: argparse.Namespace, *, command: str = "make verify") -> Results:
     """Everything that was seen, and on what."""
     return {
-        "command": "make verify-short" if given.short else "make verify",
+        "command": f"{command}-short" if given.short else command,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": described(),
         "busy": round(evidence.busy, 2),
@@ -62,11 +62,11 @@ def results_of(evidence: Evidence, given: argparse.Namespace) -> Results:
     }
 
 
-def summary(results: Results) -> str:
+def summary(results: Results, titles: dict[str, str] = PART_TITLES) -> str:
     """To be read in a terminal: each claim, the deploys, how long it took."""
     lines = []
     for part in dict.fromkeys(finding["part"] for finding in results["findings"]):
-        lines.append(f"\n{PART_TITLES[part]}  ({results['seconds'].get(part, 0):.0f} s)")
+        lines.append(f"\n{titles[part]}  ({results['seconds'].get(part, 0):.0f} s)")
         found = [finding for finding in results["findings"] if finding["part"] == part]
         lines += [f"  {'✔' if f['holds'] else '✘'} {f['claim']}\n      {f['seen']}" for f in found]
     if deploys := results["figures"].get("deploys"):
@@ -79,9 +79,8 @@ def summary(results: Results) -> str:
         ]
     failed = sum(not finding["holds"] for finding in results["findings"])
     verdict = f"{failed} of {len(results['findings'])} claims do NOT hold" if failed else "every claim holds"
-    minutes, seconds = divmod(round(results["seconds"]["total"]), 60)
     verdict += _caveat(results)
-    return "\n".join([*lines, "", f"{verdict}: {len(results['findings'])} claims in {minutes} min {seconds} s", ""])
+    return "\n".join([*lines, "", f"{verdict}: {len(results['findings'])} claims in {minutes_of(results)}", ""])
 
 
 def write_report(checkout: Path, results: Results) -> None:
@@ -115,25 +114,24 @@ def readme(results: Results) -> str:
         f"Under a cap of a third of what is asked for, {bounded['byte_hit_ratio']:.0%} of the bytes come from the "
         f"cache; one that knows the future would reach {bounded['clairvoyant_byte_hit_ratio']:.0%}. Measured by "
         f"`{results['command']}` on {_machine(results)}, against a look-alike of Docker Hub with "
-        f"{_upstream(results)}{_caveat(results)}: [docs/verification.md]({PAGE})."
+        f"{upstream_of(results)}{_caveat(results)}: [docs/verification.md]({PAGE})."
     )
-    return "\n" + "\n".join(table) + f"\n\n{_wrapped(measured)}\n\n"
+    return "\n" + "\n".join(table) + f"\n\n{wrapped(measured)}\n\n"
 
 
 def page(results: Results) -> str:
     """docs/verification.md."""
-    minutes, seconds = divmod(round(results["seconds"]["total"]), 60)
     written = (
-        f"Written by `{results['command']}` on {results['date']}, in {minutes} min {seconds} s, on {_machine(results)}"
-        f"{_caveat(results)}. Upstream was a look-alike of Docker Hub with {_upstream(results)}."
+        f"Written by `{results['command']}` on {results['date']}, in {minutes_of(results)}, {on_what(results)}. "
+        f"Upstream was a look-alike of Docker Hub with {upstream_of(results)}."
     )
     timed = (
         f"Medians of {results['rounds']} rounds, the order of the systems changing from round to round. `docker stack "
         "deploy` of the whole stack: until its last image was pulled, and until every service was healthy and the "
         "setup job had ended."
     )
-    parts = ["# Verification", _wrapped(written), _HOW, "## What was claimed, and what was seen", _claims(results)]
-    parts += ["## How long a deploy takes", _wrapped(timed), _deploys(results)]
+    parts = ["# Verification", wrapped(written), _HOW, "## What was claimed, and what was seen", claims(results)]
+    parts += ["## How long a deploy takes", wrapped(timed), _deploys(results)]
     parts += ["![Pull and deploy, median seconds](verification/deploys.svg)"]
     parts += ["## What was deployed", _images(results), _LIMITS]
     return "\n\n".join(parts) + "\n"
@@ -159,9 +157,10 @@ _LIMITS = """\
   image store is not in Debian 12."""
 
 
-def _claims(results: Results) -> str:
+def claims(results: Results, titles: dict[str, str] = PART_TITLES) -> str:
+    """A table of them, part by part."""
     lines = ["| | claim | seen |", "|---|---|---|"]
-    for part, title in PART_TITLES.items():
+    for part, title in titles.items():
         found = [finding for finding in results["findings"] if finding["part"] == part]
         if found:
             lines.append(f"| | **{title}** | {results['seconds'][part]:.0f} s |")
@@ -211,7 +210,8 @@ def _images(results: Results) -> str:
     )
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
+    """In lines, as the documents have them."""
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
@@ -226,9 +226,21 @@ def _machine(results: Results) -> str:
     )
 
 
-def _upstream(results: Results) -> str:
+def upstream_of(results: Results) -> str:
+    """How slow it was."""
     upstream = results["upstream"]
     return f"{upstream['latency_ms']:g} ms and {upstream['bandwidth_mbit']:g} Mbit/s a connection"
+
+
+def on_what(results: Results) -> str:
+    """The machine, and that its figures are provisional if they are."""
+    return f"on {_machine(results)}{_caveat(results)}"
+
+
+def minutes_of(results: Results) -> str:
+    """How long it took in all."""
+    minutes, seconds = divmod(round(results["seconds"]["total"]), 60)
+    return f"{minutes} min {seconds} s"
 
 
 def _caveat(results: Results) -> str:

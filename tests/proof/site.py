@@ -31,14 +31,21 @@ class Deploy:
 
 
 class Host:
-    """A dockerd in swarm mode, whose Docker Hub is the look-alike."""
+    """A dockerd in swarm mode, whose Docker Hub is the look-alike.
 
-    def __init__(self, docker: Dockerd) -> None:
+    Args:
+        workers: the other nodes of its swarm, if it has any; a service runs on each node then.
+    """
+
+    def __init__(self, docker: Dockerd, *workers: Dockerd) -> None:
         self.docker = docker
-        self.engine = Engine(docker.socket)
+        self.nodes = (docker, *workers)
+        self._engines = [Engine(node.socket) for node in self.nodes]
+        self.engine = self._engines[0]
 
     def close(self) -> None:
-        self.engine.close()
+        for engine in self._engines:
+            engine.close()
 
     def use_mirror(self, url: str | None) -> None:
         """Pull through *url* from now on; None pulls from Docker Hub itself."""
@@ -60,12 +67,13 @@ class Host:
     def _converged(self, stack: Stack) -> bool:
         states = self.engine.task_states()
         wanted = {f"shop_{service}": "complete" if service == JOB else "running" for service in stack.references}
-        return all(state in states.get(service, ()) for service, state in wanted.items())
+        return all(states[service][state] >= len(self.nodes) for service, state in wanted.items())
 
     def _last_pull(self, began: float) -> float:
         until_now = ("--since", f"{began:.9f}", "--until", f"{time.time():.9f}")
-        events = self.docker.run("events", *until_now, "--filter", "event=pull", "--format", "{{.TimeNano}}")
-        ends = [int(line) / 1e9 for line in events.splitlines()]
+        wanted = ("--filter", "event=pull", "--format", "{{.TimeNano}}")
+        lines = [line for node in self.nodes for line in node.run("events", *until_now, *wanted).splitlines()]
+        ends = [int(line) / 1e9 for line in lines]
         return max(ends) - began if ends else 0.0
 
     def sizes(self) -> dict[str, int]:
@@ -84,7 +92,7 @@ class Host:
 
     def wait_until_gone(self) -> None:
         """No service is left, and no container."""
-        wait_until_gone(self.docker)
+        wait_until_gone(*self.nodes)
 
     def tidy(self) -> None:
         """Nothing that was deployed or pulled stays."""
@@ -94,8 +102,9 @@ class Host:
         self.prune_all()
 
     def prune_all(self) -> None:
-        """The reflex: ``docker image prune -af``."""
-        self.engine.prune_images()
+        """The reflex, on every node: ``docker image prune -af``."""
+        for engine in self._engines:
+            engine.prune_images()
 
     def pull(self, *references: str) -> list[str]:
         """``docker pull`` of all of them at once, as a deploy does.
