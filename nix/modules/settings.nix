@@ -64,7 +64,7 @@ in
     blob_connections = setting types.ints.positive 1 "Connections for one blob of which more than 32 MiB are left, where upstream gives each less than 400 Mbit/s; 1: always one. Default: 4.";
     prefetch_concurrency = setting types.ints.unsigned 6 "Layers fetched before a running pull asks for them, at the same time; 0: none. Default: 6.";
     prefetch_max_size = setting size "2GB" "The most bytes fetched ahead that no client has asked for yet (at most a quarter of max_size). Default: 2GB.";
-    fleet_redis_url = setting types.str "redis://redis.internal:6379" "Redis or Valkey by which replicas find each other, without a password in it; without it there is no fleet.";
+    fleet_redis_url = setting types.str "redis://redis.internal:6379" "Redis or Valkey by which replicas find each other, without a password in it (redis+sentinel://sentinel1,sentinel2/mymaster behind sentinels); without it there is no fleet.";
     fleet_redis_password_file = setting types.str "/run/secrets/redis" "File that holds its password, readable for the service. Default: what services.registry-cache.fleet.redisPasswordFile names.";
     fleet_name = setting types.str "docker.io" "Replicas of one name share what they fetch: the same registries by the same account. Default: docker.io.";
     fleet_key_file = setting types.str "/run/secrets/fleet-key" "File of at least 32 bytes, the same for all replicas, readable for the service. Default: what services.registry-cache.fleet.keyFile names.";

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
@@ -17,7 +16,9 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
 
 from registry_cache.fleet.leases import RedisDown
+from registry_cache.fleet.sentinels import behind_sentinels
 from registry_cache.model import events
+from registry_cache.model.redis_url import RedisUrl, redis_url
 
 WAIT_SECONDS = 0.25
 RETRY_SECONDS = 2.0
@@ -26,7 +27,6 @@ _WAITS_SECONDS = (WAIT_SECONDS - 0.05, 0.05)
 _PATIENT_SECONDS = (0.95, 0.05)
 # A question takes less than a millisecond; to open a connection takes longer than to wait for one.
 _CONNECTIONS = 4
-_PORT = 6379
 
 
 class _Credentials(CredentialProvider):
@@ -55,24 +55,28 @@ def connect(url: str, password_file: Path | None) -> Redis:
     """A client that gives up soon; it connects when it is asked something.
 
     Args:
-        url: without a password, checked by the settings.
+        url: see :mod:`registry_cache.model.redis_url`.
     """
-    parts = urlsplit(url)
-    username = unquote(parts.username or "")
-    pool = BlockingConnectionPool(
-        max_connections=_CONNECTIONS,
-        connection_class=SSLConnection if parts.scheme == "rediss" else Connection,
-        host=parts.hostname or "",
-        port=parts.port or _PORT,
-        db=int(parts.path.strip("/") or 0),
-        credential_provider=_Credentials(username, password_file) if username or password_file else None,
-        socket_timeout=1.0,  # for what nobody waits for any more
-        socket_connect_timeout=1.0,
+    told = redis_url(url)
+    options: dict[str, Any] = {
+        "max_connections": _CONNECTIONS,
+        "db": told.database,
+        "credential_provider": _credentials(told, password_file),
+        "socket_timeout": 1.0,  # for what nobody waits for any more
+        "socket_connect_timeout": 1.0,
         # The library's own patience is ten tries: a dead Redis took 3.4 to 4.6 seconds to be one.
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-    )
-    return Redis.from_pool(pool)
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if told.service:
+        return Redis.from_pool(behind_sentinels(told, options))
+    [(host, port)] = told.addresses
+    kind = SSLConnection if told.is_encrypted else Connection
+    return Redis.from_pool(BlockingConnectionPool(connection_class=kind, host=host, port=port, **options))
+
+
+def _credentials(told: RedisUrl, password_file: Path | None) -> CredentialProvider | None:
+    return _Credentials(told.user, password_file) if told.user or password_file else None
 
 
 async def info(url: str, password_file: Path | None) -> dict[str, Any]:
@@ -109,8 +113,7 @@ class FleetRedis:
         client: Client | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        parts = urlsplit(url)
-        self.host, self.port = parts.hostname or "", parts.port or _PORT
+        self.host, self.port = redis_url(url).addresses[0]
         self._client = client or connect(url, password_file)
         self._clock = clock
         self._scripts: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from pydantic import model_validator as model_check
 from pydantic_settings import BaseSettings
 
+from registry_cache.model.redis_url import redis_url
 from registry_cache.settings.types import Address, NetworkList, ReadableFile, Size, host_and_port, unit_credential
 
 KEY_MIN_BYTES = 32
@@ -20,17 +21,7 @@ _NEAR = [
 
 
 def _redis_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        port_is_right = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_right = False
-    if not port_is_right or parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise ValueError("allowed is a URL such as redis://redis.internal:6379 or rediss://redis.internal:6379")
-    if parts.password is not None:
-        raise ValueError("allowed is a URL without a password in it: use FLEET_REDIS_PASSWORD_FILE")
-    if parts.query or parts.fragment or not re.fullmatch(r"/?|/[0-9]{1,4}", parts.path):
-        raise ValueError("allowed after the host is nothing but the number of a database, such as /0")
+    redis_url(value)
     return value
 
 
@@ -81,8 +72,9 @@ class FleetFields(BaseSettings):
 
     fleet_redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
         None,
-        description="Redis or Valkey by which replicas find each other, such as redis://redis.internal:6379; "
-        "without it there is no fleet. It saves work, and no pull needs it.",
+        description="Redis or Valkey by which replicas find each other, such as redis://redis.internal:6379 or "
+        "redis+sentinel://sentinel1,sentinel2,sentinel3/mymaster; rediss for TLS. Without it there is no fleet. It "
+        "saves work, and no pull needs it.",
     )
     fleet_redis_password_file: ReadableFile | None = Field(
         default_factory=lambda: unit_credential("fleet.redis-password", "FLEET_REDIS_PASSWORD_FILE"),
