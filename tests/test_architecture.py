@@ -19,7 +19,7 @@ FOREIGN = {
     "cryptography": ("web.certificates", "access.authority", "access.client_login", "doctor"),
     "bcrypt": ("access",),
     "jwt": ("access.issuers",),
-    "redis": ("fleet.connection",),
+    "redis": ("fleet.connection", "fleet.sentinels"),
 }
 # What is no layer: the entry, and the map itself.
 NO_LAYER = {"__init__", "__main__"}
