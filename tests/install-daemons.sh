@@ -11,6 +11,7 @@ need() {
 need docker-registry docker-registry
 need dockerd docker.io
 need docker docker.io
+need docker-compose docker-compose
 need skopeo skopeo
 need umoci umoci
 need containerd containerd

@@ -32,7 +32,7 @@ def resources(form):
 
 
 def workload(form):
-    return next(one for one in resources(form) if one["kind"] in ("DaemonSet", "StatefulSet"))
+    return next(one for one in resources(form) if one["kind"] in ("DaemonSet", "StatefulSet", "Deployment"))
 
 
 def containers(form):
@@ -68,12 +68,26 @@ def test_every_file_is_used_and_every_volume_is_there(form):
     assert {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume} == set(maps)
 
 
+@pytest.fixture
+def settings_of(tmp_path):
+    """The settings file, with secrets where the Secret would lay them, and with the lines that wait in comments."""
+
+    def load(form, *, whole=False):
+        for name in ("key", "redis-password", "s3-credentials"):
+            (tmp_path / name).write_text("k" * 32)
+        text = (form / "registry-cache.toml").read_text().replace("/run/fleet", str(tmp_path))
+        (tmp_path / "settings.toml").write_text(re.sub(r"(?m)^# (?=\w+ = )", "", text) if whole else text)
+        return load_settings(tmp_path / "settings.toml", {})
+
+    return load
+
+
 @each_form
-def test_the_settings_are_the_programs(form):
-    settings = load_settings(form / "registry-cache.toml", {})
+def test_the_settings_are_the_programs(form, settings_of):
+    settings = settings_of(form)
     assert settings.max_size > 0
     [service] = workload(form)["spec"]["template"]["spec"]["containers"]
-    names = {variable["name"].removeprefix(ENV_PREFIX) for variable in service["env"]}
+    names = {variable["name"].removeprefix(ENV_PREFIX) for variable in service["env"]} - {"POD_IP"}
     assert names <= set(setting_names())
     grace = workload(form)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace > settings.shutdown_grace
@@ -90,6 +104,28 @@ def test_images_are_of_this_version_and_nobody_is_root_without_need(form):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
         assert container["resources"]["limits"]["memory"]
+
+
+def test_replicas_of_a_fleet_reach_each_other_and_hold_what_they_are_given(settings_of):
+    form = next(form for form in FORMS if form.name == "fleet")
+    [service] = workload(form)["spec"]["template"]["spec"]["containers"]
+    settings = settings_of(form, whole=True)
+    assert (settings.fleet_bucket_url, settings.fleet_max_size) == ("https://s3.internal/registry-cache", 10**13)
+    # It is put together by the kubelet, from what stands before it.
+    names = [variable["name"] for variable in service["env"]]
+    assert names.index("POD_IP") < names.index("REGISTRY_CACHE_FLEET_ADVERTISE")
+    advertised = next(one["value"] for one in service["env"] if one["name"] == "REGISTRY_CACHE_FLEET_ADVERTISE")
+    ports = {port["name"]: port["containerPort"] for port in service["ports"]}
+    assert advertised == f"$(POD_IP):{ports['fleet']}"
+    assert settings.fleet_listen == f":{ports['fleet']}"
+    by_kind = {resource["kind"]: resource for resource in resources(form)}
+    labels = workload(form)["spec"]["template"]["metadata"]["labels"]
+    assert by_kind["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    assert by_kind["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
+    assert by_kind["Service"]["spec"]["selector"] == labels
+    [room] = [volume for volume in workload(form)["spec"]["template"]["spec"]["volumes"] if volume["name"] == "cache"]
+    assert int(room["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3 > settings.max_size
+    assert "registry-cache-fleet" in (ROOT / "packaging/kubernetes/README.md").read_text()
 
 
 def test_the_nodes_cache_is_reachable_from_the_node_only_and_containerd_is_told_its_address():
