@@ -135,7 +135,9 @@ class Peers:
         """
         path = blob_path(self._spaces.told(repository), digest)
         for hop in range(_HOPS_MAX):
-            response = await self._ask("GET", address, path, start, direct=direct)
+            # Whoever we end at sends it, however many it sends it to: nobody of them has done anything wrong.
+            is_last = hop == _HOPS_MAX - 1
+            response = await self._ask("GET", address, path, start, direct=direct or is_last)
             if response.status == 307:  # noqa: PLR2004 -- HTTP
                 response.close()
                 address = urlsplit(response.headers.get("Location", "")).netloc
