@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 
+from registry_cache.doctor import fleet as doctor
 from registry_cache.fleet import connection
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.leases import RedisDown
 from registry_cache.model import events
 from registry_cache.model.redis_url import RedisUrl, redis_url
+from registry_cache.settings.model import Settings
 from tests.e2e.command import free_port, until
 from tests.e2e.dockerd import require_daemons
 
@@ -100,7 +102,7 @@ def silent() -> Iterator[int]:
 
 
 @pytest.mark.e2e
-async def test_it_is_found_and_followed_when_it_dies(engine, password, silent, tmp_path, monkeypatch):
+async def test_it_is_found_and_followed_when_it_dies(engine, password, silent, tmp_path, key_file, monkeypatch):
     monkeypatch.setattr(connection, "RETRY_SECONDS", 0.0)
     secret = None
     if password:
@@ -127,6 +129,10 @@ async def test_it_is_found_and_followed_when_it_dies(engine, password, silent, t
     assert engine.client(engine.copy).get(KEY) == "second"
     assert redis.trouble == ""
     await redis.aclose()
+    settings = Settings(fleet_redis_url=url, fleet_redis_password_file=secret, fleet_key_file=key_file)
+    looks = {check.name: (check.state, check.text) async for check in doctor.redis(settings)}
+    assert looks["fleet redis"][0] == "ok"
+    assert looks["fleet redis"][1].startswith(f"{SERVICE}, by its sentinels, answers in ")
 
 
 @pytest.mark.e2e

@@ -22,6 +22,7 @@ from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.tls import FleetTls
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError
+from registry_cache.model.redis_url import redis_url
 from registry_cache.model.units import format_size
 from registry_cache.observe.figures import FleetFigures
 from registry_cache.settings.model import Settings
@@ -40,6 +41,7 @@ return now
 """
 # No replica's: who signs with it is sent nothing but an answer.
 _NOBODY = "0.0.0.0:0"
+_SINGLE = "name a single one in FLEET_REDIS_URL, or its sentinels: redis+sentinel://sentinel1,sentinel2/mymaster"
 _Trouble = PeerGone | PeerSilent | PeerRefuses
 
 
@@ -52,7 +54,7 @@ def _connection(settings: Settings) -> FleetRedis:
 async def redis(settings: Settings) -> AsyncIterator[Check]:
     """What Redis is, whether it takes what replicas write, and how much room it has."""
     connection = _connection(settings)
-    place = f"{connection.host}:{connection.port}"
+    place = redis_url(str(settings.fleet_redis_url)).shown
     try:
         info: dict[str, Any] = {}
         why_not = ""
@@ -114,7 +116,7 @@ def kind(info: Mapping[str, Any], place: str) -> Check | None:
     name, version = _version(info)
     if (mode := info.get("redis_mode", "standalone")) != "standalone":
         text = f"{place} is {name} {version} as {mode}"
-        return Check(_REDIS, "broken", text, "name a single one in FLEET_REDIS_URL: neither Cluster nor Sentinel")
+        return Check(_REDIS, "broken", text, _SINGLE)
     if version and _numbers(version) < _OLDEST[name]:
         wanted = ".".join(map(str, _OLDEST[name]))
         return Check(_REDIS, "broken", f"{place} is {name} {version}", f"a fleet needs {name} {wanted} or newer")

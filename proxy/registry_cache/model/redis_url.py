@@ -31,6 +31,12 @@ class RedisUrl(NamedTuple):
     database: int = 0
     is_encrypted: bool = False
 
+    @property
+    def shown(self) -> str:
+        """For people."""
+        host, port = self.addresses[0]
+        return f"{self.service}, by its sentinels," if self.service else f"{host}:{port}"
+
 
 def redis_url(text: str) -> RedisUrl:
     """What *text* says.
