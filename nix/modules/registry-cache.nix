@@ -47,7 +47,9 @@ let
     };
   withoutNull = filterAttrs (_: value: value != null);
 
-  port = last (splitString ":" cfg.settings.listen);
+  portOf = address: last (splitString ":" address);
+  port = portOf cfg.settings.listen;
+  fleetPort = if cfg.settings.fleet_listen == null then "5001" else portOf cfg.settings.fleet_listen;
   host = removeSuffix ":${port}" cfg.settings.listen;
   listensEverywhere = elem host [
     ""
@@ -262,7 +264,7 @@ in
         example = "/run/secrets/registry-cache-fleet";
         description = ''
           The key by which replicas know each other: at least 32 bytes, the same for all, outside the Nix store. It goes
-          with {option}`services.registry-cache.settings.fleet_redis_url`; the port of fleet_listen is opened by nobody.
+          with {option}`services.registry-cache.settings.fleet_redis_url`.
         '';
       };
       tlsKeyFile = mkOption {
@@ -290,6 +292,15 @@ in
         description = ''
           AWS credentials file with the keys of the fleet's bucket, outside the Nix store. It goes with
           {option}`services.registry-cache.settings.fleet_bucket_url` and `fleet_max_size`.
+        '';
+      };
+      openFirewall = mkOption {
+        type = types.bool;
+        default = false;
+        description = ''
+          Whether to open the port of {option}`services.registry-cache.settings.fleet_listen` in the firewall, for every
+          address. Who has not the key gets nothing there; where others share the network, let the replicas in by rules
+          of your own.
         '';
       };
     };
@@ -441,6 +452,10 @@ in
           message = "services.registry-cache has fleet.tlsKeyFile or settings.fleet_tls_cert: set both, or neither.";
         }
         {
+          assertion = cfg.fleet.openFirewall -> cfg.settings.fleet_redis_url or null != null;
+          message = "services.registry-cache.fleet.openFirewall is set but settings.fleet_redis_url is not: without it nobody listens on that port.";
+        }
+        {
           assertion = !inStore cfg.fleet.keyFile && !inStore cfg.fleet.tlsKeyFile && !inStore cfg.fleet.redisPasswordFile && !inStore cfg.fleet.s3CredentialsFile;
           message = "services.registry-cache.fleet has a keyFile, tlsKeyFile, redisPasswordFile or s3CredentialsFile in the Nix store: everybody can read that.";
         }
@@ -463,7 +478,8 @@ in
           services.registry-cache.openFirewall has no use: nobody but this host reaches ${cfg.settings.listen}.
         '';
 
-      networking.firewall.allowedTCPPorts = mkIf cfg.openFirewall [ (toInt port) ];
+      networking.firewall.allowedTCPPorts =
+        optional cfg.openFirewall (toInt port) ++ optional cfg.fleet.openFirewall (toInt fleetPort);
 
       virtualisation.docker.daemon.settings = mkIf cfg.docker.enable { registry-mirrors = [ mirror ]; };
 

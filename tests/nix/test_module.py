@@ -1,6 +1,7 @@
 """The NixOS module, evaluated with a stub of nixpkgs (tests/nix/stub): what it makes of its options."""
 
 import json
+import re
 
 import pytest
 
@@ -291,6 +292,7 @@ def test_backoff_where_systemd_knows_it(nix, host):
         ('services.registry-cache.tls.keyFile = stub.store "key";', "everybody can read the Nix store"),
         ('services.registry-cache.fleet.keyFile = "/run/fleet";', "set both, or neither"),
         ('services.registry-cache.settings.fleet_redis_url = "redis://r";', "set both, or neither"),
+        ("services.registry-cache.fleet.openFirewall = true;", "nobody listens on that port"),
         ('services.registry-cache.fleet.redisPasswordFile = stub.store "key";', "everybody can read that"),
         ('services.registry-cache.fleet.s3CredentialsFile = stub.store "key";', "everybody can read that"),
         ('services.registry-cache.settings.fleet_bucket_url = "https://s3/b";', "set both, or neither"),
@@ -333,6 +335,23 @@ def test_what_is_doubtful_is_a_warning(nix, change, help_text):
 )
 def test_wrong_types_and_names_stop_the_evaluation(nix, change, why):
     assert why in nix.refused(f"{{ {change} }}")
+
+
+def test_the_fleet_of_the_document_is_accepted_and_its_ports_are_open(nix, tmp_path, monkeypatch):
+    [block] = re.findall(r"```nix\n(.*?)```", (ROOT / "docs" / "fleet.md").read_text(), re.DOTALL)
+    made = nix.host(f"{{\n{block}\nservices.registry-cache.settings.open_to_all = true;\n}}")
+    assert (made["failedAssertions"], made["warnings"]) == ([], [])
+    assert made["ports"] == [5000, 5001]
+    for name in ("password", "fleet.key", "fleet.redis-password"):
+        (tmp_path / name).write_text("x" * 32)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    read_back = read(tmp_path, settings(made["units"][CACHE]))
+    assert (read_back.fleet_redis_url, read_back.fleet_key_file) == (
+        "redis://redis.internal:6379",
+        tmp_path / "fleet.key",
+    )
+    other = 'services.registry-cache.settings.fleet_listen = "[::]:6001";'
+    assert nix.host(f"{{\n{block}\n{other}\n}}")["ports"] == [5000, 6001]
 
 
 def test_a_fleets_secrets_are_handed_over_as_credentials(nix, tmp_path, monkeypatch):
