@@ -7,6 +7,7 @@ import redis
 
 from registry_cache.fleet import bucket as bucket_module
 from registry_cache.fleet.bucket import Bucket
+from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.eviction import Evictor
 from registry_cache.fleet.s3 import S3
@@ -16,6 +17,7 @@ from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
 from tests.fakes import REPOSITORY
+from tests.fleet.conftest import running_redis
 from tests.fleet.test_tier import entries
 
 BLOBS = [Digest.of(b"%d" % number) for number in range(300)]
@@ -52,6 +54,23 @@ async def value_of(index, digest):
                 return value
         if not cursor:
             return None
+
+
+async def test_a_blob_costs_redis_less_than_280_bytes(tmp_path):
+    """docs/fleet.md says what a million of them need."""
+    with running_redis(tmp_path) as (port, _):
+        client = redis.Redis(port=port)
+        own = FleetRedis(f"redis://127.0.0.1:{port}", password_file=None, events=events.Events())
+        index = TierIndex(own, name="memory")
+        many = [Digest.of(b"%d" % number) for number in range(5000)]
+        await index.shared([(digest, 10_000_000, None) for digest in many[:1]])  # the script, and the keys
+        before = client.info("memory")["used_memory"]
+        for start in range(0, len(many), 100):
+            await index.shared([(digest, 10_000_000, None) for digest in many[start : start + 100]])
+        grown = client.info("memory")["used_memory"] - before
+        client.close()
+        await own.aclose()
+    assert 150 < grown / len(many) < 280
 
 
 async def total(index):
