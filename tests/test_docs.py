@@ -129,6 +129,18 @@ def test_commands_that_are_shown_exist_with_these_options(page):
                 command.make_parser(context).parse_args(arguments[1:])
 
 
+def test_each_fault_of_a_fleet_names_tests_that_there_are():
+    section = (DOCS / "fleet.md").read_text().partition("\n## What breaks")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (?!fault)([^|]+) \| [^|]+ \| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)
+    assert len(rows) == section.count("\n| ") - 1 > 30
+    files = (ROOT / "tests/fleet").glob("test_*.py")
+    there = {
+        name for file in files for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    named = {fault: set(re.findall(r"`(\w+)`", tests)) for fault, tests in rows}
+    assert [fault for fault, tests in named.items() if not tests or tests - there] == []
+
+
 def test_make_run_takes_the_account_from_its_own_command_line_only():
     def runs(*given, **env):
         make = ["make", "--no-print-directory", "-n", "run", *given]

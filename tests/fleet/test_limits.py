@@ -44,6 +44,23 @@ async def test_a_429_of_one_replica_holds_back_all(hub, image, members):
     assert [len(one.cache.seen(events.UpstreamLimited)) for one in members] == [1, 1, 1]
 
 
+async def test_an_older_answer_is_stale_everywhere_while_a_limit_lasts(
+    hub, image, start_replica, patient, database, fleet_name
+):
+    given = {"tag_ttl": "0", "stale_timeout": "10s", "rate_limit_wait": "0"}
+    first, *others = [await start_replica(**given) for _ in range(3)]
+    for one in (first, *others):
+        await one.cache.manifest(NAME, "1")
+        await one.fleet.questions.settled()
+    hub.faults.add(Fault(kind="manifest", method="HEAD", status=429, headers={"Retry-After": "900"}))
+    await database.delete(f"{{rc1:{fleet_name}}}:t:docker.io/{NAME}:1")  # else what the last has heard counts
+    replies = [await first.cache.manifest(NAME, "1")]
+    await until(lambda: all(limits(one).pulls.closed_for_seconds > 800 for one in others))
+    replies += [await one.cache.manifest(NAME, "1") for one in others]
+    assert [(reply.status, "stale" in reply.cache_status) for reply in replies] == [(200, True)] * 3
+    assert refusals(hub) == 1
+
+
 async def test_who_waits_for_an_answer_that_is_429_does_not_ask(hub, image, members):
     hub.faults.add(Fault(kind="manifest", status=429, headers={"Retry-After": "900"}, delay_seconds=60))
     asking = [asyncio.create_task(one.cache.manifest(NAME, "1")) for one in members]

@@ -163,6 +163,21 @@ async def test_who_asks_and_dies_is_followed_by_one_other(hub, image, members, m
     assert asked(hub) == (0, 2)
 
 
+async def test_an_older_answer_is_stale_while_who_asks_is_frozen(hub, image, start_replica, patient):
+    members = [await start_replica(tag_ttl="0", stale_timeout="0.2s") for _ in range(3)]
+    await everywhere(members, "1")
+    hub.reset_counters()
+    hub.faults.add(Fault(kind="manifest", method="HEAD", delay_seconds=60))
+    first, *others = members
+    asking = asyncio.create_task(first.cache.manifest(NAME, "1"))
+    await until(lambda: hub.faults.waiting)
+    first.fleet.questions._held.clear()  # it renews nothing; its lease lasts longer than clients wait
+    replies = [*await everywhere(others, "1"), await asking]
+    assert {reply.status for reply in replies} == {200}
+    assert all("stale" in reply.cache_status for reply in replies)
+    assert hub.counters.manifest_gets() == 0
+
+
 async def test_a_replica_that_learns_a_manifest_learns_no_more_than_upstream_would_say(hub, image, members):
     """The manifest is known in one repository; another name that the account may read proves nothing of it."""
     first, second, _ = members

@@ -122,6 +122,38 @@ async def test_a_full_bucket_is_read_and_not_waited_for(stocked, hub, stand_in, 
     assert hub.counters.blob_gets(digest) == 0
 
 
+@pytest.fixture
+async def two(start_sharing, patient):
+    """They reach each other."""
+    return [await start_sharing() for _ in range(2)]
+
+
+@pytest.mark.parametrize("trouble", [{"refuses": {"GET": (503, "SlowDown")}}, {"hangs": {"GET"}}])
+async def test_while_a_store_does_not_serve_us_who_has_it_is_asked(two, hub, stand_in, make_blob, impatient, trouble):
+    first, second = two
+    digest, data = await make_blob()
+    await first.blob(REPOSITORY, digest)
+    await shared(first)
+    for name, value in trouble.items():
+        setattr(stand_in, name, value)
+    assert (await second.blob(REPOSITORY, digest)).body == data
+    assert (hub.counters.blob_gets(digest), second.fleet.counts.peer_bytes) == (1, len(data))
+
+
+async def test_what_a_full_bucket_does_not_take_is_had_of_who_has_fetched_it(
+    two, hub, stand_in, make_blob, monkeypatch
+):
+    monkeypatch.setattr(shelf, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(shelf, "_PAUSE_SECONDS", 0.0)
+    first, second = two
+    stand_in.hangs = {"PUT", "DELETE"}
+    digest, data = await make_blob()
+    await first.blob(REPOSITORY, digest)
+    await shared(first)
+    assert (await second.blob(REPOSITORY, digest)).body == data
+    assert (hub.counters.blob_gets(digest), second.fleet.counts.peer_bytes) == (1, len(data))
+
+
 @pytest.mark.parametrize("refuses", [(404, "NoSuchBucket"), (403, "SignatureDoesNotMatch"), (500, "InternalError")])
 async def test_a_store_that_will_not_serve_us_is_left_alone_and_its_index_kept(stocked, hub, stand_in, refuses):
     digest, data, member = stocked

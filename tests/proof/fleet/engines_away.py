@@ -50,10 +50,11 @@ def the_bucket_is_emptied(site: FleetSite, stack: Stack, evidence: Evidence) -> 
     left = len(asyncio.run(fleet.shared.sizes()))
     with site.fleet("emptied") as fleet:
         took, spent = deploy(site, stack)
+        once, said = fleet.has_asked_once(spent)
         evidence.claim(
             "a deploy from an emptied bucket by empty replicas fails nowhere, and costs upstream one GET of each blob",
-            left == 0 and set(spent.blobs) == set(first.blobs) and spent.most == 1,
-            f"{before} blobs deleted behind the fleet's back; {spent}, none twice; {tasks_of(site)}; {timed(took)}",
+            left == 0 and set(spent.blobs) == set(first.blobs) and once,
+            f"{before} blobs deleted behind the fleet's back; {said}; {tasks_of(site)}; {timed(took)}",
         )
         after = fleet.wait_until_shared(set(first.blobs))
         evidence.claim("the bucket fills again", after == before, f"{after} blobs; {origins(fleet.figures())}")

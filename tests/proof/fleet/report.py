@@ -31,7 +31,7 @@ def section(results: Results) -> str:
     """What stands between the two marks."""
     written = (
         f"Written by `{results['command']}` on {results['date']}, in {minutes_of(results)}, {on_what(results)}. "
-        f"Upstream had {upstream_of(results)}."
+        f"Upstream had {upstream_of(results)}; a quarter of that rate where a replica is killed."
     )
     return "\n".join(["", wrapped(written), "", _HOW, "", claims(results, TITLES), "", ""])
 

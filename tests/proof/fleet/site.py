@@ -83,6 +83,16 @@ class Fleet:
         named = ("redis_trouble", "refusal", "reading_trouble", "writing_trouble")
         return [text for one in self.replicas for name in named if (text := one.stats()["fleet"][name])]
 
+    def has_asked_once(self, asked: Asked) -> tuple[bool, str]:
+        """Whether upstream was asked once for each thing, and what is to be said of it.
+
+        A replica that hears nothing of Redis in time, on a machine that is too busy, asks for itself meanwhile.
+        """
+        left = sum(len(one.lines(event="fleet_redis_down")) for one in self.replicas)
+        if asked.most <= 1:
+            return True, f"{asked}, none twice"
+        return left > 0 and asked.most <= REPLICAS, f"{asked}; {left} times a replica did not hear of Redis in time"
+
     def wait_until_shared(self, digests: set[str]) -> int:
         """*digests* are in the bucket; how many blobs are."""
         until(
