@@ -42,6 +42,8 @@ RATE = 12_500_000  # bytes per second: 100 Mbit/s per connection
 REPOSITORY = "library/bench"
 CONNECTIONS = 16
 PARTS = ("crowd", "leader", "redis", "hits", "bucket")
+FATES = ("lives", "is killed", "freezes")  # of a leader
+STATES = ("works", "refuses", "frozen")  # of Redis
 # A leader dies when all its followers have so much of the blob.
 _DIES_AT = 0.3
 
@@ -141,7 +143,6 @@ class Runs:
             load.get(one, f"/v2/{REPOSITORY}/manifests/1")
         hub.reset()
         before = sum(one.cpu_seconds() for one in of.running)
-        # Each client's blobs begin with another one.
         jobs = [(one, digest) for digest in digests for one in of.running for _ in range(self.clients)]
 
         def get() -> float:
@@ -159,7 +160,7 @@ class Runs:
     def leader(self, made: Engines, hub: HubClient) -> None:
         """One cold blob, a client at each replica; the leader lives, is killed, or freezes."""
         size = 2 * MEGABYTE if self.given.quick else 50 * MEGABYTE
-        for _, fate in harness.alternated(["lives", "is killed", "freezes"], self.given.rounds):
+        for _, fate in harness.alternated(FATES, self.given.rounds):
             digest = self.blob(hub, size)
             os.sync()
             with replicas(FLEET, made, hub, max(3, self.count)) as of:
@@ -205,9 +206,7 @@ class Runs:
         with replicas(FLEET, made, hub, 1) as of:
             one = of.running[0]
             load.get(one, f"/v2/{REPOSITORY}/manifests/1")
-            for _, state in harness.alternated(
-                ["works", "refuses", "frozen"], 1 if self.given.quick else 4 * self.given.rounds
-            ):
+            for _, state in harness.alternated(STATES, 1 if self.given.quick else 4 * self.given.rounds):
                 until(lambda: takes_part(one), "Redis is used again")
                 path = f"/v2/{REPOSITORY}/blobs/{self.blob(hub, 50_000)}"
                 with _redis_that(made, state):
@@ -275,13 +274,14 @@ class Runs:
     def write(self, report: Report) -> None:
         """All tables, of what has been measured."""
         goals: list[list[object]] = []
-        if self.crowds:
+        # Of a part that broke off there may be less than its table needs.
+        if self.crowds[FLEET]:
             self._write_crowds(report, goals)
-        if self.leaders:
+        if len(self.leaders) == len(FATES):
             self._write_leaders(report, goals)
-        if self.first_bytes:
+        if len(self.first_bytes) == len(STATES):
             self._write_first_bytes(report, goals)
-        if self.loads:
+        if self.loads and all(len(cell) == len((ALONE, FLEET)) for cell in self.loads.values()):
             self._write_hits(report, goals)
         if self.from_bucket:
             self._write_bucket(report, goals)
@@ -336,7 +336,7 @@ class Runs:
             "bytes more, % (worst)",
         ]
         report.table(f"One cold blob of {self.leaders['lives'][0].size_bytes // MEGABYTE} MB", ["", *columns], rows)
-        lives, killed, frozen = (self.leaders[fate] for fate in ("lives", "is killed", "freezes"))
+        lives, killed, frozen = (self.leaders[fate] for fate in FATES)
         behind_most = max(one.behind_seconds for one in lives)
         is_near = all(one.behind_seconds <= max(0.05, 0.02 * one.seconds) for one in lives)
         goals.append(

@@ -195,6 +195,5 @@ def simulate(plan: Plan) -> Outcome:
             loop.finish()
         finally:
             asyncio._set_running_loop(None)
-        for context in loop.errors:
-            with contextlib.suppress(KeyError):
-                raise context["exception"]
+        for error in (context["exception"] for context in loop.errors if "exception" in context):
+            raise error
