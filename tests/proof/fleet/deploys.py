@@ -2,9 +2,8 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from tests.e2e.command import until
+from tests.e2e.command import Command, until
 from tests.proof.evidence import Evidence
 from tests.proof.fleet.site import HOSTS, Asked, FleetSite
 from tests.proof.recipe import Stack
@@ -134,11 +133,11 @@ def origins(figures: dict[str, int]) -> str:
     return ", ".join(f"{figures[field] / 1e6:.1f} MB from {name}" for name, field in named.items())
 
 
-def _served(replica: Any) -> bool:
+def _served(replica: Command) -> bool:
     return bool(replica.requests(kind="blob", method="GET", status=200))
 
 
-def _leads_half_way(site: FleetSite, replica: Any, total_bytes: int) -> int:
+def _leads_half_way(site: FleetSite, replica: Command, total_bytes: int) -> int:
     """How many blobs it fetches for both, once a quarter of all has come."""
     leases: int = replica.stats()["fleet"]["leases"]
     return leases if site.hub.counters()["blob_bytes"] > total_bytes / 4 else 0

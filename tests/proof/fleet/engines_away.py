@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.e2e.command import until
+from tests.e2e.command import Command, until
 from tests.proof.evidence import Evidence
 from tests.proof.fleet.deploys import FREE, deploy, manifests_of, origins, tasks_of, timed, undeploy
 from tests.proof.fleet.site import REPLICAS, FleetSite
@@ -61,5 +61,5 @@ def the_bucket_is_emptied(site: FleetSite, stack: Stack, evidence: Evidence) -> 
     undeploy(site)
 
 
-def _members(replicas: list) -> list[int]:  # type: ignore[type-arg]
+def _members(replicas: list[Command]) -> list[int]:
     return [len(one.stats()["fleet"]["members"]) for one in replicas]
