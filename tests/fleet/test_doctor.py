@@ -1,6 +1,7 @@
 """``doctor`` on a fleet: a real Redis, the look-alike store and replicas, each well, and then not."""
 
 import asyncio
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import redis.asyncio
+import redis.exceptions
 from aiohttp import web
 
 from registry_cache.doctor import bucket, fleet
@@ -180,6 +182,22 @@ async def test_the_rights_that_the_document_gives_are_enough(
         await member.fleet.look()
         assert (member.fleet.redis.trouble, member.fleet.membership.refusal) == ("", "")
     assert hub.counters.blob_gets(digest) == 1
+
+
+async def test_the_rights_that_the_document_gives_are_for_every_command_of_the_scripts(own_redis):
+    _, client = own_redis
+    await acl(client)
+    scripts = "".join(path.read_text() for path in Path(connection.__file__).parent.glob("*.py"))
+    commands = set(re.findall(r"redis\.p?call\('(\w+)'", scripts))
+    assert {"TIME", "XADD", "HSET"} <= commands
+    for command in sorted(commands):
+        for number in range(7):  # as many words as it wants
+            with contextlib.suppress(redis.exceptions.ResponseError):
+                words = ("ACL", "DRYRUN", "registry-cache", command, *["{rc1:x}:key"] * number)
+                assert await client.execute_command(*words) == b"OK", command
+                break
+        else:
+            pytest.fail(f"{command} was not tried")
 
 
 async def test_rights_that_are_missing(settings, own_redis, tmp_path):
