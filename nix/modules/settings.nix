@@ -71,7 +71,7 @@ in
     fleet_listen = setting (types.strMatching "(.*):([0-9]+)") ":5001" "Address and port where other replicas fetch from this one. Default: :5001.";
     fleet_advertise = setting (types.strMatching "(.*):([0-9]+)") "10.0.0.5:5001" "Where the others reach that. Default: the host of fleet_listen, else this machine's address on its way to Redis.";
     fleet_peers = setting (types.listOf types.str) [ "10.0.0.0/8" ] "Networks that replicas are in. Default: private ones and loopback.";
-    fleet_followers = setting types.ints.positive 16 "Replicas that one sends the same blob to; further ones get it from those. Default: 16.";
+    fleet_followers = setting types.ints.positive 4 "Replicas that one sends the same blob to; further ones get it from those. Default: 4.";
     fleet_tls_cert = setting types.str "/etc/registry-cache/fleet.pem" "Certificate that this replica shows the others (PEM); with it they speak TLS to each other.";
     fleet_tls_key = setting types.str "/run/secrets/fleet-tls.key" "Its key, readable for the service. Default: what services.registry-cache.fleet.tlsKeyFile names.";
     fleet_tls_ca = setting types.str "/etc/registry-cache/fleet-ca.pem" "The fleet's own authority (PEM): who has a certificate of it is a replica, whatever its name.";

@@ -101,7 +101,7 @@ class FleetFields(BaseSettings):
         "private ones and loopback).",
     )
     fleet_followers: int = Field(
-        16, ge=1, le=1024, description="Replicas that one sends the same blob to; further ones get it from those."
+        4, ge=1, le=1024, description="Replicas that one sends the same blob to; further ones get it from those."
     )
 
     fleet_tls_cert: ReadableFile | None = Field(

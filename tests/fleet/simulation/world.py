@@ -40,7 +40,7 @@ class Plan:
     replica_rate: float = GIGABIT
     upstream_rate: float = GIGABIT
     at_a_time: int = 3
-    followers: int = 16
+    followers: int = 4
     spread_seconds: float = 5.0
     latency_seconds: float = 0.0005
     piece_bytes: int = 4_000_000
