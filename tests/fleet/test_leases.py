@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+import redis.asyncio
 
 from registry_cache.fleet import connection
 from registry_cache.fleet.connection import FleetRedis
@@ -210,3 +211,21 @@ async def test_a_claim_passes_over_what_nobody_of_the_fleet_has_written(replicas
         await value(database, f"{{rc1:{fleet_name}}}:{name}")
     assert await replicas[0].leases.claim(REPOSITORY, DIGEST) == Claim("yours", "")
     assert replicas[0].redis.trouble == ""
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_trouble_and_no_bug(replicas, monkeypatch):
+    """uvloop then says RuntimeError."""
+    first, second, _ = replicas
+    await claims([first])
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 0.0)
+    own = redis.asyncio.Connection.send_packed_command
+
+    async def closed(one, *rest, **options):
+        one._writer.transport.abort()
+        return await own(one, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redis.asyncio.Connection, "send_packed_command", closed)
+        with pytest.raises(RedisDown):
+            await second.leases.claim(REPOSITORY, DIGEST)
+    assert (await second.leases.claim(REPOSITORY, DIGEST)).what == "lead"

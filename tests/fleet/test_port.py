@@ -4,6 +4,7 @@ import aiohttp
 import pytest
 
 from registry_cache.fleet.peers import PeerGone, Peers, blob_path
+from registry_cache.fleet.port import FleetPort
 from registry_cache.fleet.signature import HEADER, Signer
 from registry_cache.model.oci import Digest, Repository
 from tests.fleet.conftest import REPOSITORY
@@ -49,6 +50,23 @@ async def test_a_small_blob_is_sent_from_memory(start_replica, make_blob):
     await member.blob(REPOSITORY, digest)
     await member.cache.settled()
     assert (await ask(member, blob_path(Repository.parse(REPOSITORY), Digest(digest))))[1] == data
+
+
+async def test_a_connection_that_ends_before_the_answer_is_no_crash(stored, monkeypatch, caplog):
+    """The peer's, in the moment in which it goes, or all of them, when this replica stops."""
+    member, path, _ = stored
+    own = FleetPort._send
+
+    async def ended(port, request, *rest):
+        request.transport.abort()
+        return await own(port, request, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FleetPort, "_send", ended)
+        with pytest.raises(aiohttp.ClientError):
+            await ask(member, path)
+    assert (await ask(member, path))[0] == 206
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_nobody_else_is_answered(stored, tmp_path):

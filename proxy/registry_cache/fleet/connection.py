@@ -27,6 +27,8 @@ _WAITS_SECONDS = (WAIT_SECONDS - 0.05, 0.05)
 _PATIENT_SECONDS = (0.95, 0.05)
 # A question takes less than a millisecond; to open a connection takes longer than to wait for one.
 _CONNECTIONS = 4
+# The last is uvloop's word for what is written to a connection that has been closed meanwhile.
+_TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 class _Credentials(CredentialProvider):
@@ -89,7 +91,7 @@ async def info(url: str, password_file: Path | None) -> dict[str, Any]:
     try:
         async with asyncio.timeout(sum(_PATIENT_SECONDS)):
             return dict(await client.info())
-    except (RedisError, OSError, TimeoutError) as error:
+    except _TROUBLE as error:
         raise RedisDown(str(error)[:200] or "it did not answer in time") from error
     finally:
         await client.aclose()
@@ -161,7 +163,7 @@ class FleetRedis:
         self._is_probing = is_probe
         try:
             answer = await self._bounded(script, keys, args, _PATIENT_SECONDS if patiently else _WAITS_SECONDS)
-        except (RedisError, OSError, TimeoutError) as error:
+        except _TROUBLE as error:
             self._failed(error)
             raise RedisDown(self.trouble) from error
         finally:

@@ -24,7 +24,7 @@ from registry_cache.model.ranges import ContentRange
 SILENCE_SECONDS = 3.0
 LIVES_SECONDS = 1.0
 _CONNECT_SECONDS = 1.0
-_HOPS_MAX = 3
+_HOPS_MAX = 8
 # Kept of a body that arrives faster than it is written.
 _BUFFER_BYTES = 1024 * 1024
 PROVEN, DIRECT = "Fleet-Proven", "Fleet-Direct"

@@ -98,6 +98,10 @@ class FleetPort:
             if request.method == "HEAD":
                 return web.Response(status=200, headers=signed)
             return await self._answer(request, repository, digest, content, follower, signed)
+        except ConnectionError as error:
+            # aiohttp's way to end a connection without a word: the peer has gone, or has to see that it is not whole.
+            request.protocol.force_close()
+            raise asyncio.CancelledError(str(error)) from error
         finally:
             content.close()
 
@@ -151,10 +155,8 @@ class FleetPort:
             else:
                 await content.send(sink, start, size)
             await response.write_eof()
-        except (RegistryCacheError, ConnectionError) as error:
-            # aiohttp's way to end a connection without a word: the peer has to see that it is not whole.
-            request.protocol.force_close()
-            raise asyncio.CancelledError(str(error)) from error
+        except RegistryCacheError as error:
+            raise ConnectionAbortedError(str(error)) from error
         finally:
             self._counts.served_bytes += sink.sent_bytes
             sink.close()
