@@ -24,6 +24,7 @@ from .memory import Crashed, Disk, Inode, MemoryFiles, MemoryIndex, Process, Wea
 
 ROOT = Path("/s")
 CAP = 200
+FULL = 150  # what there is room for on a full disk
 STEP = 10
 SMALL = 15
 _PREFIXES = ("00", "80", "ff")
@@ -386,7 +387,7 @@ class World:
         weather.slow_files = self.chance.choice((0.01, 0.01, 1.0)) if has["slow files"] else 0.01
         weather.failing_files = self.chance.choice((0.0, 0.02, 0.3)) if has["failing files"] else 0.0
         weather.slow_rows = self.chance.choice((0.01, 40.0)) if has["slow rows"] else 0.01
-        weather.free_bytes = self.chance.choice((1 << 40, 150)) if has["full disk"] else 1 << 40
+        weather.free_bytes = self.chance.choice((1 << 40, FULL)) if has["full disk"] else 1 << 40
         weather.rows_refused = has["refusing rows"] and self.chance.random() < 0.6
         weather.failing_reads = self.chance.choice((0.0, 0.1, 1.0)) if has["failing reads"] else 0.0
         self.say(f"weather {weather.slow_files} {weather.failing_files} {weather.slow_rows} {weather.rows_refused}")
@@ -415,8 +416,10 @@ class World:
             raise Broken(f"a good file was quarantined: {path[-64:][:6]}")
         if what == "removed" and is_blob and not self.operator_removes:
             self.removed_for_room += len(inode.data)
-            # The step that is asked for or what the disk lacks, and what the last of the victims has too much of it.
-            if self.removed_for_room > 70 + 90 and not self.troubles["failing files"]:
+            # The step that is asked for, what a disk lacks that is smaller now than what is on it, and what the last of
+            # the victims has too much of it.
+            lacks = CAP - FULL if self.troubles["full disk"] else 0
+            if self.removed_for_room > 70 + lacks + 90 and not self.troubles["failing files"]:
                 raise Broken(f"{self.removed_for_room} bytes were evicted for a step of {STEP}")
         self.trace.append(f"         {what} {path[3:]}")
 
