@@ -13,6 +13,7 @@ need dockerd docker.io
 need docker docker.io
 need docker-compose docker-compose
 need skopeo skopeo
+need podman "podman runc"
 need umoci umoci
 need containerd containerd
 need ctr containerd
@@ -35,7 +36,6 @@ need ceph-mon ceph-mon
 need ceph-osd ceph-osd
 # Only where they are asked for: make dist, make dist-test.
 case "$only" in *" mmdebstrap "*) need mmdebstrap mmdebstrap ;; esac
-case "$only" in *" podman "*) need podman "podman runc" ;; esac
 case "$only" in *" lintian "*) need lintian lintian ;; esac
 [ -x /bin/busybox ] || missing="$missing busybox-static"
 [ -n "$missing" ] || exit 0
