@@ -229,3 +229,21 @@ async def test_a_connection_that_was_closed_meanwhile_is_trouble_and_no_bug(repl
         with pytest.raises(RedisDown):
             await second.leases.claim(REPOSITORY, DIGEST)
     assert (await second.leases.claim(REPOSITORY, DIGEST)).what == "lead"
+
+
+def test_an_answer_that_comes_late_does_not_set_the_clock_back():
+    ours = 1000.0
+    own = FleetRedis("redis://r", password_file=None, events=events.Events(), clock=lambda: ours)
+    own.told(1005, 0)
+    assert own.now() == 1005.0
+    ours = 1000.3  # asked at the same moment, heard later
+    own.told(1005, 0)
+    assert own.ahead_seconds == 5.0
+    own.told(1005, 400_000)
+    assert own.ahead_seconds == pytest.approx(5.1)
+    ours = 1001.0  # somebody has set it
+    own.told(1001, 0)
+    assert own.ahead_seconds == 0.0
+    ours = 1062.0
+    own.told(1061, 900_000)  # clocks drift
+    assert own.ahead_seconds == pytest.approx(-0.1)

@@ -25,6 +25,9 @@ RETRY_SECONDS = 2.0
 # Of these the last are for what has arrived while the event loop was busy: its timers come before its sockets.
 _WAITS_SECONDS = (WAIT_SECONDS - 0.05, 0.05)
 _PATIENT_SECONDS = (0.95, 0.05)
+# No answer is later than that: a clock that is so far back has been set.
+_LATE_SECONDS = 1.0
+_TOLD_SECONDS = 60.0
 # A question takes less than a millisecond; to open a connection takes longer than to wait for one.
 _CONNECTIONS = 4
 # The last is uvloop's word for what is written to a connection that has been closed meanwhile.
@@ -121,6 +124,7 @@ class FleetRedis:
         self._scripts: dict[str, Any] = {}
         self._events = events
         self.ahead_seconds = 0.0  # of its clock, before ours
+        self._told_at = float("-inf")  # when that was found, by our clock
         self._is_probing = False
         self._retry_at = 0.0  # monotonic seconds, by the loop's clock
         self.trouble = ""  # why it is left alone; empty while it works
@@ -134,8 +138,15 @@ class FleetRedis:
         return self._clock() + self.ahead_seconds
 
     def told(self, seconds: int, microseconds: int) -> None:
-        """What its clock says now."""
-        self.ahead_seconds = seconds + microseconds / 1e6 - self._clock()
+        """What its clock has said just now.
+
+        An answer that was late makes it look behind, never ahead: what it was furthest ahead in the last minute counts.
+        """
+        now = self._clock()
+        ahead = seconds + microseconds / 1e6 - now
+        is_late = self.ahead_seconds - _LATE_SECONDS < ahead <= self.ahead_seconds
+        if not is_late or not 0 <= now - self._told_at < _TOLD_SECONDS:
+            self.ahead_seconds, self._told_at = ahead, now
 
     async def run(
         self,
