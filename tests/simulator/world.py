@@ -325,7 +325,9 @@ class World:
 
     async def _pin(self, digest: Digest) -> None:
         self.say("pin", digest)
+        before = [kept for kept, row in self.disk.rows.items() if row.pinned]
         await self.index.keep([digest] if self.chance.random() < 0.6 else [])
+        self.held_at.update(dict.fromkeys(before, self.now))
 
     async def _rot(self, digest: Digest) -> None:
         inode = self.disk.names.get(self.store._layout.blob(digest))

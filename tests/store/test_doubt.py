@@ -9,10 +9,12 @@ import sqlite3
 import pytest
 
 from registry_cache.model import events
+from registry_cache.model.errors import NoSpace
 from registry_cache.model.oci import Digest
 from registry_cache.ports.rows import BlobEntry
 from registry_cache.store.index import SqliteIndex, rows
 from registry_cache.store.index.doubt import Doubt
+from registry_cache.store.intake import Intake
 from registry_cache.store.reconciliation import Reconciler
 
 from .conftest import open_shelf
@@ -329,3 +331,32 @@ async def test_a_store_that_begins_above_its_cap_promises_no_room_before_it_is_b
         assert not shelf.store._condition.known.is_set()
         await shelf.store._condition.known.wait()
         assert shelf.store.total_bytes <= 200_000
+
+
+async def test_a_row_whose_file_does_not_come_is_counted_at_no_moment(tmp_path, monkeypatch):
+    """Rows and files are compared while nobody knows yet whether the file has come: the row alone is no file."""
+    asked, go = asyncio.Event(), asyncio.Event()
+    own = Intake.is_here
+
+    async def held(intake, digest):
+        asked.set()
+        await go.wait()
+        return await own(intake, digest)
+
+    async def refused(*_):
+        raise OSError(errno.ENOENT, "somebody has removed it")
+
+    async def compared(*_):
+        """Its folder was, before the row came."""
+
+    async with open_shelf(tmp_path / "store") as shelf:
+        monkeypatch.setattr(Intake, "is_here", held)
+        monkeypatch.setattr(Reconciler, "_folder", compared)
+        monkeypatch.setattr(shelf.store._intake._files, "place", refused)
+        putting = asyncio.create_task(shelf.put(b"x" * 100_000))
+        await asked.wait()
+        await shelf.store._reconciler.reconcile()
+        go.set()
+        with pytest.raises(NoSpace):
+            await putting
+        assert shelf.store.total_bytes == 0

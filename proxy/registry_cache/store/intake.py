@@ -185,8 +185,9 @@ class Intake:
         try:
             await place()
         except OSError:
-            self._rows.placed(entry.digest)
-            if await self.is_here(entry.digest):
+            is_here = await self.is_here(entry.digest)
+            self._rows.placed(entry.digest)  # and no sooner: meanwhile the row would count as a file
+            if is_here:
                 self._room.store(came)
             else:
                 row = tally(entry.size_bytes, entry.media_type)
