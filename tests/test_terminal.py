@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import io
 import json
 import sys
 import typing
@@ -11,12 +12,13 @@ import click
 import msgspec
 import pytest
 from aiohttp import web
+from rich.console import Console
 
 import registry_cache
 from registry_cache.cli import admin, main
 from registry_cache.cli.admin import Service
 from registry_cache.cli.import_output import show_result
-from registry_cache.cli.output import console, styled
+from registry_cache.cli.output import busy, console, styled
 from registry_cache.cli.verify import Rot
 from registry_cache.doctor.check import Check
 from registry_cache.model import events
@@ -291,3 +293,12 @@ def test_a_pin_of_what_is_not_cached_says_so(program, monkeypatch, cached):
     assert json.loads(program("pin", "nginx:9", "--json").partition("registry-cache pin:")[0])["not_cached"] == (
         [] if cached else ["nginx:9"]
     )
+
+
+def test_the_first_picture_of_what_turns_is_there_before_the_first_line_is_printed():
+    """So the line is put in its place, and not behind it."""
+    seen = io.StringIO()
+    terminal = Console(file=seen, force_terminal=True, width=80)
+    with busy(terminal, "looking…"):
+        terminal.print("found")
+    assert "looking…\r\x1b[2Kfound\n" in seen.getvalue()

@@ -24,7 +24,7 @@ from registry_cache.cli.admin import (
     settings_of,
 )
 from registry_cache.cli.common import INSTALLED_CONFIG, own_user_agent, say, service_config_option
-from registry_cache.cli.output import console, styled
+from registry_cache.cli.output import busy, console, styled
 from registry_cache.doctor import host, network
 from registry_cache.doctor.check import Check
 from registry_cache.doctor.secret import secret, service_user, with_installed_token
@@ -83,7 +83,7 @@ async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull:
     """All checks; each is shown as soon as it is known."""
     checks = []
     terminal = console()
-    with terminal.status("looking…") if show and terminal.is_terminal else contextlib.nullcontext():
+    with busy(terminal, "looking…") if show and terminal.is_terminal else contextlib.nullcontext():
         async for check in _checks(config, cache_dir, image, pull=pull):
             checks.append(check)
             if show:

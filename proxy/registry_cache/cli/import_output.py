@@ -7,7 +7,7 @@ from typing import Any
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from registry_cache.cli.common import say
-from registry_cache.cli.output import console, styled
+from registry_cache.cli.output import busy, console, styled
 from registry_cache.importing.carry import Outcome
 from registry_cache.importing.plan import Contents, Plan
 from registry_cache.model import events
@@ -26,7 +26,7 @@ class Report:
 
     def reading(self, folder: str) -> contextlib.AbstractContextManager[object]:
         """While nothing comes yet."""
-        return self._console.status(styled(f"reading {folder}…")) if self._show else contextlib.nullcontext()
+        return busy(self._console, styled(f"reading {folder}…")) if self._show else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def bar(self, size_bytes: int) -> Iterator[Callable[[int], None]]:

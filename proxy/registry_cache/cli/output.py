@@ -5,6 +5,8 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.text import Text
 
 from registry_cache.model.terminal import shown
@@ -29,6 +31,15 @@ def console(*, stderr: bool = False, soft_wrap: bool = True) -> Console:
     narrow = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
     width = None if narrow else _WIDE
     return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap, width=width)
+
+
+def busy(terminal: Console, text: str | Text) -> Live:
+    """*text* with something that turns before it, as long as this is entered; what is printed meanwhile is above it.
+
+    The first picture is drawn before the thread that draws the others begins: as ``Console.status`` has it, a line
+    that is printed at that moment stands behind it.
+    """
+    return Live(Spinner("dots", text=text, style="status.spinner"), console=terminal, transient=True)
 
 
 def say_folded(text: str, *, err: bool = False) -> None:

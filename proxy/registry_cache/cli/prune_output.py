@@ -11,7 +11,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from registry_cache.cli.common import say
-from registry_cache.cli.output import console
+from registry_cache.cli.output import busy, console
 from registry_cache.hostprune import report
 from registry_cache.hostprune.guard import Holder
 from registry_cache.hostprune.policy import Plan
@@ -83,7 +83,7 @@ class Output:
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """Say on a terminal what is being waited for."""
-        with self._terminal.status(text):
+        with busy(self._terminal, text):
             yield
 
     @contextmanager

@@ -1,6 +1,7 @@
 """``registry-cache serve``: run the cache."""
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -92,6 +93,7 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, proxy.reload)
             if proxy.ops_server is not None and settings.ops_listen:
                 await listeners.listen(proxy.ops_server, settings.ops_listen, "OPS_LISTEN")
+            gc.freeze()  # what is there now stays, and what a fleet has imported is not looked through again and again
             proxy.identity.config = str(config or "")
             _warn(settings, bus)
             bus.emit(

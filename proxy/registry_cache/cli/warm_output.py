@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from registry_cache.cli.output import console, say_folded
+from registry_cache.cli.output import busy, console, say_folded
 from registry_cache.model.terminal import shown
 from registry_cache.model.units import format_duration, format_size
 from registry_cache.warming.warm import Outcome, Planned, would_be
@@ -30,7 +30,7 @@ class Report:
     def looking(self, count: int) -> Any:
         """While nothing comes yet."""
         return (
-            self._console.status(f"looking at {count} images…")
+            busy(self._console, f"looking at {count} images…")
             if self._progress.disable is False
             else contextlib.nullcontext()
         )
