@@ -108,6 +108,7 @@ async def test_what_is_no_certificate_stops_the_start_in_one_line(registry, auth
 
 def test_the_command_says_so_with_exit_code_2(tmp_path):
     (tmp_path / "empty").write_text("x")
-    done = run_to_end("--ca-file", str(tmp_path / "empty"), "--cache-dir", str(tmp_path / "cache"))
+    where = ("--cache-dir", str(tmp_path / "cache"), "--listen", "127.0.0.1:0")
+    done = run_to_end("--ca-file", str(tmp_path / "empty"), *where)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "CA_FILE" in done.stderr
