@@ -209,6 +209,26 @@ async def test_a_scrub_does_not_quarantine_what_was_pulled_anew_while_it_hashed(
     shelf.check()
 
 
+async def test_a_file_that_gets_shorter_on_its_way_into_quarantine_is_counted_once(shelf, monkeypatch):
+    """Its row cannot be read: both accounts go by the file."""
+    digest = await shelf.put(b"rotten" * 100)
+    original = shelf.store.files.look
+
+    async def unreadable(_digests):
+        raise IndexRefused("for the test")
+
+    async def cut_behind(path):
+        seen = await original(path)
+        os.truncate(path, os.path.getsize(path) - 1)
+        return seen
+
+    monkeypatch.setattr(shelf.store._rows, "of", unreadable)
+    monkeypatch.setattr(shelf.store.files, "look", cut_behind)
+    before_bytes = shelf.store.room.total_bytes
+    await shelf.store.quarantine(digest, "for the test")
+    assert shelf.store.room.total_bytes <= before_bytes
+
+
 async def test_a_partial_that_is_asked_for_while_it_is_evicted_is_stored(shelf, monkeypatch):
     await shelf.put(content(3, 500_000))
     digest = Digest.of(content(1))

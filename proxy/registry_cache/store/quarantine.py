@@ -45,7 +45,8 @@ class Quarantine:
 
     async def _take_out(self, reading: Reading, digest: Digest) -> None:
         path, name = self._layout.blob(digest), file_name(digest)
-        seen, known = await self._files.look(path), await self._removal.counted([digest])
+        # In this order: what is rotten may get shorter in between, and no more goes to quarantine than left blobs/.
+        known, seen = await self._removal.counted([digest]), await self._files.look(path)
         with reading.leaving([digest]):
             async with self._turn:
                 if seen is not None and await self._moved(path, name):
