@@ -405,3 +405,12 @@ async def test_elsewhere_the_login_is_nothing_not_even_a_name(cache, images):
         await cache.settled()
         line = cache.seen(events.Request)[-1]
         assert (line.registry, line.principal, line.auth) == ("docker.io", "127.0.0.1", "none")
+
+
+async def test_a_yes_by_a_token_that_a_login_has_got_is_for_that_login_alone(cache, images, clock):
+    """Tokens may be good for longer than a yes: then the registry is asked anew, and the login itself is not sent."""
+    assert await pull(cache, images[HERS], ANNA) == [200, 200, 200]
+    clock[0] += 301
+    assert await pull(cache, images[HERS], ANNA) == [200, 200, 200]
+    assert await pull(cache, images[HERS], BEN) == [404, 404, 404]
+    assert await pull(cache, images[HERS], None) == [404, 404, 404]

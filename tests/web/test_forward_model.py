@@ -172,6 +172,7 @@ class ForwardMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0 if EXAMPLES else 120)
 def test_no_answer_is_outside_the_model():
     loop = asyncio.new_event_loop()
     stack = contextlib.AsyncExitStack()

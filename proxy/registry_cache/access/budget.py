@@ -23,7 +23,7 @@ class Attempt:
 
     Attributes:
         is_guess: whether nobody knows yet if the login is right.
-        was_sent: the registry has seen the login. Where it says yes before, that is for everybody.
+        was_sent: the registry has seen the login, or a token that it has got. A yes before that is for everybody.
         is_right: it accepts the login, be it for something else.
     """
 

@@ -171,7 +171,7 @@ class AsClients(Upstream):
         client = _Client(login, self._authenticator) if attempt.is_guess else self._client_of(login)
         client.attempt, is_let_in = attempt, False
         try:
-            is_let_in = await self._is_answered(client, kind, ask)
+            is_let_in = await self._is_answered(client, attempt, kind, ask)
         except _REFUSED:  # by the token service
             pass
         except UpstreamError as error:
@@ -192,13 +192,13 @@ class AsClients(Upstream):
         except _REFUSED:
             return False
 
-    async def _is_answered(self, client: _Client, kind: events.UpstreamKind, ask: Ask) -> bool:
+    async def _is_answered(self, client: _Client, attempt: Attempt, kind: events.UpstreamKind, ask: Ask) -> bool:
         """Whether the registry answers *ask* with what is asked for, or leads to it."""
         self.limits.check("head")
         began, status = time.monotonic(), 0
         try:
             async with self._bounded():
-                reply = await self._as(client, self._watched)(ask)
+                reply = await self._as(client, _noting(attempt, self._watched))(ask)
                 try:
                     status = reply.status
                     if status != 401 and status // 100 != 5:  # noqa: PLR2004 -- HTTP
@@ -216,7 +216,7 @@ class AsClients(Upstream):
                 )
             )
         if said is None and ask.method == "HEAD":  # it does not say whose no it is
-            return await self._is_answered(client, "manifest_get", ask._replace(method="GET"))
+            return await self._is_answered(client, attempt, "manifest_get", ask._replace(method="GET"))
         if said is None:
             raise UpstreamError(f"upstream answered {status}, not in a registry's own words")
         return said
@@ -301,6 +301,16 @@ class AsClients(Upstream):
         )
         auth.known_way = self._way
         return auth
+
+
+def _noting(attempt: Attempt, inner: Send) -> Send:
+    """Whatever is sent as proof comes from the login, be it a token from before, which the login was not sent for."""
+
+    async def send(ask: Ask) -> Reply:
+        attempt.was_sent |= "Authorization" in ask.headers
+        return await inner(ask)
+
+    return send
 
 
 def _is_yes(kind: events.UpstreamKind, reply: Reply) -> bool:
