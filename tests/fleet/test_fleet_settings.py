@@ -7,7 +7,7 @@ import pytest
 
 from registry_cache.model.errors import SettingsError
 from registry_cache.settings.load import load_settings
-from tests.e2e.command import flags, run_to_end
+from tests.e2e.command import flags, free_port, run_to_end
 
 URL = "redis://redis.internal:6379"
 
@@ -97,6 +97,7 @@ def test_without_a_fleet_nothing_of_it_is_loaded():
 def test_without_redis_py_it_says_what_to_install(tmp_path, key_file, monkeypatch):
     (tmp_path / "redis.py").write_text("raise ImportError('not here')")
     settings = {"cache_dir": str(tmp_path / "cache"), "fleet_redis_url": URL, "fleet_key_file": str(key_file)}
+    settings["listen"] = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = run_to_end(*flags(settings))
     assert (done.returncode, done.stderr.strip().splitlines()) == (

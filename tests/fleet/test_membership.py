@@ -98,7 +98,7 @@ async def test_nothing_is_shared_before_it_is_known_who_takes_part(start_replica
     member = await start_replica()
     assert member.fleet.redis.barred == membership.NOT_YET
     with pytest.raises(RedisDown):
-        await member.fleet.limits.look()
+        await member.fleet.limits.hear(patiently=True)
     digest, data = await make_blob()
     assert (await member.blob(REPOSITORY, digest)).body == data
     await redis_wire.set("works")

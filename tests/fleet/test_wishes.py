@@ -144,7 +144,7 @@ async def test_pins_are_told_again_to_a_redis_that_was_emptied(members, database
     await curator(members[0]).pin([TAG])
     pins = {Pin(Repository.parse(NAME), "1")}
     await every(members, pins)
-    await database.delete(f"{{rc1:{fleet_name}}}:pins", f"{{rc1:{fleet_name}}}:pins_at")
+    await database.delete(*await database.keys(f"{{rc1:{fleet_name}}}:*"))
     async with asyncio.timeout(10):
         while not await database.hlen(f"{{rc1:{fleet_name}}}:pins"):
             await asyncio.sleep(0.01)
@@ -194,9 +194,10 @@ async def test_an_order_of_another_version_is_passed_over(image, members, payloa
     await pull(first, image)
     wishes, signer, prefix = first.fleet.wishes, first.fleet.signer, first.fleet.wishes._prefix
     purge = Sealed(1, "-", payload).seal(signer, "purged")
-    await first.fleet.redis.run(wish_scripts.PURGED, [f"{prefix}purged"], [purge])
+    await first.fleet.redis.run(wish_scripts.PURGED, [f"{prefix}purged", f"{prefix}news"], [purge])
     pin = Sealed(1, "+", payload).seal(signer, "pins")
-    await first.fleet.redis.run(wish_scripts.PIN, [f"{prefix}pins", f"{prefix}pins_at"], ["v", "field", pin])
+    keys = [f"{prefix}{name}" for name in ("pins", "pins_at", "news")]
+    await first.fleet.redis.run(wish_scripts.PIN, keys, ["v", "field", pin])
     await wishes.look()
     assert (await has(first, image))[1] == {"1"}
     assert await curator(first).pins() == set()

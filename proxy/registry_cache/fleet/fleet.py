@@ -12,6 +12,7 @@ from registry_cache.fleet.leases import Leases, RedisDown, prefix_of
 from registry_cache.fleet.limits import SharedLimits
 from registry_cache.fleet.membership import Membership
 from registry_cache.fleet.moves import Moved, Moves
+from registry_cache.fleet.news import News
 from registry_cache.fleet.peers import Peers
 from registry_cache.fleet.questions import Questions
 from registry_cache.fleet.roll import Roll
@@ -62,6 +63,7 @@ class Fleet:
         self.spaces = spaces
         self.tls = tls
         self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, events=bus)
+        self.news = News(redis, prefix=prefix)
         self.limits = SharedLimits(redis, signer, prefix=prefix)
         self.questions = Questions(
             redis, signer, prefix=prefix, address=lambda: leases.address, limits=self.limits, events=bus
@@ -110,7 +112,7 @@ class Fleet:
     async def following(self, moved: Moved, curator: Curator) -> AsyncIterator[None]:
         """Hear what the others tell, and tell them that this replica is here, as long as this is entered."""
         self.moves.start(moved)
-        listening = Background("fleet news", self.look, interval_seconds=_NEWS_SECONDS, events=self._events)
+        listening = Background("fleet news", self._listen, interval_seconds=_NEWS_SECONDS, events=self._events)
         listening.start()
         self.wishes.start(curator)
         self.roll.start()
@@ -127,12 +129,27 @@ class Fleet:
         if self.tier is not None:
             await self.tier.index.purged(digests)
 
-    async def look(self) -> None:
-        """Hear what the others have told since."""
+    async def _listen(self) -> None:
+        """Hear what the others have told since. Where nobody has told anything, that is one question."""
         with contextlib.suppress(RedisDown):
-            await self.membership.look()
-            await self.limits.look()
-            await self.moves.look()
+            if self.redis.barred:
+                await self.membership.look()
+            told = await self.news.look()
+            if told is not None:
+                await self._hear()
+                self.news.heard(told)
+            await self.limits.tell()
+
+    async def look(self) -> None:
+        """Hear all that the others have told."""
+        with contextlib.suppress(RedisDown):
+            await self._hear()
+
+    async def _hear(self) -> None:
+        await self.membership.look()
+        await self.limits.hear(patiently=True)
+        await self.moves.look()
+        self.wishes.wake()
 
     def published(self, flight: Flight) -> None:
         """Its blob is stored: others may come for it."""

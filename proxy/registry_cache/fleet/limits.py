@@ -12,6 +12,7 @@ import msgspec
 
 from registry_cache.fleet import question_scripts as scripts
 from registry_cache.fleet.leases import Redis, RedisDown
+from registry_cache.fleet.news import NEWS
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
 from registry_cache.upstream.ratelimit import Quota, RateLimit
@@ -57,18 +58,9 @@ class SharedLimits:
         await asyncio.gather(*self._telling, return_exceptions=True)
 
     def _closed(self) -> None:
-        task = asyncio.create_task(self._tell(), name="telling the fleet of a limit")
+        task = asyncio.create_task(self.tell(), name="telling the fleet of a limit")
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
-
-    async def look(self) -> None:
-        """Tell what is news here, and hear what is elsewhere.
-
-        Raises:
-            RedisDown: not now.
-        """
-        await self.hear(patiently=True)
-        await self._tell()
 
     async def hear(self, *, patiently: bool) -> None:
         """Hear what others have met.
@@ -107,7 +99,8 @@ class SharedLimits:
             limits.hear(limits.pulls if kind == "pulls" else limits.requests, message, seconds, said=named)
             self._told[name] = at
 
-    async def _tell(self) -> None:
+    async def tell(self) -> None:
+        """Tell what is new here: a gate at once, a quota for whoever looks."""
         for name, limits, kind in self._all():
             news = self._news(limits, kind)
             if news is None or news.asked_us / 1e6 <= self._told.get(name, 0.0) + 1.0:
@@ -115,9 +108,10 @@ class SharedLimits:
             kept_ms = _QUOTA_KEPT_MS
             if kind != "quota":
                 kept_ms = max(1, int(news.asked_us / 1e3 - self._redis.now() * 1e3))
+            keys = [self._prefix + one for one in ([name] if kind == "quota" else [name, NEWS])]
             args: list[Any] = [news.seal(self._signer, name), kept_ms]
             with contextlib.suppress(RedisDown):
-                await self._redis.run(scripts.LATEST, [self._prefix + name], args, patiently=True)
+                await self._redis.run(scripts.LATEST, keys, args, patiently=True)
                 self._told[name] = news.asked_us / 1e6
 
     def _news(self, limits: RateLimit, kind: str) -> Sealed | None:

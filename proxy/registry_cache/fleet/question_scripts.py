@@ -39,9 +39,9 @@ return reply('yours', '')
 """
 )
 
-# KEYS: answer, no, lease, moves. ARGV: token|address, answer or '', its seconds, no or '', the move to announce or '',
-# most bytes of an answer. The answer to an earlier question replaces none to a later one; a no takes away what it is
-# later than.
+# KEYS: answer, no, lease, moves, news. ARGV: token|address, answer or '', its seconds, no or '', the move to announce
+# or '', most bytes of an answer. The answer to an earlier question replaces none to a later one; a no takes away what
+# it is later than.
 TELL = (
     PREFACE
     + f"""
@@ -55,6 +55,7 @@ if ARGV[2] ~= '' and asked(ARGV[2]) >= was then
   if ARGV[5] ~= '' and mark(before) ~= mark(ARGV[2]) then
     local added = redis.pcall('XADD', KEYS[4], 'MAXLEN', '~', {MOVES}, '*', 'e', ARGV[5])
     if type(added) == 'table' then redis.call('DEL', KEYS[4]) end
+    tell(KEYS[5])
   end
 end
 if ARGV[4] ~= '' then
@@ -95,12 +96,16 @@ return found
 """
 )
 
-# KEYS: one of them. ARGV: value, ms. The later one stays; one that says to be of a day that is far counts for nothing.
+# KEYS: one of them; news, where all are to hear it at once. ARGV: value, ms. The later one stays; one that says to be
+# of a day that is far counts for nothing.
 LATEST = (
     PREFACE
     + f"""
 local before, far = asked(kept(KEYS[1], {LIMIT_MAX_BYTES})), now_us() + 86400000000
-if before > far or asked(ARGV[1]) > before then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+if before > far or asked(ARGV[1]) > before then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  if KEYS[2] then tell(KEYS[2]) end
+end
 return 1
 """
 )

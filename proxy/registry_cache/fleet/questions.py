@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from registry_cache.fleet import question_scripts as scripts
 from registry_cache.fleet.leases import Redis, RedisDown
+from registry_cache.fleet.news import NEWS
 from registry_cache.fleet.scripts import DROP
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
@@ -245,7 +246,7 @@ class Questions:
         mark, message = turn.no
         if mark:
             no = Sealed(turn.asked_us, mark, message.encode()).seal(self._signer, question.no)
-        keys = self._keys(question.answer, question.no, question.lease, "ev")
+        keys = self._keys(question.answer, question.no, question.lease, "ev", NEWS)
         most = question.answer_max_bytes
         args: list[str | int | bytes] = [mine, answer, question.kept_seconds, no, turn.announced, most]
         with contextlib.suppress(RedisDown):  # the lease ends by itself

@@ -9,9 +9,10 @@ VERDICT_MS = 5_000
 # Who has it says so again whenever somebody follows; an address without the blob is forgotten by who finds that out.
 AT_SECONDS = 7 * 86_400
 NO_MAX_BYTES = 2_000
+NEWS_MAX_BYTES = 100
 
 # What nobody of the fleet would have written, of another type or too long, is deleted unread. asked: the time in clear
-# at the beginning of what is sealed, or -1.
+# at the beginning of what is sealed, or -1. tell: all are to hear what has been written here (news.py).
 PREFACE = """
 local function kept(key, most)
   local size = redis.pcall('STRLEN', key)
@@ -26,6 +27,7 @@ local function now_us()
   local now = redis.call('TIME')
   return now[1] * 1000000 + now[2]
 end
+local function tell(news) redis.call('SET', news, string.format('%.0f', now_us())) end
 """
 
 # KEYS: l, at, x, size, lru, going, meta. ARGV: mine, my address, what was just seen to be dead, lease in ms, seconds of

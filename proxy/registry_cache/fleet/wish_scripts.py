@@ -7,7 +7,7 @@ PINS_MAX = 10_000
 _PURGES_MAX = 1_000
 _PURGES_KEPT_MS = 30 * 86_400_000
 
-# KEYS: purges. ARGV: one.
+# KEYS: purges, news. ARGV: one.
 PURGED = (
     PREFACE
     + f"""
@@ -17,11 +17,12 @@ if type(add()) == 'table' then
   add()
 end
 redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now_us() / 1000 - {_PURGES_KEPT_MS}))
+tell(KEYS[2])
 return 1
 """
 )
 
-# KEYS: pins, their version. ARGV: the new version, then field and value of each. The later wish stays.
+# KEYS: pins, their version, news. ARGV: the new version, then field and value of each. The later wish stays.
 PIN = (
     PREFACE
     + f"""
@@ -34,6 +35,7 @@ for number = 2, #ARGV, 2 do
   if has_room and (was < asked(value) or was > now_us()) then redis.call('HSET', KEYS[1], field, value) end
 end
 redis.call('SET', KEYS[2], ARGV[1])
+tell(KEYS[3])
 return 1
 """
 )

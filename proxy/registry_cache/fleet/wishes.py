@@ -17,6 +17,7 @@ import msgspec
 
 from registry_cache.fleet import wish_scripts as scripts
 from registry_cache.fleet.leases import Redis, RedisDown
+from registry_cache.fleet.news import NEWS
 from registry_cache.fleet.question_scripts import MOVED
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
@@ -26,7 +27,9 @@ from registry_cache.model.errors import DigestInvalid, NameInvalid, TagInvalid
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.runtime.background import Background
 
-_LOOK_SECONDS = 0.5
+# Others' wishes are news (news.py). Ours are tried again where Redis did not take them.
+_LOOK_SECONDS = 60.0
+_TELL_AGAIN_SECONDS = 0.5
 _AT_ONCE = 100
 _PURGE_NAME, _PIN_NAME = "purged", "pins"
 _PINNED, _UNPINNED = "+", "-"
@@ -139,9 +142,16 @@ class Wishes:
 
     # --- heard --------------------------------------------------------------------------------------------------
 
-    async def _round(self) -> None:
+    def wake(self) -> None:
+        """There is something to hear."""
+        self._listening.wake()
+
+    async def _round(self) -> float | None:
         with contextlib.suppress(RedisDown):
             await self.look()
+            if not (self._untold_purges or self._untold_pins or self._doomed):
+                return None
+        return _TELL_AGAIN_SECONDS
 
     async def look(self) -> None:
         """Tell what is still to be told, then hear and do what is new.
@@ -154,7 +164,7 @@ class Wishes:
 
     async def _look(self) -> None:
         while self._untold_purges:
-            await self._redis.run(scripts.PURGED, [self._prefix + "purged"], [self._untold_purges[0]], patiently=True)
+            await self._redis.run(scripts.PURGED, self._keys("purged", NEWS), [self._untold_purges[0]], patiently=True)
             self._untold_purges.popleft()
         await self._hear_purges()
         doomed = list(self._doomed)
@@ -233,10 +243,13 @@ class Wishes:
         for pin, (mark, at_us) in pins.items():
             payload = msgspec.json.encode([*pin.repository, pin.target])
             args += [f"{pin.repository}@{pin.target}", Sealed(at_us, mark, payload).seal(self._signer, _PIN_NAME)]
-        await self._redis.run(scripts.PIN, [self._prefix + "pins", self._prefix + "pins_at"], args, patiently=True)
+        await self._redis.run(scripts.PIN, self._keys("pins", "pins_at", NEWS), args, patiently=True)
         for pin, said in pins.items():
             if self._untold_pins.get(pin) == said:
                 del self._untold_pins[pin]
+
+    def _keys(self, *names: str) -> list[str]:
+        return [self._prefix + name for name in names]
 
     def _now_us(self) -> int:
         return int(self._redis.now() * 1e6)

@@ -45,7 +45,7 @@ class Plan:
     latency_seconds: float = 0.0005
     piece_bytes: int = 4_000_000
     service_seconds: float = 0.00005
-    rest_calls: float = 10.0
+    rest_calls: float = 3.0
     killed: int = 0
     seed: int = 0
 
