@@ -1,6 +1,7 @@
 """Imports point downwards, and foreign libraries stay where they belong."""
 
 import ast
+import fnmatch
 import functools
 import re
 import tomllib
@@ -92,3 +93,11 @@ def test_the_version_is_written_in_one_place():
     metadata = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     assert "version" in metadata["project"]["dynamic"]
     assert (REPOSITORY / metadata["tool"]["hatch"]["version"]["path"]).samefile(registry_cache.__file__)
+
+
+def test_pytest_looks_into_every_folder_that_has_tests(request):
+    """By itself it leaves out those that are called dist, build or venv: make dist-test ran nothing, and said so."""
+    left_out = request.config.getini("norecursedirs")
+    for path in (REPOSITORY / "tests").rglob("test_*.py"):
+        folders = path.relative_to(REPOSITORY).parts[:-1]
+        assert not [name for name in folders for pattern in left_out if fnmatch.fnmatch(name, pattern)], path
