@@ -108,6 +108,7 @@ WRONG = {
     "a kid that is no text": lambda: raw({"alg": "ES256", "kid": 1}, {"iss": URL}),
     "another kind of key": lambda: token(RSA, "e", "RS256"),
     "another RSA form": lambda: token(RSA, "r", "PS256"),
+    "a form that is no text": lambda: raw({"alg": ["ES256"], "kid": "e"}, {"iss": URL}),
     "none": lambda: raw({"alg": "none"}, {"iss": URL, "aud": AUDIENCE, "sub": "x", "exp": time.time() + 600}),
     "None": lambda: raw({"alg": "None"}, {"iss": URL, "aud": AUDIENCE, "sub": "x", "exp": time.time() + 600}),
     "the public key as a secret": hmac_with_public_key,

@@ -40,9 +40,10 @@ async def logins(users):
         (f":{hashed('x')}", "line 2: allowed is USER:HASH"),
         (f"c\x1bi:{hashed('x')}", "line 2: allowed is USER:HASH"),
         (f"ci:{hashed('x').replace('$04$', '$17$')}", "line 2: allowed is a cost from 4 to 14"),
+        (f"ci:$2b$04${'.' * 21}a{'.' * 31}", "line 2: allowed is USER:HASH"),
         (f"ok:{hashed('x')}", "line 2: 'ok' is there twice"),
     ],
-    ids=["md5", "no hash", "no colon", "no name", "escape", "cost", "twice"],  # hashes are salted
+    ids=["md5", "no hash", "no colon", "no name", "escape", "cost", "no salt", "twice"],  # hashes are salted
 )
 def test_a_line_that_is_not_understood_is_named_and_not_shown(tmp_path, line, said):
     file = tmp_path / "htpasswd"
@@ -56,7 +57,7 @@ def test_a_line_that_is_not_understood_is_named_and_not_shown(tmp_path, line, sa
 
 def test_what_apache_writes_is_understood(tmp_path):
     file = tmp_path / "htpasswd"
-    file.write_text(f"# users\n\nci:{hashed(SECRET).replace('$2b$', '$2y$')}\r\n")
+    file.write_text(f"\ufeff# users\n\nci:{hashed(SECRET).replace('$2b$', '$2y$')}\r\n")
     users = read_users(file)
     assert users.verify("ci", SECRET)
     file.write_bytes(b"\xff\xfe")
@@ -79,13 +80,18 @@ def test_a_password_is_not_its_beginning():
     assert not users.verify("ci", long + "y")
 
 
-def test_an_unknown_user_costs_what_the_slowest_known_one_does(users, monkeypatch):
-    asked = []
+@pytest.mark.parametrize("password", ["wrong", SECRET + "\0", "x" * 73])
+def test_a_wrong_password_costs_what_the_slowest_hash_does_whoevers_it_is(monkeypatch, password):
+    users = Users({"ci": hashed(SECRET).encode(), "dev": hashed("x", 7).encode(), "old": hashed("x" * 72, 5).encode()})
+    rounds = []
     checks = bcrypt.checkpw
-    monkeypatch.setattr(bcrypt, "checkpw", lambda given, kept: asked.append(kept[:7]) or checks(given, kept))
-    assert not users.verify("nobody", SECRET)
-    assert not users.verify("dev", SECRET)
-    assert asked[0] == asked[1] == b"$2b$05$"
+    monkeypatch.setattr(
+        bcrypt, "checkpw", lambda given, kept: rounds.append(2 ** int(kept[4:6])) or checks(given, kept)
+    )
+    for user in ("nobody", "ci", "old", "dev"):
+        rounds.clear()
+        assert not users.verify(user, password)
+        assert sum(rounds) == 2**7
 
 
 async def test_what_was_right_is_not_asked_again_and_not_kept(logins, monkeypatch):
@@ -108,6 +114,23 @@ async def test_what_was_right_is_over_with_another_password_and_with_time(users)
     logins.users = Users({})
     assert not await logins.verify("ci", SECRET, "")
     await logins.aclose()
+
+
+@pytest.mark.parametrize("changed", [{"ci": "new"}, {}])
+async def test_what_was_right_when_it_was_asked_is_wrong_when_users_have_changed_since(logins, monkeypatch, changed):
+    begun, go, verify = threading.Event(), threading.Event(), module._verify
+
+    def held(*given):
+        begun.set()
+        go.wait(10)
+        return verify(*given)
+
+    monkeypatch.setattr(module, "_verify", held)
+    asked = asyncio.ensure_future(logins.verify("ci", SECRET, "10.0.0.1"))
+    await asyncio.to_thread(begun.wait)
+    logins.users = Users({user: hashed(password).encode() for user, password in changed.items()})
+    go.set()
+    assert not await asked
 
 
 async def test_many_with_one_login_ask_once(logins, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from registry_cache.access.networks import LOOPBACK, Networks
+from registry_cache.access.networks import LOOPBACK, Networks, network_of
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,18 @@ def test_who_is_inside(networks, inside, outside):
 def test_what_is_no_network_is_said(word):
     with pytest.raises(ValueError, match=r".+"):
         Networks([word])
+
+
+@pytest.mark.parametrize(
+    ("address", "counted_as"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:DB8:0:0:ffff::2", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_whom_an_address_counts_for(address, counted_as):
+    assert network_of(address) == counted_as

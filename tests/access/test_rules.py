@@ -125,3 +125,9 @@ def test_what_a_principal_is_called():
     assert (Principal("10.0.0.1").name, Principal("10.0.0.1").auth) == ("10.0.0.1", "none")
     assert (Principal("10.0.0.1", ("n",)).name, Principal("10.0.0.1", ("n",)).auth) == ("n", "certificate")
     assert (Principal("10.0.0.1", ("n",), "ci").name, Principal("10.0.0.1", ("n",), "ci").auth) == ("ci", "login")
+
+
+def test_wrong_logins_count_for_a_host_or_a_user_of_this_one():
+    assert Principal("10.0.0.1").origin == "10.0.0.1"
+    assert Principal("2001:db8::1").origin == Principal("2001:db8::2").origin
+    assert Principal("", uid=1000).origin != Principal("", uid=1001).origin

@@ -152,11 +152,11 @@ class Access:
         """Whether some repository may be open to *principal*."""
         return may_pull_anything(self._rules, principal)
 
-    async def verify(self, user: str, password: str, address: str, registry: str | None = None) -> tuple[Holder, float]:
+    async def verify(self, user: str, password: str, origin: str, registry: str | None = None) -> tuple[Holder, float]:
         """Who logs in with that, and until when that may be believed (Unix seconds).
 
         Args:
-            address: of who says so.
+            origin: of who says so (:attr:`Principal.origin`).
             registry: what it is said for. If that decides itself, a login that is nobody's here may be one there.
 
         Raises:
@@ -164,16 +164,16 @@ class Access:
             TooManyLogins: it is not looked at.
         """
         if self.issuers is not None and looks_like_a_token(password):
-            self._failures.check(address)
+            self._failures.check(origin)
             try:
                 return await self.issuers.verify(password)
             except LoginNeeded:
-                self._failures.count(address)
+                self._failures.count(origin)
                 raise
         login = self._client_login(user, password, registry)
         if login is not None:
             return login, float("inf")
-        if self.logins is None or not user or not await self.logins.verify(user, password, address):
+        if self.logins is None or not user or not await self.logins.verify(user, password, origin):
             raise LoginNeeded("the login is not known here, or its password is wrong")
         return user, float("inf")
 

@@ -167,11 +167,11 @@ class Forwarding:
 
     # --- what is not ----------------------------------------------------------------------------------------------
 
-    async def allows(self, login: ClientLogin, wanted: Wanted, address: str) -> bool:
+    async def allows(self, login: ClientLogin, wanted: Wanted, origin: str) -> bool:
         """Whether *login* may have *wanted*; the registry is asked where that is not known.
 
         Args:
-            address: of who asks.
+            origin: of who asks.
 
         Raises:
             TooManyLogins: it is not asked: too many logins were wrong.
@@ -188,7 +188,7 @@ class Forwarding:
         is_usable = allow is not None and self._now() < allow.said_at + self._kept_seconds
         try:
             async with asyncio.timeout(self._patience[is_usable]):
-                return (await self._questions.do((login, wanted), lambda: self._ask(login, wanted, address))).value
+                return (await self._questions.do((login, wanted), lambda: self._ask(login, wanted, origin))).value
         except (UpstreamError, TimeoutError) as error:
             if allow is not None and is_usable and self.stands(login, wanted.repository):
                 allow.until = min(self._now() + _AGAIN_SECONDS, allow.said_at + self._kept_seconds)
@@ -197,7 +197,7 @@ class Forwarding:
                 raise UpstreamError("upstream did not say in time who may pull this") from error
             raise
 
-    async def knows(self, login: ClientLogin, address: str) -> bool:
+    async def knows(self, login: ClientLogin, origin: str) -> bool:
         """Whether the registry accepts *login*.
 
         Raises:
@@ -207,16 +207,16 @@ class Forwarding:
             return True
         try:
             async with asyncio.timeout(self._patience[False]):
-                return (await self._questions.do((login, None), lambda: self._try(login, address))).value
+                return (await self._questions.do((login, None), lambda: self._try(login, origin))).value
         except TimeoutError as error:
             raise UpstreamError("upstream did not say in time whether it knows this login") from error
 
-    async def _try(self, login: ClientLogin, address: str) -> bool:
-        async with self._guess(login, address) as attempt:
+    async def _try(self, login: ClientLogin, origin: str) -> bool:
+        async with self._guess(login, origin) as attempt:
             attempt.is_right = await self.registry.knows(login, attempt)
             return attempt.is_right
 
-    async def _ask(self, login: ClientLogin, wanted: Wanted, address: str) -> bool:
+    async def _ask(self, login: ClientLogin, wanted: Wanted, origin: str) -> bool:
         """Of a login that is known to be right, and without one, it is asked at once; any other may be a guess."""
         if login.is_nobody or self._is_known(login):
             attempt = Attempt(is_guess=False)
@@ -224,7 +224,7 @@ class Forwarding:
             if not is_let_in and not attempt.is_right:
                 self._known.pop(login, None)  # from now on it is asked about like any other
         else:
-            async with self._guess(login, address) as attempt:
+            async with self._guess(login, origin) as attempt:
                 is_let_in = await self.registry.lets_in(login, wanted, attempt)
         # A yes that came before the login was sent is for everybody: others' logins are not asked about again.
         is_for_all = is_let_in and not attempt.was_sent
@@ -232,16 +232,16 @@ class Forwarding:
         return is_let_in
 
     @contextlib.asynccontextmanager
-    async def _guess(self, login: ClientLogin, address: str) -> AsyncIterator[Attempt]:
+    async def _guess(self, login: ClientLogin, origin: str) -> AsyncIterator[Attempt]:
         self._users.check(login.user_id)
-        self._addresses.check(address)
+        self._addresses.check(origin)
         async with self._budget.attempt() as attempt:
             yield attempt
             if attempt.is_right:
                 self._know(login)
             elif attempt.was_sent:
                 self._users.count(login.user_id)
-                self._addresses.count(address)
+                self._addresses.count(origin)
 
     def _note(self, login: ClientLogin, wanted: Wanted, *, is_let_in: bool) -> None:
         now = self._now()

@@ -8,7 +8,8 @@ import bcrypt
 from registry_cache.model.errors import SettingsError
 
 _MAX_BYTES = 4 * 1024 * 1024
-_HASH = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+# A salt's last letter has two bits of it: others are written by nobody, and bcrypt takes them for no salt.
+_HASH = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}", re.ASCII)
 # 2 ^ cost rounds: 14 takes a second of a core.
 _COSTS = range(4, 15)
 # More is cut off by bcrypt, so that a longer password would be its own beginning.
@@ -24,9 +25,7 @@ class Users:
 
     def __init__(self, hashes: dict[str, bytes]) -> None:
         self._hashes = hashes
-        # What an unknown user's password is compared with takes as long as the slowest known one's.
-        cost = max((int(found[4:6]) for found in hashes.values()), default=min(_COSTS))
-        self._nobody = b"$2b$%02d$" % cost + b"." * 53
+        self._cost = max(map(_cost, hashes.values()), default=min(_COSTS))
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -36,11 +35,26 @@ class Users:
         return self._hashes.get(user)
 
     def verify(self, user: str, password: str) -> bool:
-        """Whether it is *user*'s password. Takes a thread up to a second, the same for users that are none."""
-        found = self._hashes.get(user)
+        """Whether it is *user*'s password. Takes a thread up to a second.
+
+        A wrong one takes as long as the slowest hash, whoever's it is: else time would tell who is a user.
+        """
+        found = self._hashes.get(user, _nobodys(self._cost))
         given = password.encode("utf-8", "surrogatepass")
-        is_right = bcrypt.checkpw(given[:PASSWORD_MAX_BYTES].replace(b"\0", b"?"), found or self._nobody)
-        return is_right and found is not None and len(given) <= PASSWORD_MAX_BYTES and b"\0" not in given
+        cut = given[:PASSWORD_MAX_BYTES].replace(b"\0", b"?")
+        is_right = bcrypt.checkpw(cut, found) and cut == given and user in self._hashes
+        if not is_right:
+            for cost in range(_cost(found), self._cost):  # each doubles what has been done so far
+                bcrypt.checkpw(cut, _nobodys(cost))
+        return is_right
+
+
+def _cost(kept: bytes) -> int:
+    return int(kept[4:6])
+
+
+def _nobodys(cost: int) -> bytes:
+    return b"$2b$%02d$" % cost + b"." * 53
 
 
 def read_users(path: Path) -> Users:
@@ -52,7 +66,7 @@ def read_users(path: Path) -> Users:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
-        lines = content.decode().splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no text"
         raise SettingsError(f"HTPASSWD: {path}: {why}") from error

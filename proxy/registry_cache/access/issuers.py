@@ -95,7 +95,9 @@ class Issuers:
             raise LoginNeeded(_WRONG) from error
         issuer = self._by_url.get(str(said.get("iss")))
         kid, algorithm = header.get("kid", ""), header.get("alg")
-        if issuer is None or not isinstance(kid, str) or algorithm not in _KIND_OF or "crit" in header:
+        if issuer is None or not isinstance(kid, str) or not isinstance(algorithm, str) or "crit" in header:
+            raise LoginNeeded(_WRONG)
+        if algorithm not in _KIND_OF:
             raise LoginNeeded(_WRONG)
         for key in [key for key in await issuer.keys.of(kid) if (key.kty, key.crv) == _KIND_OF[algorithm]][:_TRIES_MAX]:
             claims = _verified(token, key, algorithm, issuer)

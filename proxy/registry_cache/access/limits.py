@@ -5,11 +5,11 @@ for each of its networks, and the oldest go; users and certificates are not thei
 """
 
 import asyncio
-import ipaddress
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+from registry_cache.access.networks import is_loopback, network_of
 from registry_cache.access.pace import Pace
 from registry_cache.access.rules import Auth, Principal, Who
 from registry_cache.model.errors import LimitReached
@@ -21,7 +21,6 @@ _BURST_SECONDS = 10.0
 _SOON_SECONDS = 5.0
 _ACCOUNTS_MAX = 4096  # of each way to be known
 _PRINCIPALS_MAX = 16_384
-_IPV6_PREFIX = 64  # what one host is given, to choose its addresses from
 
 
 class Limits(NamedTuple):
@@ -229,7 +228,7 @@ class Accounts:
         return None
 
     def _account(self, principal: Principal, number: int, limits: Limits) -> Account:
-        name = principal.name if principal.auth != "none" else _network(principal.address)
+        name = principal.name if principal.auth != "none" else _share(principal.address)
         those = self._accounts.setdefault(principal.auth, OrderedDict())
         key = (name, number)  # the same user may have others from another network
         account = those.get(key)
@@ -245,16 +244,6 @@ class Accounts:
         del those[key]
 
 
-def _network(address: str) -> str:
-    """Whom an address counts for: an IPv6 host has a network to choose from, and everybody all of loopback."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if found.is_loopback:
-        return "127.0.0.1"
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.ip_network((found, _IPV6_PREFIX), strict=False))
-    return str(found)
+def _share(address: str) -> str:
+    """Whom an address counts for: everybody has all of loopback to choose from."""
+    return "127.0.0.1" if is_loopback(address) else network_of(address)

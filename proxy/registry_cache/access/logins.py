@@ -45,11 +45,11 @@ class Logins:
         self._flights: SingleFlight[bool] = SingleFlight()
         self._under_way = 0
 
-    async def verify(self, user: str, password: str, address: str) -> bool:
+    async def verify(self, user: str, password: str, origin: str) -> bool:
         """Whether it is *user*'s password.
 
         Args:
-            address: of who says so.
+            origin: of who says so.
 
         Raises:
             TooManyLogins: too many are wrong, or wait.
@@ -61,15 +61,17 @@ class Logins:
         until = self._known.get(key)
         if until is not None and until > self._now():
             return True
-        self._failures.check(address)
+        self._failures.check(origin)
         is_right = (await self._flights.do(key, lambda: self._ask(user, password))).value
+        if is_right and (self.users.hash_of(user) or b"") != kept:
+            return await self.verify(user, password, origin)  # they have been read anew meanwhile
         if is_right:
             self._known[key] = self._now() + _KNOWN_SECONDS
             self._known.move_to_end(key)
             while len(self._known) > _KNOWN_MAX:
                 self._known.popitem(last=False)
         else:
-            self._failures.count(address)
+            self._failures.count(origin)
         return is_right
 
     async def aclose(self) -> None:

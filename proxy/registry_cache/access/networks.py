@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LOOPBACK = ("127.0.0.0/8", "::1/128")
+_IPV6_PREFIX = 64  # what one host is given, to choose its addresses from
 
 
 class Networks:
@@ -22,11 +23,30 @@ class Networks:
 
     def __contains__(self, address: str) -> bool:
         """Whether *address* is in one of them. What is no address is in none."""
-        try:
-            # The zone (fe80::1%eth0) is this host's name for a link, and says nothing of who is there.
-            found = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-            found = found.ipv4_mapped  # an IPv4 client of a socket for both
-        return any(found in network for network in self._networks)
+        found = _parsed(address)
+        return found is not None and any(found in network for network in self._networks)
+
+
+def network_of(address: str) -> str:
+    """Whom an address counts for: an IPv6 host has a network to choose from. What is no address stays as it is."""
+    found = _parsed(address)
+    if isinstance(found, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((found, _IPV6_PREFIX), strict=False))
+    return address if found is None else str(found)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether who is there is on this host."""
+    found = _parsed(address)
+    return found is not None and found.is_loopback
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        # The zone (fe80::1%eth0) is this host's name for a link, and says nothing of who is there.
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        return found.ipv4_mapped  # an IPv4 client of a socket for both
+    return found

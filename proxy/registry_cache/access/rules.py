@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from registry_cache.access.client_login import ClientLogin
-from registry_cache.access.networks import Networks
+from registry_cache.access.networks import Networks, network_of
 from registry_cache.model.oci import DOCKER_HUB
 from registry_cache.model.registries import looks_like_registry
 
@@ -63,6 +63,11 @@ class Principal(NamedTuple):
     def proven(self) -> "Principal":
         """The same, without what only a registry can tell."""
         return self if self.client_login is None else self._replace(client_login=None)
+
+    @property
+    def origin(self) -> str:
+        """Whom wrong logins count for, which have no name of their own: a host, or a user of this one."""
+        return network_of(self.address) if self.uid is None else f"uid {self.uid}"
 
     @property
     def name(self) -> str:

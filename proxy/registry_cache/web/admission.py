@@ -79,7 +79,7 @@ async def _by_upstream(
     exchange.audit = Audit(principal.name, principal.auth, "unknown", decision.rule)
     if only_if_cached(exchange.request):
         raise NotCached("it is not cached for this login")
-    allowed = await forwarding.allows(login, _wanted(route, route.repository), principal.address)
+    allowed = await forwarding.allows(login, _wanted(route, route.repository), principal.origin)
     return Decision(allowed, decision.rule)
 
 

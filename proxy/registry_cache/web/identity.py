@@ -82,7 +82,7 @@ class Identity:
             return Login(principal.holding(holder), came=True)
         if scheme.lower() != "basic":
             raise LoginNeeded("allowed are Bearer and Basic")
-        holder, _ = await self._holder(value, principal.address, registry)
+        holder, _ = await self._holder(value, principal.origin, registry)
         return Login(principal.holding(holder), came=True)
 
     async def token(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -112,9 +112,9 @@ class Identity:
         has_scope = "scope" in request.query
         registry = self._asked_for(request)
         try:
-            holder, until = await self._holder(value, principal.address, registry) if scheme else _NOBODY
+            holder, until = await self._holder(value, principal.origin, registry) if scheme else _NOBODY
             if isinstance(holder, ClientLogin) and not has_scope:
-                await self._try(holder, principal.address)
+                await self._try(holder, principal.origin)
         except LoginNeeded:
             # Somebody else's login, as dockerd sends Docker Hub's to a mirror. Whether the user is known makes no
             # difference, so that nobody finds out who is.
@@ -132,9 +132,9 @@ class Identity:
         # Of `docker login`, with several registries that decide themselves: nobody knows whose it is.
         return registry is None and len(self.access.forwards) > 1
 
-    async def _try(self, login: ClientLogin, address: str) -> None:
+    async def _try(self, login: ClientLogin, origin: str) -> None:
         """`docker login` wants to hear whether it is right. With a scope the registry is asked for what is pulled."""
-        if not await self.access.forwards[login.registry].knows(login, address):
+        if not await self.access.forwards[login.registry].knows(login, origin):
             raise LoginNeeded(f"{login.registry} does not accept the login")
 
     def _asked_for(self, request: web.BaseRequest) -> str | None:
@@ -153,10 +153,10 @@ class Identity:
                 return None
         return next(iter(forwards)) if len(forwards) == 1 and not kind else None
 
-    async def _holder(self, basic: str, address: str, registry: str | None) -> tuple[Holder, float]:
+    async def _holder(self, basic: str, origin: str, registry: str | None) -> tuple[Holder, float]:
         """Whose the value of a Basic header is; nobody's is the empty user and password that skopeo sends."""
         user, password = _decoded(basic)
-        return await self.access.verify(user, password, address, registry) if user or password else _NOBODY
+        return await self.access.verify(user, password, origin, registry) if user or password else _NOBODY
 
     def challenge(self, request: web.BaseRequest, error: LoginNeeded) -> dict[str, str]:
         """The header that tells a client where to log in."""
