@@ -138,7 +138,7 @@ class Body:
 
     def __init__(self, start: int, total: int | None, steps: Iterator[Step]) -> None:
         self.start, self.total_bytes = start, total
-        self.is_secondhand = False
+        self.origin = "upstream"
         self._steps = steps
 
     async def read(self) -> bytes:

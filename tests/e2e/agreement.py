@@ -7,7 +7,7 @@ from typing import Any
 from tests.e2e.command import Command, until
 from tests.hub.client import HubClient
 
-HITS = ("hit", "revalidated", "stale")
+HITS = ("hit", "shared", "revalidated", "stale")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,3 +228,33 @@ async def make_blob(hub):
         return (await hub.images.blob(REPOSITORY, data)).digest, data
 
     return make
+
+
+async def soon(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for what happens in the test's own event loop."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def settled(member: Member) -> None:
+    """Nothing flies any more, and Redis has been told of what did."""
+    await soon(lambda: not len(member.cache.proxy.flights) and not member.fleet.leases._endings)
+
+
+async def shared(member: Member) -> None:
+    """Nothing flies, and what was fetched has been brought to the bucket, or could not be."""
+    await settled(member)
+    await soon(lambda: not len(member.fleet.tier.shelf))
+
+
+@pytest.fixture
+async def stocked(start_sharing, make_blob, hub):
+    """A blob that is in the bucket, and in no replica that can be reached; another replica is there."""
+    first = await start_sharing()
+    digest, data = await make_blob()
+    await first.blob(REPOSITORY, digest)
+    await shared(first)
+    await first.wire.set("refuses")
+    hub.reset_counters()
+    return digest, data, await start_sharing()

@@ -10,21 +10,11 @@ from aiohttp import web
 
 from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.model import events
-from tests.fleet.conftest import REPOSITORY
+from tests.fleet.conftest import REPOSITORY, settled
+from tests.fleet.conftest import soon as until
 from tests.hub.faults import Fault
 
 HALF = 400_000
-
-
-async def until(condition, seconds=10):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def settled(member):
-    """Nothing flies any more, and Redis has been told of what did."""
-    await until(lambda: not len(member.cache.proxy.flights) and not member.fleet.leases._endings)
 
 
 @contextlib.asynccontextmanager

@@ -12,31 +12,13 @@ from registry_cache.fleet.eviction import Evictor
 from registry_cache.fleet.sweep import Sweeper
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
-from tests.fleet.conftest import REPOSITORY
+from tests.fleet.conftest import REPOSITORY, shared
 from tests.fleet.store import SECRET
-from tests.fleet.test_following import HALF, settled, until
-
-
-async def shared(member):
-    """Nothing flies, and what was fetched has been brought to the bucket, or could not be."""
-    await settled(member)
-    await until(lambda: not len(member.fleet.tier.shelf))
+from tests.fleet.test_following import HALF, until
 
 
 def key_of(member, digest):
     return member.fleet.tier.bucket.key(Digest(digest))
-
-
-@pytest.fixture
-async def stocked(start_sharing, make_blob, hub):
-    """A blob that is in the bucket, and in no replica that can be reached; another replica is there."""
-    first = await start_sharing()
-    digest, data = await make_blob()
-    await first.blob(REPOSITORY, digest)
-    await shared(first)
-    await first.wire.set("refuses")
-    hub.reset_counters()
-    return digest, data, await start_sharing()
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ async def test_what_was_fetched_ahead_counts_on_the_fast_path_too(start_cache, i
         assert (await cache.blob(NAME, image.layers[0].digest)).status == 200
         await cache.settled()
     before = account._bytes.used
-    monkeypatch.setattr(cache.proxy.pull_through._prefetcher, "asked", lambda *_: True)
+    monkeypatch.setattr(cache.proxy.pull_through._prefetcher, "asked", lambda *_: "collapsed")
     assert (await cache.blob(NAME, image.layers[0].digest)).cache_status == "registry-cache; fwd=miss; collapsed"
     assert account._bytes.used == before + 100_000
 

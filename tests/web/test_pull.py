@@ -48,7 +48,7 @@ async def test_stats_log_and_headers_agree_with_upstream(cache, hub):
     await cache.settled()
     stats = await cache.stats()
     assert stats["requests"] == {
-        "hit": 4, "miss": 4, "collapsed": 0, "revalidated": 0, "stale": 0, "bypass": 0, "error": 0
+        "hit": 4, "miss": 4, "collapsed": 0, "shared": 0, "revalidated": 0, "stale": 0, "bypass": 0, "error": 0
     }  # fmt: skip
     counters = hub.counters
     assert stats["upstream"]["requests"] == {

@@ -19,7 +19,7 @@ from registry_cache.fleet.tier import Tier, TierBody
 from registry_cache.model import events
 from registry_cache.model.errors import BlobUnknown, PeerLost
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.blobs import Piece
+from registry_cache.ports.blobs import Origin, Piece
 from registry_cache.pull.flight import BlobBody, BlobSource
 from registry_cache.runtime.threads import finish
 
@@ -56,7 +56,7 @@ class PeerBody:
     def __init__(self, reply: PeerReply, claim: Claim, trail: Trail, received: Callable[[int], None]) -> None:
         self.start = reply.start
         self.total_bytes: int | None = reply.total_bytes
-        self.is_secondhand = True
+        self.origin: Origin = "replica"
         self._left = reply.total_bytes - reply.start
         self._reply = reply
         self._claim = claim

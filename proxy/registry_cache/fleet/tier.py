@@ -19,7 +19,7 @@ from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
 from registry_cache.model.errors import PeerLost
 from registry_cache.model.oci import Digest
-from registry_cache.ports.blobs import Piece
+from registry_cache.ports.blobs import Origin, Piece
 from registry_cache.runtime.background import Background
 from registry_cache.runtime.threads import finish
 
@@ -46,7 +46,7 @@ class TierBody:
     ) -> None:
         self.start = reply.start
         self.total_bytes: int | None = reply.total_bytes
-        self.is_secondhand = True
+        self.origin: Origin = "bucket"
         self._position = reply.start
         self._stop = reply.total_bytes
         self._response = reply.response

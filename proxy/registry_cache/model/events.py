@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, get_args
 import msgspec
 
 Level = Literal["debug", "info", "warning", "error"]
-CacheResult = Literal["hit", "miss", "collapsed", "revalidated", "stale", "bypass", "error"]
+CacheResult = Literal["hit", "miss", "collapsed", "shared", "revalidated", "stale", "bypass", "error"]
 Kind = Literal["manifest", "blob", "tags", "referrers", "catalog", "ping", "other"]
 
 

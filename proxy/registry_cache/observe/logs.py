@@ -26,7 +26,14 @@ LogFormat = Literal["json", "console"]
 _LEVELS: dict[events.Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _BACKLOG_LINES = 50_000
 _BATCH_LINES = 256  # the loop waits for the interpreter while so many are made
-_COLOURS = {"hit": "green", "revalidated": "green", "miss": "cyan", "collapsed": "cyan", "stale": "yellow"}
+_COLOURS = {
+    "hit": "green",
+    "shared": "green",
+    "revalidated": "green",
+    "miss": "cyan",
+    "collapsed": "cyan",
+    "stale": "yellow",
+}
 _LEVEL_COLOURS: dict[events.Level, str] = {"warning": "yellow", "error": "red"}
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from registry_cache.model.oci import Digest
 
 # A piece of a body, until the next one is read: it may lie in a buffer that is used again.
 Piece = bytes | memoryview
+# Who sends the bytes of a blob that is not here.
+Origin = Literal["upstream", "replica", "bucket"]
 
 
 class Hash(Protocol):

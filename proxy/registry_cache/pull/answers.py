@@ -99,6 +99,13 @@ class BlobAnswer(NamedTuple):
     content: OpenBlob | FlightReader | Direct | None
     served: Served
 
+    def served_so_far(self) -> Served:
+        """How it came about, as is known now: where the bucket broke off, upstream has gone on."""
+        content = self.content
+        if self.served.result != "shared" or not isinstance(content, FlightReader) or content.flight.is_shared:
+            return self.served
+        return self.served._replace(result="collapsed" if content.joined else "miss")
+
 
 class ListAnswer(NamedTuple):
     """A tags list or a referrers index."""

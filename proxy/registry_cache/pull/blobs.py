@@ -18,7 +18,7 @@ from registry_cache.runtime.singleflight import SingleFlight
 
 # A client whose flight has had no slot for so long gets the blob past the flights: its own patience may end at 30 s.
 _BOARDING_SECONDS = 10.0
-HIT, _COLLAPSED = Served("hit"), Served("collapsed")
+HIT = Served("hit")
 
 
 class Blobs:
@@ -55,9 +55,9 @@ class Blobs:
         return blob, self._stored_as(repository, digest, head=head)
 
     def _stored_as(self, repository: Repository, digest: Digest, *, head: bool) -> Served:
-        # What was fetched ahead cost upstream its bytes: its first request is no hit.
-        ahead = not head and self._prefetcher.asked(repository, digest)
-        return _COLLAPSED if ahead else HIT
+        # What was fetched ahead cost somebody its bytes: its first request is no hit of what was here.
+        ahead = None if head else self._prefetcher.asked(repository, digest)
+        return HIT if ahead is None else Served(ahead)
 
     async def cached(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """See :meth:`registry_cache.pull.pullthrough.PullThrough.cached_blob`."""
@@ -134,11 +134,11 @@ class Blobs:
 
     async def _answer(self, repository: Repository, digest: Digest, reader: FlightReader, timer: Timer) -> BlobAnswer:
         flight = reader.flight
-        ahead = reader.joined and self._prefetcher.asked(repository, digest)
+        ahead = self._prefetcher.asked(repository, digest) if reader.joined else None
         if not reader.joined:
             self._prefetcher.missed(repository, digest)
         if flight.on_its_way:
-            return BlobAnswer(flight.size_bytes or 0, reader, _COLLAPSED if ahead else HIT)
+            return BlobAnswer(flight.size_bytes or 0, reader, HIT if ahead is None else Served(ahead))
         with timer.running():
             boarded = await reader.boarded(_BOARDING_SECONDS)
         if not boarded:
@@ -156,6 +156,8 @@ class Blobs:
             result = "bypass"
         elif not flight.asked_upstream:  # an earlier run died between the last byte and the rename
             result = "hit"
+        elif flight.is_shared:
+            result = "shared"
         return BlobAnswer(announced, reader, Served(result, timer.seconds))
 
     async def _unannounced(self, repository: Repository, digest: Digest, reader: FlightReader, timer: Timer) -> int:

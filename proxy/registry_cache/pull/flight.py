@@ -14,7 +14,7 @@ from typing import Protocol
 
 from registry_cache.model.errors import ReadFailed, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Digest, Repository
-from registry_cache.ports.blobs import Hash, Partial, Piece, Sink
+from registry_cache.ports.blobs import Hash, Origin, Partial, Piece, Sink
 from registry_cache.pull.boarding import Seat
 from registry_cache.pull.relay import Relay
 
@@ -24,7 +24,7 @@ class BlobBody(Protocol):
 
     start: int
     total_bytes: int | None
-    is_secondhand: bool  # from another replica: where it proves wrong, upstream is asked
+    origin: Origin  # where what is not from upstream proves wrong, upstream is asked
 
     async def read(self) -> Piece:
         """The next piece, empty at the end; raises UpstreamError when the transfer breaks."""
@@ -54,6 +54,7 @@ class Flight:
         self.repository = repository
         self.others: dict[Repository, str] = {}  # and the address of the client who named it
         self.supplied_by: set[Repository] = set()  # those that have answered with it
+        self.origins: set[Origin] = set()  # of what it was sent so far
         self.failures: dict[Repository, RegistryCacheError] = {}
         self.digest = digest
         self.seat = seat
@@ -86,6 +87,11 @@ class Flight:
     def unstored(self) -> bool:
         """Whether the store refused it."""
         return self.relay is not None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the fleet's bucket has brought all that has come: that cost upstream nothing."""
+        return self.origins == {"bucket"}
 
     @property
     def offset(self) -> int:
@@ -150,9 +156,10 @@ class Flight:
             self.seat = seat(self.repository.registry, client)
         self.wake()
 
-    def begin(self) -> None:
-        """Upstream has answered with it: headers can go out."""
+    def begin(self, origin: Origin) -> None:
+        """Upstream, or *origin* for it, has answered with it: headers can go out."""
         self.supplied_by.add(self.repository)
+        self.origins.add(origin)
         self.started.set()
         self.wake()
 

@@ -77,7 +77,7 @@ class ParallelBody:
     ) -> None:
         self.start = first.start
         self.total_bytes = first.total_bytes
-        self.is_secondhand = first.is_secondhand
+        self.origin = first.origin
         self._stop = first.total_bytes or 0
         self._source = source
         self._repository = repository

@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 from registry_cache.catalog.manifests import ManifestReader
 from registry_cache.model import events
 from registry_cache.model.errors import RegistryCacheError
+from registry_cache.model.events import CacheResult
 from registry_cache.model.oci import Descriptor, Digest, Manifest, Repository
 from registry_cache.pull.flights import Flights
 
@@ -38,11 +39,12 @@ _PATIENCE_SECONDS = 300.0
 class _Ahead:
     """A layer between being chosen and being asked for. *size_bytes* counts against the bound."""
 
-    __slots__ = ("expiry", "fetched", "size_bytes")
+    __slots__ = ("expiry", "fetched", "is_shared", "size_bytes")
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self.fetched = False
+        self.is_shared = False  # the fleet's bucket brought it
         self.expiry: asyncio.TimerHandle | None = None
 
 
@@ -127,13 +129,16 @@ class Prefetcher:
         while len(self._plans) > _PLANS or self._planned_layers > _PLANNED_LAYERS:
             self._planned_layers -= len(self._plans.pop(next(iter(self._plans))).layers)
 
-    def asked(self, repository: Repository, digest: Digest) -> bool:
-        """A client has asked for this blob; whether it was fetched ahead for it and nobody had asked before."""
+    def asked(self, repository: Repository, digest: Digest) -> CacheResult | None:
+        """A client has asked for this blob; if it was fetched ahead for it and nobody had asked before, how it came."""
         if digest not in self._ahead:
-            return False
+            return None
         ahead = self._forget(digest)
         self._go_on(repository, digest)
-        return ahead.fetched or self._flights.get(digest) is not None
+        flight = self._flights.get(digest)
+        if not ahead.fetched and flight is None:
+            return None
+        return "shared" if ahead.is_shared or (flight is not None and flight.is_shared) else "collapsed"
 
     def missed(self, repository: Repository, digest: Digest) -> None:
         """A client has started the flight of this blob: what comes behind it in its manifest is fetched ahead."""
@@ -194,6 +199,7 @@ class Prefetcher:
             except RegistryCacheError:
                 self._forget_this(digest, ahead)  # the flight has said why; a client that asks gets a new one
             else:
+                ahead.is_shared = reader.flight.is_shared
                 self._landed(digest, ahead, stored=not reader.flight.unstored)
             finally:
                 reader.close()

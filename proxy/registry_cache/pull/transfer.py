@@ -226,7 +226,7 @@ class Transfer:
             raise wrong(f"upstream announced {flight.size_bytes} bytes before, and {total} now")
         if total is not None:
             flight.size_bytes = total
-        self._spliced = body.start > 0 or body.is_secondhand
+        self._spliced = body.start > 0 or body.origin != "upstream"
         if flight.relay is None:
             if body.start == offset:
                 self._partial.resume()
@@ -237,7 +237,7 @@ class Transfer:
                 await self._partial.expect(flight.size_bytes)
             except NoSpace as error:
                 self._go_unstored(error)
-        flight.begin()
+        flight.begin(body.origin)
 
     async def _store(self, body: BlobBody) -> None:
         """From upstream into the store, in one thread; readers follow in the event loop."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from registry_cache.model.errors import RangeRefused, UpstreamError
 from registry_cache.model.ranges import ContentRange
-from registry_cache.ports.blobs import Piece
+from registry_cache.ports.blobs import Origin, Piece
 from registry_cache.upstream.bulk import BulkReply
 from registry_cache.upstream.headers import content_length, is_page
 
@@ -21,7 +21,7 @@ class BlobBody:
     ) -> None:
         self.start = start
         self.total_bytes = total
-        self.is_secondhand = False
+        self.origin: Origin = "upstream"
         self._left = None if stop is None else stop - start
         self._reply = reply
         self._received = received

@@ -76,19 +76,21 @@ class BlobResponder:
             exchange.served = answer.served
             return await self._respond(exchange, repository, digest, answer)
         finally:
+            served = answer.served_so_far()
+            if exchange.served is answer.served:
+                exchange.served = served
             if answer.content is not None:
                 answer.content.close()
-                self._charge(exchange, answer)
+                self._charge(exchange, answer.size_bytes, served)
 
     def _board(self, account: Account) -> None:
         account.board(self._flights.number_of(account.share))
 
     @staticmethod
-    def _charge(exchange: Exchange, answer: BlobAnswer) -> None:
+    def _charge(exchange: Exchange, size_bytes: int, served: Served) -> None:
         """Who began a flight has had all of it; who joined one, or reads what was fetched ahead, what it was sent."""
-        if exchange.account is not None and answer.served.result in ("miss", "collapsed", "bypass"):
-            is_all = answer.served.result == "miss"
-            exchange.account.received(answer.size_bytes if is_all else exchange.body_bytes)
+        if exchange.account is not None and served.result in ("miss", "collapsed", "bypass"):
+            exchange.account.received(size_bytes if served.result == "miss" else exchange.body_bytes)
 
     async def _respond(
         self, exchange: Exchange, repository: Repository, digest: Digest, answer: BlobAnswer

@@ -26,6 +26,7 @@ _STATUS: dict[CacheResult, str] = {
     "hit": "registry-cache; hit",
     "miss": "registry-cache; fwd=miss; stored",
     "collapsed": "registry-cache; fwd=miss; collapsed",
+    "shared": "registry-cache; hit; detail=shared",
     "revalidated": "registry-cache; hit; detail=revalidated",
     "stale": "registry-cache; hit; fwd=stale; detail=",
     "bypass": "registry-cache; fwd=bypass",

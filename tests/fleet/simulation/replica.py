@@ -175,7 +175,7 @@ class Upstream:
 class UpstreamBody:
     """See :class:`registry_cache.pull.flight.BlobBody`."""
 
-    is_secondhand = False
+    origin = "upstream"
 
     def __init__(self, replica: "Replica", upstream: Upstream, digest: Digest, start: int) -> None:
         self.start, self.total_bytes = start, upstream.sizes[digest]
