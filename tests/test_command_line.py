@@ -20,6 +20,9 @@ from tests.e2e.command import PROGRAM, environment
 
 pytestmark = pytest.mark.program
 
+# A replica whose Redis is not there, and whose port is not this machine's.
+FLEET = ["--fleet-redis-url=redis://127.0.0.1:1", "--fleet-key-file={key}", "--fleet-listen=192.0.2.1:5001"]
+
 
 def run(*arguments, **env):
     return subprocess.run(
@@ -78,6 +81,34 @@ def test_a_start_on_a_port_that_is_taken_leaves_nothing_behind(tmp_path, host):
         done = run("serve", "--listen", listen, "--cache-dir", tmp_path / "new" / "cache")
     assert (done.returncode, done.stderr) == (1, f"registry-cache: LISTEN {listen}: Address already in use\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--listen=192.0.2.1:5000"], "LISTEN 192.0.2.1:5000: Cannot assign requested address"),
+        (["--ops-listen=192.0.2.1:1"], "OPS_LISTEN 192.0.2.1:1: Cannot assign requested address"),
+        (["--listen-socket=/nosuch/a.sock"], "LISTEN_SOCKET /nosuch/a.sock: No such file or directory"),
+        (["--listen-socket=/tmp/" + "x" * 120], "LISTEN_SOCKET /tmp/" + "x" * 120 + ": AF_UNIX path too long"),
+        (["--ca-file={key}"], "CA_FILE: {key}: there is no certificate, or no key, in PEM form in it"),
+        (FLEET, "FLEET_LISTEN 192.0.2.1:5001: Cannot assign requested address"),
+    ],
+)  # fmt: skip
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path, flags, said):
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    key.chmod(0o600)
+    found = [flag.format(key=key) for flag in flags]
+    done = run("serve", "--listen=127.0.0.1:0", *found, "--cache-dir", tmp_path / "new" / "cache")
+    assert (done.returncode in (1, 2), done.stderr) == (True, f"registry-cache: {said.format(key=key)}\n")
+    assert list(tmp_path.iterdir()) == [key]
+
+
+def test_a_start_that_fails_leaves_what_was_there_before(tmp_path):
+    (tmp_path / "here").mkdir()
+    done = run("serve", "--listen=192.0.2.1:5000", "--cache-dir", tmp_path / "here")
+    assert done.returncode == 1
+    assert (tmp_path / "here" / "index.sqlite3").is_file()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from registry_cache.access.networks import Networks
 from registry_cache.catalog.curator import Curator
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
-from registry_cache.model.errors import SettingsError
+from registry_cache.model.errors import SettingsError, reason_of
 from registry_cache.model.oci import Digest, Reference
 from registry_cache.ports.blobs import BlobStore
 from registry_cache.pull.answers import Upstream
@@ -200,7 +200,7 @@ async def open_port(
             tls = fleet.tls.server if fleet.tls else None
             await web.TCPSite(runner, host or None, number, ssl_context=tls).start()
         except OSError as error:
-            raise OSError(error.errno, f"FLEET_LISTEN {settings.fleet_listen}: {error.strerror}") from error
+            raise OSError(f"FLEET_LISTEN {settings.fleet_listen}: {reason_of(error)}") from error
         near = Networks(settings.fleet_peers)
         locator = fleet.locator(settings.fleet_advertise, host, runner.addresses[0][1], near.__contains__)
         locator.start()

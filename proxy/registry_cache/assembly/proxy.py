@@ -81,7 +81,7 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
         certificates = await stack.enter_async_context(open_certificates(settings, bus))
         metrics = Metrics(registries(settings))
         bus.subscribe(metrics)
-        index, store = await stack.enter_async_context(open_store(settings, bus))
+        index, store = await stack.enter_async_context(open_store(settings, bus, is_kept=False))
         guard = await stack.enter_async_context(open_guard(settings, bus))
         history = History(index, metrics.counts, index.clock.now, bus)
         history.start()

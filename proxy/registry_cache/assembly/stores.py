@@ -9,6 +9,7 @@ from registry_cache.catalog.listings import Listings
 from registry_cache.catalog.manifests import ManifestReader, OpaqueManifests
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
+from registry_cache.model.errors import RegistryCacheError
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import registries
 from registry_cache.store.disk import DiskStore
@@ -16,10 +17,18 @@ from registry_cache.store.index import ANSWERS_MAX_BYTES, SqliteIndex
 from registry_cache.store.lock import DirectoryLock
 from registry_cache.store.scrub import Scrubber
 
+_FAILURES = (OSError, RegistryCacheError)
+
 
 @contextlib.asynccontextmanager
-async def open_store(settings: Settings, bus: events.Events) -> AsyncIterator[tuple[SqliteIndex, DiskStore]]:
+async def open_store(
+    settings: Settings, bus: events.Events, *, is_kept: bool = True
+) -> AsyncIterator[tuple[SqliteIndex, DiskStore]]:
     """What is cached, for this process alone.
+
+    Args:
+        is_kept: the directory stays, whatever happens. Else a start that fails before it is ready (``events.Ready``)
+            takes away again what it has made.
 
     Raises:
         StoreLocked: another process has it.
@@ -28,6 +37,9 @@ async def open_store(settings: Settings, bus: events.Events) -> AsyncIterator[tu
     async with contextlib.AsyncExitStack() as stack:
         lock = DirectoryLock(settings.cache_dir)
         stack.callback(lock.release)
+        if not is_kept:
+            bus.subscribe(lambda _: lock.keep(), events.Ready)
+            stack.push(lambda kind, *_: lock.undo() if kind and issubclass(kind, _FAILURES) else None)
         if lock.warning:
             bus.emit(events.Warned(message=lock.warning))
         index = SqliteIndex(

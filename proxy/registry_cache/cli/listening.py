@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from registry_cache.model.errors import reason_of
 from registry_cache.runtime.unix_sockets import bound, is_free
 from registry_cache.settings.types import host_and_port
 
@@ -42,7 +43,7 @@ class Listeners:
         try:
             await _site(runner, address, tls).start()
         except OSError as error:
-            raise OSError(f"{setting} {address}: {os.strerror(error.errno or 0)}") from error
+            raise OSError(f"{setting} {address}: {reason_of(error)}") from error
         host, port = runner.addresses[0][:2]
         scheme = "http" if tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -58,7 +59,7 @@ class Listeners:
             await web.SockSite(self._runners[-1], listener, backlog=_BACKLOG).start()
             self._paths.append(path)
         except OSError as error:
-            raise OSError(f"LISTEN_SOCKET {path}: {os.strerror(error.errno or 0)}") from error
+            raise OSError(f"LISTEN_SOCKET {path}: {reason_of(error)}") from error
 
     async def aclose(self) -> None:
         """No new connections; those that are there have their time. The one that was opened first goes first."""
@@ -108,6 +109,6 @@ def see_that_socket_is_free(path: Path) -> None:
     try:
         is_there = not is_free(path)
     except OSError as error:
-        raise OSError(f"LISTEN_SOCKET {path}: {os.strerror(error.errno or 0)}") from error
+        raise OSError(f"LISTEN_SOCKET {path}: {reason_of(error)}") from error
     if is_there:
         raise OSError(f"LISTEN_SOCKET {path}: {os.strerror(errno.EADDRINUSE)}")

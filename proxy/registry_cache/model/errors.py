@@ -1,5 +1,12 @@
 """What can go wrong, in the words of the domain. ``web/errors.py`` gives each its HTTP status."""
 
+import os
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, in words; of what Python itself refuses, such as a long socket's name, what that says."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
 
 class RegistryCacheError(Exception):
     """Base of every error this program raises on purpose; its text is fit for an operator."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
+from registry_cache.model.errors import reason_of
+
 _STATUS_SECONDS = 30.0
 _STOP_MARGIN_SECONDS = 15.0  # after the grace for transfers: the index is flushed, the directory let go
 
@@ -86,7 +88,7 @@ class Notifier:
         except BlockingIOError:
             return
         except OSError as error:
-            self._warn_once(f"NOTIFY_SOCKET: systemd cannot be told: {os.strerror(error.errno or 0)}")
+            self._warn_once(f"NOTIFY_SOCKET: systemd cannot be told: {reason_of(error)}")
             return
         self._unsent.clear()
 

@@ -1,8 +1,10 @@
 """One process a cache directory, and nobody else reads it."""
 
+import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -17,7 +19,7 @@ class DirectoryLock:
 
     def __init__(self, root: Path) -> None:
         try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._made = _make(root)
             self.warning = make_private(root)
             self._fd = _open(root / "lock")
         except OSError as error:
@@ -32,9 +34,37 @@ class DirectoryLock:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
+    def keep(self) -> None:
+        """From now on :meth:`undo` takes nothing away."""
+        self._made = []
+
+    def undo(self) -> None:
+        """Take the directory away that this lock has made, and what was made above it; before :meth:`release`."""
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                if path == self._made[-1]:
+                    shutil.rmtree(path)
+                else:
+                    path.rmdir()
+
     def release(self) -> None:
         """Let another process in."""
         os.close(self._fd)
+
+
+def _make(root: Path) -> list[Path]:
+    """Make *root* and what is above it; the folders that were not there, the deepest last. Empty where *root* was."""
+    missing = [path for path in root.absolute().parents if not path.exists()]
+    made = []
+    for path in (*reversed(missing), root.absolute()):
+        try:
+            path.mkdir(mode=0o700 if path == root.absolute() else 0o777)
+            made.append(path)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+            made = []
+    return made
 
 
 def _open(path: Path) -> int:

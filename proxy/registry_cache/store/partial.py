@@ -8,12 +8,11 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import os
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from registry_cache.model.errors import DigestMismatch, NoSpace
+from registry_cache.model.errors import DigestMismatch, NoSpace, reason_of
 from registry_cache.model.oci import Digest
 from registry_cache.ports.blobs import Hash, Piece, Sink
 from registry_cache.store.files import Files
@@ -28,7 +27,7 @@ _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
 
 def refused(error: OSError) -> NoSpace:
     """The disk's refusal in the words of the domain."""
-    return NoSpace(f"{errno.errorcode.get(error.errno or 0, '?')}: {os.strerror(error.errno or 0)}")
+    return NoSpace(f"{errno.errorcode.get(error.errno or 0, '?')}: {reason_of(error)}")
 
 
 class DiskPartial:
