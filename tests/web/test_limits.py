@@ -1,6 +1,8 @@
 """A cache that gives each client so much, and no more."""
 
 import asyncio
+import socket
+import struct
 
 import aiohttp
 import bcrypt
@@ -171,6 +173,42 @@ async def test_a_pull_that_upstream_refuses_costs_none(start_cache, hub, image):
     for name in ("nothing", "none"):
         assert (await cache.manifest(f"library/{name}", "1")).status == 404
     assert (await cache.manifest(NAME, "1")).status == 200
+
+
+async def left_while_upstream_is_silent(cache, hub, what):
+    """A client that asks for *what*, and goes before upstream has answered; then it does."""
+    hub.faults.add(Fault(delay_seconds=60))
+    _, writer = await asyncio.open_connection(*cache.address)
+    writer.write(f"GET /v2/{NAME}/{what} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    await hub.counters.wait_for(lambda: hub.faults.waiting == 1)
+    now = struct.pack("ii", 1, 0)  # by a reset: who says goodbye may only have shut its sending half
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        while not cache.requests():
+            await asyncio.sleep(0.005)
+    cache.forget()
+    hub.faults.clear()
+
+
+async def test_who_leaves_before_the_answer_has_begun_the_fetch(start_cache, hub, image):
+    cache = await start_cache(limits=[{"cold_bytes_per_day": 150_000}])
+    clock = stopped(cache)
+    _, second, third = (layer.digest for layer in image.layers)
+    await left_while_upstream_is_silent(cache, hub, f"blobs/{second}")
+    await cache.settled()
+    assert (await cache.blob(NAME, second)).cache_status == "registry-cache; hit"
+    assert is_refused(await cache.blob(NAME, third), "bytes from upstream a day")
+    clock[0] += 86_400
+    assert (await cache.blob(NAME, third)).status == 200
+
+
+async def test_who_leaves_before_the_answer_has_pulled(start_cache, hub, image):
+    await hub.images.image("library/other", "1", [1000])
+    cache = await start_cache(limits=[{"counted_pulls_per_hour": 1}])
+    stopped(cache)
+    await left_while_upstream_is_silent(cache, hub, "manifests/1")
+    assert is_refused(await cache.manifest("library/other", "1"), "pulls from upstream an hour")
 
 
 async def test_connections_at_once(start_cache, image):

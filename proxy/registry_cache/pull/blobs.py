@@ -18,6 +18,8 @@ from registry_cache.runtime.singleflight import SingleFlight
 
 # A client whose flight has had no slot for so long gets the blob past the flights: its own patience may end at 30 s.
 _BOARDING_SECONDS = 10.0
+# Called before a fetch begins; what it raises keeps it from that. What it gives is told how many bytes are fetched.
+Begins = Callable[[], Callable[[int], None]]
 HIT = Served("hit")
 
 
@@ -79,7 +81,7 @@ class Blobs:
         *,
         head: bool,
         client: str,
-        begins: Callable[[], None] | None = None,
+        begins: Begins | None = None,
     ) -> BlobAnswer:
         """See :meth:`registry_cache.pull.pullthrough.PullThrough.blob`."""
         timer = Timer()
@@ -93,10 +95,10 @@ class Blobs:
             return await self._head(repository, digest, timer)
         if self._flights.get(digest) is None:
             self._registries[repository.registry].negatives.check(_key(repository, digest))
-        if begins is not None and not self._flights.is_joined(repository, digest):
-            begins()
+        is_new = begins is not None and not self._flights.is_joined(repository, digest)
+        pays = begins() if begins is not None and is_new else None
         is_proven = self._proof.allows(repository, digest)
-        reader = self._flights.join(repository, digest, client=client, is_proven=is_proven)
+        reader = self._flights.join(repository, digest, client=client, is_proven=is_proven, pays=pays)
         try:
             answer = await self._answer(repository, digest, reader, timer)
             if not reader.flight.asked_upstream:  # an earlier run has left it whole, for whomever

@@ -58,6 +58,7 @@ class Flight:
         self.failures: dict[Repository, RegistryCacheError] = {}
         self.digest = digest
         self.seat = seat
+        self.pays: Callable[[int], None] | None = None  # who began it: told once how many bytes are fetched
         self.interrupt: Callable[[], None] | None = None  # ends the GET that is under way
         self.is_diverted = False  # from a source that sends nothing to another one
         self.is_failing = False  # nothing else is left to try
@@ -160,6 +161,7 @@ class Flight:
         """Upstream, or *origin* for it, has answered with it: headers can go out."""
         self.supplied_by.add(self.repository)
         self.origins.add(origin)
+        self._pay()
         self.started.set()
         self.wake()
 
@@ -175,6 +177,7 @@ class Flight:
         offset = self.offset
         if self.size_bytes is None and size_bytes and size_bytes >= offset:
             self.size_bytes = size_bytes
+            self._pay()
             self.release(offset)
 
     def _advance(self, available: int) -> None:
@@ -217,8 +220,15 @@ class Flight:
     def verified(self, size_bytes: int) -> None:
         """All of it is there, and is what its digest says."""
         self.size_bytes = size_bytes
+        self._pay()
         self._advance(size_bytes)
         self.end()
+
+    def _pay(self) -> None:
+        # Before the client has its answer: a flight goes on without the one who began it.
+        if self.pays is not None and self.size_bytes is not None and self.asked_upstream and not self.is_shared:
+            self.pays(self.size_bytes)
+            self.pays = None
 
     async def change(self) -> None:
         """Until there is more to read, or something else has changed."""

@@ -80,7 +80,13 @@ class Flights:
         return None
 
     def join(
-        self, repository: Repository, digest: Digest, *, client: str = "", is_proven: bool = False
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        client: str = "",
+        is_proven: bool = False,
+        pays: Callable[[int], None] | None = None,
     ) -> FlightReader:
         """A reader of the flight of *digest*, which is started if there is none.
 
@@ -89,10 +95,12 @@ class Flights:
         Args:
             client: the address that a new flight's slot counts for.
             is_proven: it may have the blob from wherever it comes; else only from *repository*, or if that has it.
+            pays: told how many bytes a new flight fetches, as soon as that is known.
         """
         flight = self._flights.get(digest)
         if flight is None or not flight.is_open_to(repository):
             flight = Flight(repository, digest, seat=self._runways[repository.registry].boarding.seat(client))
+            flight.pays = pays
             return self._start(flight, None, is_proven=is_proven)
         if flight.seat is not None:
             flight.seat.read(by_anyone=True)

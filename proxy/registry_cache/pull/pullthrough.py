@@ -4,7 +4,6 @@ How it is made is in :mod:`.tags`, :mod:`.blobs` and :mod:`.lists`. Upstream's f
 "no" is passed on: a broken pull stays broken.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 from registry_cache.catalog.proof import Proof
@@ -14,7 +13,7 @@ from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.ports.blobs import BlobStore, OpenBlob
 from registry_cache.ports.index import Index
 from registry_cache.pull.answers import BlobAnswer, ListAnswer, ManifestAnswer, Served
-from registry_cache.pull.blobs import Blobs
+from registry_cache.pull.blobs import Begins, Blobs
 from registry_cache.pull.flights import Flights
 from registry_cache.pull.lists import Lists
 from registry_cache.pull.manifest_source import ManifestSource
@@ -131,13 +130,13 @@ class PullThrough:
         *,
         head: bool,
         client: str = "",
-        begins: Callable[[], None] | None = None,
+        begins: Begins | None = None,
     ) -> BlobAnswer:
         """The blob *digest*; nothing is fetched if *head*.
 
         Args:
             client: the address, or other name, that it is fetched for, if it has to be.
-            begins: called before a fetch of it begins; what it raises keeps it from that.
+            begins: called before a fetch of it begins; see :data:`registry_cache.pull.blobs.Begins`.
 
         Raises:
             RegistryCacheError: what upstream said, or that it could not be asked.

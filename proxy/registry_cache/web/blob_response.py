@@ -1,6 +1,7 @@
 """Responses that carry a blob: ranges, conditional requests, and what happens when it breaks half-way."""
 
 import functools
+from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
@@ -81,16 +82,18 @@ class BlobResponder:
                 exchange.served = served
             if answer.content is not None:
                 answer.content.close()
-                self._charge(exchange, answer.size_bytes, served)
+                self._charge(exchange, answer, served)
 
-    def _board(self, account: Account) -> None:
+    def _board(self, account: Account) -> Callable[[int], None]:
         account.board(self._flights.number_of(account.share))
+        return account.received
 
     @staticmethod
-    def _charge(exchange: Exchange, size_bytes: int, served: Served) -> None:
-        """Who began a flight has had all of it; who joined one, or reads what was fetched ahead, what it was sent."""
-        if exchange.account is not None and served.result in ("miss", "collapsed", "bypass"):
-            exchange.account.received(size_bytes if served.result == "miss" else exchange.body_bytes)
+    def _charge(exchange: Exchange, answer: BlobAnswer, served: Served) -> None:
+        """Who joined a flight, or reads what was fetched ahead, has had what it was sent. Who began one has paid."""
+        has_paid = isinstance(answer.content, FlightReader) and not answer.content.joined
+        if exchange.account is not None and served.result in ("miss", "collapsed", "bypass") and not has_paid:
+            exchange.account.received(exchange.body_bytes)
 
     async def _respond(
         self, exchange: Exchange, repository: Repository, digest: Digest, answer: BlobAnswer

@@ -26,13 +26,13 @@ async def limited_manifest(
         is_stale = answer.served.result == "stale"
         return answer._replace(served=answer.served._replace(detail="limit")) if is_stale else answer
     account.pulled()  # before it is known whether it is one: those who ask at the same time count each other
-    is_pull = False
     try:
         answer = await pull_through.manifest(reference, head=head)
-        is_pull = answer.served.result == "miss" and answer.body is not None
-    finally:
-        if not is_pull:
-            account.pulled(-1)
-    if is_pull:
+    except Exception:  # not who leaves: upstream is asked to the end
+        account.pulled(-1)
+        raise
+    if answer.served.result == "miss" and answer.body is not None:
         account.received(answer.size_bytes)
+    else:
+        account.pulled(-1)
     return answer
