@@ -15,6 +15,8 @@ Level = Literal["debug", "info", "warning", "error"]
 CacheResult = Literal["hit", "miss", "collapsed", "shared", "revalidated", "stale", "bypass", "error"]
 Kind = Literal["manifest", "blob", "tags", "referrers", "catalog", "ping", "other"]
 
+ALLOWED = "allow"  # of a request that a rule lets in; its ``decision``
+
 
 def _tag(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -119,7 +119,7 @@ class Metrics:
     def __init__(self, listed: Iterable[str] | None = None) -> None:
         self._listed = None if listed is None else frozenset(listed)
         self.started = time.monotonic()
-        self._tallies: dict[tuple[str, str, str, events.CacheResult], _Tally] = {}  # see _request()
+        self._tallies: dict[tuple[str, str, str, events.CacheResult, str], _Tally] = {}  # see _request()
         self._registries: defaultdict[str, OfRegistry] = defaultdict(OfRegistry)
         self._repeated_bytes = 0
         self.happened: Counter[str] = Counter()  # by event: quarantined, flight_resumed, not_stored…
@@ -135,7 +135,7 @@ class Metrics:
         self.recent_trouble: deque[events.Event] = deque(maxlen=_RECENT)  # failed requests, warnings and errors
         self.recent_mistakes: deque[events.Event] = deque(maxlen=_MISTAKES)  # what clients did wrong
         self.refused: dict[str, RefusedFigures] = {}  # by kind
-        self.access: Counter[tuple[str, str]] = Counter()  # by decision and what it was proven by
+        self._access: Counter[tuple[str, str]] = Counter()
         self.limited: Counter[str] = Counter()  # requests and connections, by limit
         self.unstored: UnstoredFigures | None = None
 
@@ -178,16 +178,15 @@ class Metrics:
 
     def _request(self, event: events.Request) -> None:
         result = event.cache
-        if event.decision:
-            self.access[event.decision, event.auth] += 1
-            if event.decision != "allow":
-                # A client's first question of each pull, or none of its business: neither use nor trouble.
-                self._count(self._registry(event.registry), result, 1, event.bytes)
-                return
+        if event.decision not in ("", events.ALLOWED):
+            # A client's first question of each pull, or none of its business: neither use nor trouble.
+            self._access[event.decision, event.auth] += 1
+            self._count(self._registry(event.registry), result, 1, event.bytes)
+            return
         try:
-            tally = self._tallies[event.registry, event.repository, event.client, result]
+            tally = self._tallies[event.registry, event.repository, event.client, result, event.auth]
         except KeyError:
-            tally = self._new_tally((event.registry, event.repository, event.client, result))
+            tally = self._new_tally((event.registry, event.repository, event.client, result, event.auth))
         tally.requests += 1
         tally.bytes += event.bytes
         if result in _HITS:
@@ -201,7 +200,7 @@ class Metrics:
         if (event.error or result == "stale") and not _OWN_COMMAND.fullmatch(event.user_agent):
             self._trouble(event)
 
-    def _new_tally(self, key: tuple[str, str, str, events.CacheResult]) -> _Tally:
+    def _new_tally(self, key: tuple[str, str, str, events.CacheResult, str]) -> _Tally:
         if len(self._tallies) >= _TALLIES_MAX:
             self._settle()
         tally = self._tallies[key] = _Tally()
@@ -210,7 +209,9 @@ class Metrics:
     def _settle(self) -> None:
         """Add up what has been counted since the last time."""
         tallies, self._tallies = self._tallies, {}
-        for (registry, repository, client, result), tally in tallies.items():
+        for (registry, repository, client, result, auth), tally in tallies.items():
+            if auth:
+                self._access[events.ALLOWED, auth] += tally.requests
             self._count(self._registry(registry), result, tally.requests, tally.bytes)
             self._repeated_bytes += tally.repeated_bytes
             if not repository or result == "error":
@@ -251,6 +252,12 @@ class Metrics:
         """By name, with the registry where it is not Docker Hub."""
         self._settle()
         return self._repositories
+
+    @property
+    def access(self) -> Counter[tuple[str, str]]:
+        """Requests where there are rules, by decision and by what it was proven by."""
+        self._settle()
+        return self._access
 
     @property
     def clients(self) -> Uses:

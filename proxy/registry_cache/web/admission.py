@@ -5,6 +5,7 @@ import functools
 from registry_cache.access.client_login import ClientLogin
 from registry_cache.access.forward import Forwarding, Wanted
 from registry_cache.access.rules import Decision, Principal
+from registry_cache.model import events
 from registry_cache.model.errors import Hidden, LoginNeeded, NotCached
 from registry_cache.model.oci import Repository
 from registry_cache.web.exchange import Audit, Exchange, only_if_cached
@@ -42,14 +43,14 @@ async def admit(identity: Identity, exchange: Exchange, route: Route) -> None:
         # Only here do dockerd and skopeo find out that there are logins.
         if may_ask:
             raise LoginNeeded("a login is needed")
-        exchange.audit = Audit(principal.name, principal.auth, "allow")
+        exchange.audit = Audit(principal.name, principal.auth, events.ALLOWED)
         return
     decision = access.decide(principal, route.repository)
     forwarded = access.forwarded(principal, route.repository.registry)
     if forwarded is not None:
         decision = await _by_upstream(exchange, decision, route, *forwarded, may_ask=may_ask)
     if decision.allowed:
-        exchange.audit = Audit(principal.name, principal.auth, "allow", decision.rule)
+        exchange.audit = Audit(principal.name, principal.auth, events.ALLOWED, decision.rule)
     elif may_ask:
         exchange.audit = Audit(principal.name, principal.auth, "login", decision.rule)
         raise LoginNeeded(

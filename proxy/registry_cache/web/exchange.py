@@ -1,9 +1,8 @@
 """One request while it is answered: what the log line and the headers of the answer are made of."""
 
-import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -34,20 +33,13 @@ _STATUS: dict[CacheResult, str] = {
 }
 
 
-class _Audit(NamedTuple):
+class Audit(NamedTuple):
+    """Who asked, and what was decided; see :class:`registry_cache.model.events.Request`."""
+
     principal: str = ""
     auth: str = ""
     decision: str = ""
     rule: int = 0
-
-
-class Audit(_Audit):
-    """Who asked, and what was decided; see :class:`registry_cache.model.events.Request`."""
-
-    @functools.cached_property
-    def fields(self) -> dict[str, Any]:
-        """By name. One that is used again has them at hand."""
-        return self._asdict()
 
 
 NOBODY = Audit()
@@ -122,7 +114,7 @@ class Exchange:
             error=self.error,
             detail=self.served.detail,
             repeated_bytes=self.repeated_bytes,
-            **self.audit.fields,
+            **self.audit._asdict(),
         )
 
 

@@ -17,7 +17,7 @@ from registry_cache.pull.pullthrough import PullThrough
 from registry_cache.web.blob_response import BlobResponder
 from registry_cache.web.connection import Connection
 from registry_cache.web.exchange import Audit
-from registry_cache.web.fast_path import Asked, FastPath, FileAnswer
+from registry_cache.web.fast_path import HEADS_MAX, Asked, FastPath, FileAnswer
 from registry_cache.web.routes import Route
 
 # As Go's clients and curl write it; in another way it is not cut out, and the head not learned.
@@ -38,6 +38,7 @@ class GuardedFastPath(FastPath):
         super().__init__(pull_through, blobs, events)
         self._access = access
         self._accounts = access.accounts
+        self._heads: dict[bytes, tuple[Asked, bytes]] = {}  # whole ones, as one connection sends them again and again
         self._let_in: dict[tuple[Principal, Repository], Audit] = {}  # by rules, which stay as they are
 
     def learn(self, head: bytes, request: web.BaseRequest, route: Route) -> None:
@@ -51,28 +52,41 @@ class GuardedFastPath(FastPath):
         self, head: bytes, protocol: BaseProtocol, client: str, audit: Audit | None = None
     ) -> bytes | FileAnswer | None:
         """See :class:`FastPath`. Whom it says no to, the other way tells so."""
-        head, token = without_token(head)
-        asked = self._asked.get(head)
-        principal = None if asked is None else self._principal(protocol, token)
-        if asked is None or principal is None:
+        known = self._heads.get(head) or self._known(head)
+        if known is None:
+            return None
+        asked, token = known
+        principal = self._principal(protocol, token)
+        if principal is None:
             return None
         audit = self._audit(principal, asked.repository)
         if audit is None:
             return None
         account = None if self._accounts is None else self._accounts.of(principal)
         if account is None:
-            return super().answer(head, protocol, client, audit)
+            return self._serve(asked, protocol, client, audit)
         pace = account.pace
         if not account.may_ask() or (pace is not None and pace.room_bytes <= 0):
             return None
         limited = _Limited(*audit)
         limited.account = account
-        answer = super().answer(head, protocol, client, limited)
+        answer = self._serve(asked, protocol, client, limited)
         if answer is not None:
             account.asked()
         if pace is not None and isinstance(answer, bytes):
             pace.sent(len(answer))
         return answer
+
+    def _known(self, head: bytes) -> tuple[Asked, bytes] | None:
+        """What *head* asks for, and by which token; None if it has not been learned."""
+        bare, token = without_token(head)
+        asked = self._asked.get(bare)
+        if asked is None:
+            return None
+        if len(self._heads) >= HEADS_MAX:
+            self._heads.clear()
+        self._heads[head] = asked, token
+        return asked, token
 
     def _pace(self, audit: Audit) -> Pace | None:
         """See :class:`FastPath`."""
@@ -119,7 +133,7 @@ class GuardedFastPath(FastPath):
         decision = self._access.at_hand(principal, repository)
         if not decision.allowed:
             return None
-        audit = Audit(principal.name, principal.auth, "allow", decision.rule)
+        audit = Audit(principal.name, principal.auth, events.ALLOWED, decision.rule)
         if is_for_good:
             if len(self._let_in) >= _LET_IN_MAX:
                 self._let_in.clear()
