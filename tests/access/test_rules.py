@@ -131,3 +131,9 @@ def test_wrong_logins_count_for_a_host_or_a_user_of_this_one():
     assert Principal("10.0.0.1").origin == "10.0.0.1"
     assert Principal("2001:db8::1").origin == Principal("2001:db8::2").origin
     assert Principal("", uid=1000).origin != Principal("", uid=1001).origin
+
+
+def test_a_name_in_a_certificate_is_compared_without_case_in_ascii_alone():
+    rule = Rule(certificates=["kube.*.corp"])
+    assert rule.is_for(Principal("", ("KUBE.a.corp",)))
+    assert not rule.is_for(Principal("", ("\N{KELVIN SIGN}ube.a.corp",)))

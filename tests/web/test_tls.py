@@ -17,6 +17,7 @@ from registry_cache.web.certificates import Certificates, certificate_names
 from registry_cache.web.tls_sending import TlsSink
 
 NAME = "library/tls"
+PING = b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MIB = 1024 * 1024
 
 
@@ -255,6 +256,45 @@ async def test_clients_are_asked_for_a_certificate_and_need_none(start_cache, is
     assert b"200" in await answered(cache, late)
 
 
+@contextlib.asynccontextmanager
+async def asking(cache, client, request):
+    """A connection that has sent *request* and got the head of an answer."""
+    reader, writer = await asyncio.open_connection(*cache.address, ssl=client, limit=1024)
+    try:
+        writer.write(request)
+        await reader.readuntil(b"\r\n\r\n")
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("is_learned", [False, True])
+async def test_a_certificate_is_shown_anew_when_other_authorities_count(start_cache, issuer, hub, tmp_path, is_learned):
+    clients, file = trustme.CA(), tmp_path / "clients.pem"
+    clients.cert_pem.write_to_path(file)
+    known, unknown = issuer.client(), issuer.client()
+    clients.issue_cert("node.corp").configure_cert(known)
+    cache = await start_cache(client_tls=unknown, client_ca=file, **issuer.settings)
+    image = await hub.images.image(NAME, "1", [16 * MIB])
+    pull = f"GET /v2/{NAME}/blobs/{image.layers[0].digest} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    for _ in range(2 * is_learned):  # then it goes by the fast path
+        async with asking(cache, known, pull) as (pulling, _):
+            await pulling.readexactly(16 * MIB)
+            await cache.settled()
+    async with (
+        asking(cache, known, pull) as (pulling, _),
+        asking(cache, known, PING) as (idle, _),
+        asking(cache, unknown, PING) as (without, writer),
+    ):
+        cache.proxy.reload()  # the same ones: nothing ends
+        trustme.CA().cert_pem.write_to_path(file)
+        cache.proxy.reload()
+        assert await idle.read() == b"{}"
+        assert len(await pulling.read()) == 16 * MIB  # and its end
+        writer.write(PING)
+        await without.readuntil(b"HTTP/1.1 200 OK\r\n")
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_no_session_is_resumed(cache, issuer, version):
     """It would bring a certificate back that nobody looks at again."""
@@ -296,6 +336,9 @@ async def test_a_certificate_of_a_resumed_session_does_not_count():
         ({"subject": ((("organizationName", "o"),), (("commonName", "c"),))}, ("c",)),
         ({"subjectAltName": (("IP Address", "10.0.0.1"),), "subject": ((("commonName", "c"),),)}, ("c",)),
         ({"subjectAltName": (("DNS", "a"),), "subject": ((("commonName", "c"),),)}, ("a",)),
+        ({"subjectAltName": (("DNS", "a\0b"), ("DNS", ""), ("URI", "a\nb"), ("DNS", "c"))}, ("c",)),
+        ({"subjectAltName": (("DNS", "a\x1b[2J"),), "subject": ((("commonName", "c"),),)}, ()),
+        ({"subject": ((("commonName", "a\0b"),),)}, ()),
         ({}, ()),
         (None, ()),
     ],

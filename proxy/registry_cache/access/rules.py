@@ -245,5 +245,5 @@ def _claim_pattern(text: str) -> re.Pattern[str]:
 
 
 def _name_pattern(text: str) -> re.Pattern[str]:
-    # Names in certificates are compared without case, as DNS has it.
-    return re.compile(".*".join(map(re.escape, text.split("*"))), re.IGNORECASE)
+    # Names in certificates are compared without case, as DNS has it; no letter beyond ASCII is one within it.
+    return re.compile(".*".join(map(re.escape, text.split("*"))), re.IGNORECASE | re.ASCII)

@@ -119,6 +119,8 @@ async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Pr
                 access=guard.access if guard else None,
             )
         )
+        if certificates is not None:
+            certificates.others_count = servers.pulls.forget_certificates
         yield Proxy(
             *servers,
             certificates,

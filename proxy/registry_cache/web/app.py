@@ -90,6 +90,12 @@ class Server(web.Server):
         self._identity = identity
         self._max_connections = max_connections
 
+    def forget_certificates(self) -> None:
+        """Have clients show them anew: what they are answered now is the last on their connections."""
+        for connection in self.connections:
+            if isinstance(connection, Connection) and connection.principal.certificates:
+                connection.retire()
+
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         if isinstance(request.protocol, FastConnection):
             request.protocol.begins(request)

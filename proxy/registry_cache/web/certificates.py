@@ -6,6 +6,7 @@ puts in place brings its own chain and its own authorities.
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,7 @@ class Certificates:
     Attributes:
         context: for whoever listens; it stays the same when what it serves changes.
         ends_at: of the certificate, Unix seconds.
+        others_count: called when other authorities count for clients than before.
 
     Args:
         client_ca: PEM of the authorities whose certificates count; clients are asked for theirs, and need not have one.
@@ -37,6 +39,8 @@ class Certificates:
         self._client_ca = client_ca
         self._files = (certificate, key, client_ca)
         self._events = events
+        self.others_count: Callable[[], None] = lambda: None
+        self._authorities = self._client_ca_as_it_is()  # before it is loaded: a change meanwhile is seen the next time
         self.context, self.ends_at = self._load(), self._end()
         self._current = self.context
         self.context.sni_callback = self._choose
@@ -55,11 +59,15 @@ class Certificates:
         """Read the files, for connections from now on. What is wrong with them leaves all as it is."""
         self._seen = marks(self._files)
         try:
+            authorities = self._client_ca_as_it_is()
             self._current, self.ends_at = self._load(), self._end()
         except SettingsError as error:
             self._events.emit(events.Warned(message=f"{error}; the certificate from before is served on"))
-        else:
-            self._events.emit(events.CertificateLoaded(ends_at=self.ends_at))
+            return
+        self._events.emit(events.CertificateLoaded(ends_at=self.ends_at))
+        if authorities != self._authorities:
+            self._authorities = authorities
+            self.others_count()
 
     async def _look_again(self) -> None:
         seen = await asyncio.to_thread(marks, self._files)
@@ -87,6 +95,12 @@ class Certificates:
                 raise SettingsError(f"CLIENT_CA: {self._client_ca}: {_why(error)}") from error
         return context
 
+    def _client_ca_as_it_is(self) -> bytes:
+        try:
+            return b"" if self._client_ca is None else self._client_ca.read_bytes()
+        except OSError as error:
+            raise SettingsError(f"CLIENT_CA: {self._client_ca}: {_why(error)}") from error
+
     def _reason(self, error: Exception) -> str:
         return f"{self._certificate} and {self._key}: {_why(error)}"
 
@@ -100,15 +114,22 @@ class Certificates:
 
 
 def certificate_names(connection: ssl.SSLObject) -> tuple[str, ...]:
-    """The names in the certificate that a client has shown: DNS names and URIs, else its common name."""
+    """The names in the certificate that a client has shown: DNS names and URIs, else its common name.
+
+    What cannot be shown is no name. Where one is no text at all, Python ends the handshake.
+    """
     if connection.session_reused:  # nobody has looked at it this time
         return ()
     found = connection.getpeercert() or {}
     alternatives = cast("tuple[tuple[str, str], ...]", found.get("subjectAltName", ()))
     if names := tuple(value for kind, value in alternatives if kind in ("DNS", "URI")):
-        return names
+        return tuple(filter(_is_name, names))
     subject = cast("tuple[tuple[tuple[str, str], ...], ...]", found.get("subject", ()))
-    return tuple(value for part in subject for key, value in part if key == "commonName")[:1]
+    return tuple(value for part in subject for key, value in part if key == "commonName" and _is_name(value))[:1]
+
+
+def _is_name(text: str) -> bool:
+    return text != "" and text.isprintable()
 
 
 def _no_password() -> str:

@@ -122,6 +122,10 @@ class Connection(web.RequestHandler):
         response.force_close()
         return response
 
+    def retire(self) -> None:
+        """End the connection: who is there has to be found out anew."""
+        self.force_close()
+
     async def linger(self) -> None:
         """Take what the client still sends, for a moment: closed at once, the kernel would take the answer back.
 

@@ -92,6 +92,12 @@ class FastConnection(Connection):
             if request is not None and not request.content.is_eof():
                 request.content.feed_eof()  # the rest of its body will not come
 
+    def retire(self) -> None:
+        """As :class:`Connection`'s, but for the answer that is under way: it is the last one."""
+        self._close = True
+        if self._sending is None and self.transport is not None and self._waits_for_a_request():
+            self.transport.close()
+
     def _waits_for_a_request(self) -> bool:
         waiter = self._waiter
         return not self._messages and (self._request_count == 0 if waiter is None else not waiter.done())
@@ -106,7 +112,9 @@ class FastConnection(Connection):
                 self._was_used()
             else:
                 self.force_close()
-        if self._held and self.transport is not None:
+        if self._close and self.transport is not None:
+            self.transport.close()
+        elif self._held and self.transport is not None:
             held, self._held = self._held, b""
             self.transport.resume_reading()
             self.data_received(held)
