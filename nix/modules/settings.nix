@@ -79,6 +79,7 @@ in
     fleet_s3_region = setting types.str "us-east-1" "Region that requests to it are signed for. Default: us-east-1.";
     fleet_s3_credentials_file = setting types.str "/run/secrets/fleet-s3" "AWS credentials file with its keys, readable for the service. Default: what services.registry-cache.fleet.s3CredentialsFile names.";
     fleet_max_size = setting size "10TB" "Cap of the bucket: what has not been used for the longest is deleted there.";
+    fleet_redirect = setting size "64MB" "Clients are sent to the bucket for blobs of at least this size that are there and not here. They have to reach it, and nobody but they verifies what they get. Default: off.";
     max_connections = setting types.ints.positive 2048 "Client connections served at the same time. Default: 2048.";
     client_timeout = setting duration "1m" "A client that neither sends its request nor takes a byte for this long is dropped. Default: 1m.";
     scrub_rate = setting size "10MB" "Bytes per second that the background scrub re-hashes; 0 turns it off. Default: 10MB.";

@@ -91,6 +91,8 @@ class Store:
         return datetime.fromtimestamp(time.time() + self.ahead_seconds, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
     def _unsigned(self, request: web.BaseRequest) -> web.Response | None:
+        if "X-Amz-Signature" in request.rel_url.query:
+            return self._not_lent(request)
         match = _AUTHORIZATION.fullmatch(request.headers.get("Authorization", ""))
         stamp = request.headers.get("x-amz-date", "")
         if match is None or match[1] != ACCESS or match[2] != stamp[:8]:
@@ -105,12 +107,35 @@ class Store:
         lines += ["&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in query)]
         lines += [f"{name}:{request.headers[name].strip()}" for name in names]
         lines += ["", match[4], request.headers["x-amz-content-sha256"]]
+        right = self._signature(lines, stamp)
+        return None if hmac.compare_digest(right, match[5]) else self._error(403, "SignatureDoesNotMatch")
+
+    def _signature(self, lines: list[str], stamp: str) -> str:
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{stamp}\n{match[2]}/{match[3]}/s3/aws4_request\n{digest}"
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{stamp[:8]}/{self.region}/s3/aws4_request\n{digest}"
         key = f"AWS4{self.secret}".encode()
-        for part in (match[2], self.region, "s3", "aws4_request", text):
+        for part in (stamp[:8], self.region, "s3", "aws4_request", text):
             key = hmac.digest(key, part.encode(), "sha256")
-        return None if hmac.compare_digest(key.hex(), match[5]) else self._error(403, "SignatureDoesNotMatch")
+        return key.hex()
+
+    def _not_lent(self, request: web.BaseRequest) -> web.Response | None:
+        """As AWS, "Authenticating Requests: Using Query Parameters"."""
+        if "Authorization" in request.headers:
+            return self._error(400, "InvalidArgument")
+        query = parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True)
+        said = dict(query)
+        stamp = said["X-Amz-Date"]
+        then = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+        if not 0 <= time.time() + self.ahead_seconds - then + 5 <= int(said["X-Amz-Expires"]) + 5:
+            return self._error(403, "AccessDenied")
+        signed = sorted((name, value) for name, value in query if name != "X-Amz-Signature")
+        lines = [request.method, quote(request.rel_url.raw_path, safe="/%")]
+        lines += ["&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in signed)]
+        lines += [f"host:{request.headers['Host']}", "", "host", "UNSIGNED-PAYLOAD"]
+        right = self._signature(lines, stamp)
+        return (
+            None if hmac.compare_digest(right, said["X-Amz-Signature"]) else self._error(403, "SignatureDoesNotMatch")
+        )
 
     async def _put(self, request: web.BaseRequest, key: str) -> web.Response:
         if "Expect" in request.headers and request.transport is not None:
@@ -156,13 +181,15 @@ class Store:
         if key not in self.objects:
             return self._error(403, "AccessDenied") if self.hides_missing else self._error(404, "NoSuchKey")
         body = self.objects[key]
-        asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         start = int(asked[1]) if asked else 0
         if asked and start >= len(body):
             return self._error(416, "InvalidRange")
         response = web.StreamResponse(status=206 if asked else 200, headers={"Date": self._date()})
         if asked:
-            response.headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            stop = min(int(asked[2]) + 1, len(body)) if asked[2] else len(body)
+            response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
+            body = body[:stop]
         response.content_length = len(body) - start
         await response.prepare(request)
         truncates, stalls = self.truncates, self.stalls  # they may change while this one waits

@@ -5,7 +5,9 @@ import contextlib
 import hashlib
 import time
 
+import aiohttp
 import pytest
+from yarl import URL
 
 from registry_cache.fleet import s3
 from registry_cache.fleet.s3 import S3, ObjectMissing, ObjectRefused, ObjectShort, StoreTrouble
@@ -74,6 +76,57 @@ def test_a_signature_is_that_of_the_published_example(tmp_path, monkeypatch):
     )
     listing = signer.headers("GET", "/", query_of({"prefix": "J", "max-keys": "2"}), EMPTY_SHA256)
     assert listing["Authorization"].endswith("34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7")
+
+
+def test_a_link_is_that_of_the_published_example(tmp_path, monkeypatch):
+    """AWS, "Authenticating Requests: Using Query Parameters"."""
+    file = tmp_path / "keys"
+    file.write_text(
+        "[default]\naws_access_key_id=AKIAIOSFODNN7EXAMPLE\n"
+        "aws_secret_access_key=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n"
+    )
+    monkeypatch.setattr("registry_cache.fleet.s3_signing.time.time", lambda: 1369353600.0)  # 2013-05-24
+    signer = S3Signer(KeyFile(file), region="us-east-1", host="examplebucket.s3.amazonaws.com")
+    query = signer.query("GET", "/test.txt", seconds=86400)
+    assert query.endswith("&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404")
+
+
+async def test_a_link_is_for_one_object_for_reading_and_for_a_while(any_client):
+    for key in ("v1/a/sha256/ab/abc", "v1/a/sha256/ab/abd"):
+        await put(any_client, key, b"0123456789")
+    link = any_client.link("v1/a/sha256/ab/abc", seconds=60)
+
+    async with aiohttp.ClientSession() as session:
+
+        async def ask(url, method="GET", **headers):
+            async with session.request(method, URL(url, encoded=True), headers=headers) as response:
+                return response.status, await response.read()
+
+        assert await ask(link) == (200, b"0123456789")
+        assert await ask(link, Range="bytes=4-") == (206, b"456789")
+        statuses = [
+            (await ask(url, method))[0]
+            for url, method in [
+                (link.replace("/abc?", "/abd?"), "GET"),
+                (link.replace("Expires=60", "Expires=600"), "GET"),
+                (link, "DELETE"),
+                (link, "PUT"),
+                (link.partition("?")[0], "GET"),
+            ]
+        ]
+        assert statuses == 5 * [403]
+        any_client._signer.ahead_seconds = -61
+        assert (await ask(any_client.link("v1/a/sha256/ab/abc", seconds=60)))[0] == 403
+
+
+async def test_the_size_of_an_object_is_told_without_its_bytes(any_client):
+    await put(any_client, "k", b"0123456789")
+    assert await any_client.size("k") == 10
+    with pytest.raises(ObjectMissing):
+        await any_client.size("other")
+    await put(any_client, "k", b"")
+    with pytest.raises(ObjectShort):
+        await any_client.size("k")
 
 
 async def test_what_is_put_is_got_from_anywhere_in_it(any_client):

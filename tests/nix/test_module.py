@@ -103,7 +103,7 @@ def test_every_typed_setting_reaches_the_program(nix, tmp_path):
         fleet_peers = [ "10.0.0.0/8" ]; fleet_followers = 8;
         fleet_tls_cert = "{key}"; fleet_tls_key = "{key}"; fleet_tls_ca = "{key}";
         fleet_bucket_url = "https://s3.internal/cache"; fleet_s3_region = "eu"; fleet_s3_credentials_file = "{key}";
-        fleet_max_size = "10TB";
+        fleet_max_size = "10TB"; fleet_redirect = "64MB";
       }};
       services.registry-cache.prune.settings = {{
         free_below = "10GB"; free_target = "20GB"; min_age = "3d"; include_tagged = true; tagged_min_age = "60d";

@@ -4,6 +4,7 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from registry_cache.access.control import Access
 from registry_cache.access.networks import LOOPBACK, Networks
@@ -28,6 +29,7 @@ from registry_cache.web.identity import Identity
 from registry_cache.web.names import Registries
 from registry_cache.web.ops import Ops
 from registry_cache.web.page import Page
+from registry_cache.web.redirects import RedirectRule
 from registry_cache.web.refusals import Refusals
 from registry_cache.web.v2 import V2
 
@@ -44,6 +46,13 @@ def admin_networks(settings: Settings) -> Networks | None:
     if settings.admin_networks:
         return Networks(settings.admin_networks)
     return Networks(LOOPBACK) if settings.ops_listen or settings.has_rules or settings.forwarding else None
+
+
+def _redirects(settings: Settings) -> RedirectRule | None:
+    """Who may be sent to the fleet's bucket."""
+    if settings.fleet_redirect is None or settings.fleet_bucket_url is None:
+        return None
+    return RedirectRule(urlsplit(settings.fleet_bucket_url).hostname or "")
 
 
 @contextlib.asynccontextmanager
@@ -68,7 +77,11 @@ async def open_servers(
         named = Registries.of(settings)
         identity = Identity(access, gate, named, public_url=settings.public_url) if access else None
         blobs = BlobResponder(
-            pulls.pull_through, pulls.flights, client_timeout_seconds=settings.client_timeout, threads=reads
+            pulls.pull_through,
+            pulls.flights,
+            client_timeout_seconds=settings.client_timeout,
+            threads=reads,
+            redirects=_redirects(settings),
         )
         v2 = V2(
             pulls.pull_through,

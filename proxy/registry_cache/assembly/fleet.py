@@ -16,7 +16,7 @@ from registry_cache.model import events
 from registry_cache.model.errors import SettingsError, reason_of
 from registry_cache.model.oci import Digest, Reference
 from registry_cache.ports.blobs import BlobStore
-from registry_cache.pull.answers import Upstream
+from registry_cache.pull.answers import Elsewhere, Upstream
 from registry_cache.pull.flight import BlobSource, Flight
 from registry_cache.pull.flights import Flights
 from registry_cache.pull.pullthrough import PullThrough
@@ -119,6 +119,21 @@ def shared(fleet: "Fleet | None", registry: RegistrySettings, upstream: Upstream
     if fleet is None or not registry.may_be_shared:
         return upstream
     return fleet.shared(upstream, tag_ttl_seconds=registry.tag_ttl, no_ttl_seconds=registry.negative_ttl)
+
+
+def elsewhere(fleet: "Fleet | None", settings: Settings) -> Elsewhere | None:
+    """Where clients are sent for large blobs, if they are."""
+    if fleet is None or fleet.tier is None or settings.fleet_redirect is None:
+        return None
+    from registry_cache.fleet.redirects import Redirects  # noqa: PLC0415 -- as above
+
+    return Redirects(
+        fleet.tier,
+        fleet.signer,
+        least_bytes=int(settings.fleet_redirect),
+        forwarding=settings.forwarding,
+        counts=fleet.counts,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from registry_cache.access.control import Access
-from registry_cache.assembly.fleet import ended, following, open_fleet, open_port, shared, source_of
+from registry_cache.assembly.fleet import elsewhere, ended, following, open_fleet, open_port, shared, source_of
 from registry_cache.assembly.stores import Catalog
 from registry_cache.assembly.unlisted import Lent, OnDemand, Unlisted
 from registry_cache.catalog.proof import Proof
@@ -104,6 +104,7 @@ async def open_pulls(
         )
         stack.push_async_callback(flights.aclose)
         await stack.enter_async_context(open_port(fleet, settings, flights, catalog.proof, bus))
+        sent_to = elsewhere(fleet, settings)
         prefetcher = Prefetcher(
             flights,
             catalog.manifests,
@@ -112,6 +113,7 @@ async def open_pulls(
             # What is only likely to be asked for does not push out much of what was.
             max_bytes=min(settings.prefetch_max_size, settings.max_size // 4),
             events=bus,
+            elsewhere=sent_to,
         )
         stack.push_async_callback(prefetcher.aclose)
         listed = {name: _listed(registry, upstreams[name], fleet) for name, registry in served.items()}
@@ -124,6 +126,7 @@ async def open_pulls(
             proof=catalog.proof,
             clock=index.clock,
             events=bus,
+            elsewhere=sent_to,
         )
         stack.push_async_callback(pull_through.aclose)
         await stack.enter_async_context(following(fleet, pull_through, catalog.curator, upstreams, settings.forwarding))

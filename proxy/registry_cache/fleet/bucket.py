@@ -118,6 +118,22 @@ class Bucket:
             self.reading.failed(error)
             raise
 
+    async def size(self, digest: Digest) -> int:
+        """How large the blob is there, in bytes.
+
+        Raises:
+            ObjectMissing, ObjectShort, StoreTrouble.
+        """
+        try:
+            return await self._s3.size(self.key(digest))
+        except StoreTrouble as error:
+            self.reading.failed(error)
+            raise
+
+    def link(self, digest: Digest, *, seconds: int) -> str:
+        """See :meth:`.s3.S3.link`."""
+        return self._s3.link(self.key(digest), seconds=seconds)
+
     async def put(
         self,
         digest: Digest,

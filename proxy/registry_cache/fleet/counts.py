@@ -6,7 +6,7 @@ from registry_cache.model import events
 class Counts:
     """Counts: blobs led, followed, taken over, fetched alone; bytes from upstream and from peers, and those to peers.
 
-    Of the bucket: bodies begun from it, blobs brought there or not, deleted there, and found wrong.
+    Of the bucket: bodies begun from it, clients sent there, blobs brought there or not, deleted there, and found wrong.
     """
 
     def __init__(self) -> None:
@@ -21,6 +21,8 @@ class Counts:
         self.refused = 0
         self.from_bucket = 0
         self.bucket_bytes = 0
+        self.bucket_redirects = 0
+        self.bucket_redirects_bytes = 0
         self.shared = 0
         self.shared_bytes = 0
         self.not_shared = 0

@@ -136,6 +136,36 @@ class S3:
         response.close()
         raise StoreTrouble(f"the store answered a range with {response.status}")
 
+    async def size(self, key: str) -> int:
+        """How large the object is, in bytes; it is at least one. A HEAD would not tell a missing bucket apart.
+
+        Raises:
+            ObjectMissing, ObjectShort, StoreTrouble.
+        """
+        response = await self._send("GET", key, also={"Range": "bytes=0-0"}, seconds=HEAD_SECONDS)
+        span = ContentRange.parse(response.headers.get("Content-Range", ""))
+        if response.status != 206 or span is None or span.total is None:  # noqa: PLR2004 -- HTTP
+            response.close()
+            raise StoreTrouble(f"the store answered a range with {response.status}")
+        async with _bounded(HEAD_SECONDS):
+            try:
+                await _short(response)
+            finally:
+                response.release()
+        return span.total
+
+    def link(self, key: str, *, seconds: int) -> str:
+        """An address of the object for whoever has it: it can be read there for so long, and nothing else.
+
+        Raises:
+            StoreTrouble: there is nothing to sign with.
+        """
+        path = f"{self._bucket}/{self._prefix}{key}"
+        try:
+            return f"{self._endpoint}{path}?{self._signer.query('GET', path, seconds=seconds)}"
+        except KeysUnreadable as error:
+            raise StoreTrouble(str(error), is_lasting=True) from None
+
     async def put(
         self, key: str, size_bytes: int, sha256: str, pieces: Callable[[], AsyncIterator[bytes]], *, seconds: float
     ) -> str:

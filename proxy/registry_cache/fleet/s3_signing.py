@@ -16,6 +16,7 @@ from urllib.parse import quote
 from registry_cache.model.errors import RegistryCacheError
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_ALGORITHM = "AWS4-HMAC-SHA256"
 _FILE_MAX_BYTES = 64 * 1024
 
 
@@ -109,7 +110,7 @@ class S3Signer:
             KeysUnreadable: there is nothing to sign with.
         """
         keys = self._key_file.keys()
-        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + self.ahead_seconds))
+        now = self._now()
         headers = {**(also or {}), "x-amz-date": now, "x-amz-content-sha256": payload_sha256}
         if keys.token:
             headers["x-amz-security-token"] = keys.token
@@ -117,14 +118,45 @@ class S3Signer:
         names = ";".join(sorted(lines))
         head = "".join(f"{name}:{lines[name]}\n" for name in sorted(lines))
         request = f"{method}\n{path}\n{query}\n{head}\n{names}\n{payload_sha256}"
-        scope = f"{now[:8]}/{self._region}/s3/aws4_request"
-        text = "\n".join(("AWS4-HMAC-SHA256", now, scope, hashlib.sha256(request.encode()).hexdigest()))
+        credential = f"Credential={keys.access_key}/{self._scope(now)}"
+        signature = self._signature(keys, now, request)
+        headers["Authorization"] = f"{_ALGORITHM} {credential}, SignedHeaders={names}, Signature={signature}"
+        return headers
+
+    def query(self, method: str, path: str, *, seconds: int) -> str:
+        """The query of a request that anybody may make who has it, for so long; no other method, no other path.
+
+        Raises:
+            KeysUnreadable: there is nothing to sign with.
+        """
+        keys, now = self._key_file.keys(), self._now()
+        parameters = {
+            "X-Amz-Algorithm": _ALGORITHM,
+            "X-Amz-Credential": f"{keys.access_key}/{self._scope(now)}",
+            "X-Amz-Date": now,
+            "X-Amz-Expires": str(seconds),
+            "X-Amz-SignedHeaders": "host",
+        }
+        if keys.token:
+            parameters["X-Amz-Security-Token"] = keys.token
+        query = query_of(parameters)
+        request = f"{method}\n{path}\n{query}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
+        return f"{query}&X-Amz-Signature={self._signature(keys, now, request)}"
+
+    def _now(self) -> str:
+        return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + self.ahead_seconds))
+
+    def _scope(self, now: str) -> str:
+        return f"{now[:8]}/{self._region}/s3/aws4_request"
+
+    def _signature(self, keys: Keys, now: str, request: str) -> str:
+        """Of a request in its canonical form."""
+        scope = self._scope(now)
+        text = "\n".join((_ALGORITHM, now, scope, hashlib.sha256(request.encode()).hexdigest()))
         key = f"AWS4{keys.secret_key}".encode()
         for part in (*scope.split("/"), text):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-        credential = f"Credential={keys.access_key}/{scope}"
-        headers["Authorization"] = f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, Signature={key.hex()}"
-        return headers
+        return key.hex()
 
 
 def query_of(parameters: Mapping[str, str]) -> str:

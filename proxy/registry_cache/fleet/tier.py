@@ -162,6 +162,28 @@ class Tier:
             self._later(self._adopt(digest, reply.total_bytes))
         return reply
 
+    async def size(self, digest: Digest, value: str) -> int | None:
+        """How large the blob is there, in bytes; None if it is not as the index says.
+
+        Args:
+            value: what the index says of it.
+
+        Raises:
+            StoreTrouble: nobody knows.
+        """
+        try:
+            size = await self.bucket.size(digest)
+        except ObjectMissing:
+            self._later(self._forget(digest, value))
+            return None
+        except ObjectShort as error:
+            self.rotten(digest, value, str(error))
+            return None
+        if value.partition(":")[0] != str(size):
+            self.rotten(digest, value, f"{size} bytes, {value.partition(':')[0]} were shared")
+            return None
+        return size
+
     def rotten(self, digest: Digest, value: str, reason: str) -> None:
         """What is in the bucket is not what it should be: out with it."""
         self._events.emit(events.FleetObjectRotten(digest=digest, reason=reason))

@@ -80,6 +80,16 @@ class TierIndex:
         for batch in _batches(list(digests)):
             await self._run(scripts.TOUCH, self._keys("lru"), [raw(digest) for digest in batch])
 
+    async def lend(self, digest: Digest, least_bytes: int, mark: str = "", seconds: int = 0) -> str:
+        """What it says of a blob of at least that size that is to be read in the bucket; empty if there is none.
+
+        Args:
+            mark: of who is to read it there, which is a use; the same one is not lent it again for so many *seconds*.
+        """
+        keys = self._keys("size", "lru", "going", *([f"w:{mark}"] if mark else []))
+        value: bytes = await self._redis.run(scripts.LEND, keys, [raw(digest), least_bytes, seconds])
+        return value.decode("latin-1")
+
     async def condemn(self, target_bytes: int) -> list[Digest]:
         """What is to be deleted: what was begun before, and the least lately used down to *target_bytes*."""
         keys = self._keys("size", "lru", "going", "bytes", "keep")

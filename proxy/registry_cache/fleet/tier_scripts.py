@@ -52,6 +52,18 @@ if total ~= 0 then redis.call('DECRBY', KEYS[4], string.format('%d', total)) end
 return count
 """
 
+# KEYS: size, lru, going, and the mark of whom it is lent to, if it is. ARGV: digest, the least size, how many seconds
+# the mark is kept. Its value if it is there, is not being deleted, and is that large; not again while the mark is kept.
+LEND = f"""{_SIZE_OF}
+local value = redis.call('HGET', KEYS[1], ARGV[1])
+if not value or size_of(value) < tonumber(ARGV[2]) or redis.call('ZSCORE', KEYS[3], ARGV[1]) then return '' end
+if KEYS[4] then
+  if not redis.call('SET', KEYS[4], '1', 'NX', 'EX', ARGV[3]) then return '' end
+  redis.call('ZADD', KEYS[2], 'XX', 'GT', redis.call('TIME')[1], ARGV[1])
+end
+return value
+"""
+
 # KEYS: lru. ARGV: digests that have been used. Redis's clock counts: a replica whose own is ahead keeps nothing alive.
 TOUCH = """
 local now = redis.call('TIME')[1]

@@ -15,6 +15,8 @@ from msgspec import UNSET
 from registry_cache.model.errors import ContentError, DigestInvalid, DigestMismatch, NameInvalid, TagInvalid
 from registry_cache.model.foreign import read_json
 
+# A client that says so is not sent elsewhere for a blob: it does not follow, or wants it brought here.
+STAY = {"Registry-Cache-Redirect": "no"}
 DOCKER_HUB = "docker.io"
 
 NAME_MAX_LENGTH = 255

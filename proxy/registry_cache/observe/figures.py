@@ -179,6 +179,7 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
         reading_trouble: why the bucket is not read; empty while it is, or where there is none. ``writing_trouble``: so.
         sharing: blobs that are on their way into the bucket, or wait for that, now.
         from_bucket: bodies that it has begun to read from the bucket; ``bucket_bytes``: their bytes.
+        bucket_redirects: clients that it has sent to the bucket; ``bucket_redirects_bytes``: for so many.
         shared: blobs that it has brought there; ``not_shared``: tried, and could not.
         evicted: blobs that it has deleted there for room; ``rotten``: since they were wrong.
         members: who has said in the last half minute that it takes part; this replica is the first.
@@ -206,6 +207,8 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
     bucket_bytes: int = 0
     shared: int = 0
     shared_bytes: int = 0
+    bucket_redirects: int = 0
+    bucket_redirects_bytes: int = 0
     not_shared: int = 0
     evicted: int = 0
     evicted_bytes: int = 0

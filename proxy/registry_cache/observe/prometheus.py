@@ -185,6 +185,8 @@ def _bucket(fleet: FleetFigures) -> Iterator[Metric]:
     done = {name: getattr(fleet, name) for name in ("from_bucket", "shared", "not_shared", "evicted", "rotten")}
     yield _labelled("fleet_bucket_blobs", "Blobs by what became of them in the bucket.", "what", done.items())
     yield _counter("fleet_bucket_received_bytes", "Body bytes received from the bucket.", fleet.bucket_bytes)
+    yield _counter("fleet_bucket_redirects", "Clients sent to the bucket.", fleet.bucket_redirects)
+    yield _counter("fleet_bucket_redirected_bytes", "Sizes of what they were sent for.", fleet.bucket_redirects_bytes)
     yield _counter("fleet_bucket_sent_bytes", "Body bytes brought into the bucket.", fleet.shared_bytes)
     yield _counter("fleet_bucket_evicted_bytes", "Bytes deleted from the bucket for room.", fleet.evicted_bytes)
 

@@ -92,12 +92,36 @@ class ManifestAnswer(NamedTuple):
     served: Served
 
 
+class Place(NamedTuple):
+    """Where a blob can be had for a while by whoever has *url*: it is for the client, and for no log."""
+
+    url: str
+    size_bytes: int
+
+    def __repr__(self) -> str:
+        return f"<Place of {self.size_bytes} bytes>"
+
+
+class Elsewhere(Protocol):
+    """Where clients can fetch large blobs themselves: ``fleet/``."""
+
+    async def has(self, repository: Repository, digest: Digest, size_bytes: int) -> bool:
+        """Whether a client would be sent there, so that it need not be fetched ahead."""
+
+    async def place(self, repository: Repository, digest: Digest, client: str) -> Place | None:
+        """Where *client* (an address, or other name) may fetch it; None if it has to be answered here."""
+
+
 class BlobAnswer(NamedTuple):
-    """A blob that can be sent; ``content`` is None where only its head was asked for. Closed by whoever asked."""
+    """A blob that can be sent; ``content`` is None where only its head was asked for. Closed by whoever asked.
+
+    ``place`` is where the client is to fetch it instead.
+    """
 
     size_bytes: int
     content: OpenBlob | FlightReader | Direct | None
     served: Served
+    place: Place | None = None
 
     def served_so_far(self) -> Served:
         """How it came about, as is known now: where the bucket broke off, upstream has gone on."""

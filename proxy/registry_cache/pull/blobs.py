@@ -7,7 +7,7 @@ from registry_cache.model.errors import NotCached, UpstreamError
 from registry_cache.model.events import CacheResult
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import BlobStore, OpenBlob
-from registry_cache.pull.answers import BlobAnswer, Served
+from registry_cache.pull.answers import BlobAnswer, Elsewhere, Place, Served
 from registry_cache.pull.asking import Timer
 from registry_cache.pull.direct import Direct
 from registry_cache.pull.flight import FlightReader
@@ -34,12 +34,14 @@ class Blobs:
         flights: Flights,
         prefetcher: Prefetcher,
         proof: Proof,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._registries = registries
         self._store = store
         self._flights = flights
         self._prefetcher = prefetcher
         self._proof = proof
+        self._elsewhere = elsewhere
         self._heads: SingleFlight[int | None] = SingleFlight()
 
     async def aclose(self) -> None:
@@ -82,10 +84,16 @@ class Blobs:
         head: bool,
         client: str,
         begins: Begins | None = None,
+        may_redirect: bool = False,
     ) -> BlobAnswer:
         """See :meth:`registry_cache.pull.pullthrough.PullThrough.blob`."""
         timer = Timer()
         blob = await self._proven(repository, digest, timer)
+        if blob is None and may_redirect:
+            place = await self._place(repository, digest, client)
+            if place is not None:
+                return BlobAnswer(place.size_bytes, None, Served("shared", detail="redirected"), place)
+            blob = await self._proven(repository, digest, timer)  # it may have come meanwhile
         if blob is not None:
             served = self._stored_as(repository, digest, head=head)
             if timer.seconds:  # upstream was asked whose it is
@@ -99,6 +107,10 @@ class Blobs:
         pays = begins() if begins is not None and is_new else None
         is_proven = self._proof.allows(repository, digest)
         reader = self._flights.join(repository, digest, client=client, is_proven=is_proven, pays=pays)
+        return await self._read(repository, digest, reader, timer)
+
+    async def _read(self, repository: Repository, digest: Digest, reader: FlightReader, timer: Timer) -> BlobAnswer:
+        """The answer of *reader*, which is closed if it is not needed for that."""
         try:
             answer = await self._answer(repository, digest, reader, timer)
             if not reader.flight.asked_upstream:  # an earlier run has left it whole, for whomever
@@ -124,6 +136,14 @@ class Blobs:
             if blob is not None:
                 blob.close()
             await self._confirm(repository, digest, timer)
+
+    async def _place(self, repository: Repository, digest: Digest, client: str) -> Place | None:
+        """Where *client* may fetch it: what is under way here comes from here, and what is not proven is asked for."""
+        if self._elsewhere is None or self._flights.get(digest) is not None:
+            return None
+        if await self._proof.missing(repository, digest):
+            return None
+        return await self._elsewhere.place(repository, digest, client)
 
     async def _confirm(self, repository: Repository, digest: Digest, timer: Timer) -> None:
         """Have it proven that *repository* has *digest*; upstream is asked where it is not known.

@@ -20,6 +20,7 @@ from registry_cache.model import events
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.events import CacheResult
 from registry_cache.model.oci import Descriptor, Digest, Manifest, Repository
+from registry_cache.pull.answers import Elsewhere
 from registry_cache.pull.flights import Flights
 
 # Manifests whose layers are remembered, and all those layers together: the pulls that may be under way.
@@ -65,6 +66,7 @@ class Prefetcher:
     Args:
         concurrency: layers fetched ahead at the same time from a registry; 0 turns it off.
         without: registries of which nothing is.
+        elsewhere: what clients are sent there for is not fetched ahead.
         max_bytes: of what is being fetched ahead, or was and nobody has asked for it yet, by the manifests' word.
     """
 
@@ -77,8 +79,10 @@ class Prefetcher:
         max_bytes: int,
         events: events.Events,
         without: Collection[str] = (),
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._without = frozenset(without)
+        self._elsewhere = elsewhere
         self._flights = flights
         self._manifests = manifests
         self._enabled = concurrency > 0
@@ -182,6 +186,9 @@ class Prefetcher:
         slots = self._slots.setdefault(repository.registry, asyncio.Semaphore(self._concurrency))
         async with slots:
             if self._ahead.get(digest) is not ahead:
+                return
+            if self._elsewhere is not None and await self._elsewhere.has(repository, digest, ahead.size_bytes):
+                self._forget_this(digest, ahead)
                 return
             blob = await self._flights.stored(digest)
             if blob is not None:

@@ -12,7 +12,7 @@ from registry_cache.model.clock import Clock
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.ports.blobs import BlobStore, OpenBlob
 from registry_cache.ports.index import Index
-from registry_cache.pull.answers import BlobAnswer, ListAnswer, ManifestAnswer, Served
+from registry_cache.pull.answers import BlobAnswer, Elsewhere, ListAnswer, ManifestAnswer, Served
 from registry_cache.pull.blobs import Begins, Blobs
 from registry_cache.pull.flights import Flights
 from registry_cache.pull.lists import Lists
@@ -39,6 +39,7 @@ class PullThrough:
 
     Args:
         registries: those that are served. No repository of another one is ever asked for.
+        elsewhere: where clients may be sent for what is not here, if there is such a place.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class PullThrough:
         proof: Proof,
         clock: Clock,
         events: events.Events,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._prefetcher = prefetcher
         self._proof = proof
@@ -73,7 +75,9 @@ class PullThrough:
             clock=clock,
             served=self._served,
         )
-        self._blobs = Blobs(registries, store=store, flights=flights, prefetcher=prefetcher, proof=proof)
+        self._blobs = Blobs(
+            registries, store=store, flights=flights, prefetcher=prefetcher, proof=proof, elsewhere=elsewhere
+        )
         self._lists = Lists(registries, index, clock)
         # On the path of every hit, where one more call can be measured.
         self.manifest_at_hand: ManifestAtHand = self._tags.at_hand
@@ -131,17 +135,21 @@ class PullThrough:
         head: bool,
         client: str = "",
         begins: Begins | None = None,
+        may_redirect: bool = False,
     ) -> BlobAnswer:
         """The blob *digest*; nothing is fetched if *head*.
 
         Args:
             client: the address, or other name, that it is fetched for, if it has to be.
             begins: called before a fetch of it begins; see :data:`registry_cache.pull.blobs.Begins`.
+            may_redirect: the client may be sent elsewhere for it.
 
         Raises:
             RegistryCacheError: what upstream said, or that it could not be asked.
         """
-        return await self._blobs.blob(repository, digest, head=head, client=client, begins=begins)
+        return await self._blobs.blob(
+            repository, digest, head=head, client=client, begins=begins, may_redirect=may_redirect
+        )
 
     async def cached_blob(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, if it is here whole; upstream is not asked.

@@ -133,6 +133,13 @@ class FleetFields(BaseSettings):
         None, description="Cap of the bucket, such as 10TB: what has not been used for the longest is deleted there."
     )
 
+    fleet_redirect: Annotated[Size, Field(gt=0)] | None = Field(
+        None,
+        description="Clients are sent to the bucket (307) for blobs of at least this size, such as 64MB, that are "
+        "there and not here. They have to reach it, and nobody but they verifies what they get. Without it all bytes "
+        "go through a replica.",
+    )
+
     @model_check(mode="after")
     def _fleet_is_whole(self) -> Self:
         if self.fleet_redis_url is None:
@@ -147,6 +154,8 @@ class FleetFields(BaseSettings):
             raise ValueError("FLEET_REDIS_URL is set but FLEET_KEY_FILE is not: replicas know each other by their key")
         if self.fleet_bucket_url is not None and self.fleet_s3_credentials_file is None:
             raise ValueError("FLEET_BUCKET_URL is set but FLEET_S3_CREDENTIALS_FILE is not: requests to it are signed")
+        if self.fleet_redirect is not None and self.fleet_bucket_url is None:
+            raise ValueError("FLEET_REDIRECT is set but FLEET_BUCKET_URL is not: clients are sent to the bucket")
         if (self.fleet_bucket_url is None) != (self.fleet_max_size is None):
             raise ValueError("FLEET_BUCKET_URL and FLEET_MAX_SIZE belong together: the bucket is kept below that size")
         if self.fleet_advertise is not None:

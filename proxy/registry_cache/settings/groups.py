@@ -24,6 +24,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         "fleet_redis_url", "fleet_redis_password_file", "fleet_name", "fleet_key_file", "fleet_listen",
         "fleet_advertise", "fleet_peers", "fleet_followers",
         "fleet_bucket_url", "fleet_s3_region", "fleet_s3_credentials_file", "fleet_max_size",
+        "fleet_redirect",
     ),
 }  # fmt: skip
 

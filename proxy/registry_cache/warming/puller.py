@@ -15,6 +15,7 @@ from registry_cache.model.oci import (
     INDEX_TYPES,
     MANIFEST_ACCEPT,
     MANIFEST_MAX_BYTES,
+    STAY,
     TOO_MANY_PARTS,
     Descriptor,
     Digest,
@@ -259,7 +260,7 @@ class Puller:
 
     async def _pieces(self, name: Name, blob: Descriptor, start: int, take: Callable[[bytes], None]) -> bool:
         url = self._base + name.path("blobs", blob.digest)
-        headers = {"Range": f"bytes={start}-"} if start else {}
+        headers = STAY | ({"Range": f"bytes={start}-"} if start else {})
         async with self._session.get(url, headers=headers, timeout=_TIMEOUT) as response:
             if response.status not in _OK:
                 raise PullFailed(f"{name}: {await _reason(response)}", response.status)

@@ -28,6 +28,7 @@ from registry_cache.web.exchange import (
 )
 from registry_cache.web.pacing import BodySink, PacedSink
 from registry_cache.web.parts import Plan, plan
+from registry_cache.web.redirects import RedirectRule, redirect
 from registry_cache.web.repeats import Repeats
 from registry_cache.web.sending import SocketSink
 from registry_cache.web.tls_sending import TlsSink
@@ -41,16 +42,24 @@ class BlobResponder:
 
     Args:
         client_timeout_seconds: how long a client may go without taking a byte.
+        redirects: who may be sent elsewhere; None for nobody.
         threads: for reads of files that are not in the page cache.
     """
 
     def __init__(
-        self, pull_through: PullThrough, flights: Flights, *, client_timeout_seconds: float, threads: Threads
+        self,
+        pull_through: PullThrough,
+        flights: Flights,
+        *,
+        client_timeout_seconds: float,
+        threads: Threads,
+        redirects: RedirectRule | None = None,
     ) -> None:
         self._pull_through = pull_through
         self._flights = flights
         self._client_timeout_seconds = client_timeout_seconds
         self._threads = threads
+        self._redirects = redirects
         self._repeats = Repeats()
 
     async def respond(self, exchange: Exchange, repository: Repository, digest: Digest) -> web.StreamResponse:
@@ -71,10 +80,13 @@ class BlobResponder:
                 head=exchange.request.method == "HEAD",
                 client=whose_share(exchange.request.remote or "") if account is None else account.share,
                 begins=None if account is None else functools.partial(self._board, account),
+                may_redirect=self._redirects is not None and self._redirects.allows(exchange, digest),
             )
         try:
             exchange.check()
             exchange.served = answer.served
+            if answer.place is not None:
+                return redirect(repository.registry, answer.served, answer.place)
             return await self._respond(exchange, repository, digest, answer)
         finally:
             served = answer.served_so_far()
