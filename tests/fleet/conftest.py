@@ -194,7 +194,7 @@ async def store_wire(stand_in: Store) -> AsyncIterator[Wire]:
 
 
 @pytest.fixture
-async def start_sharing(start_replica, stand_in, store_wire, credentials):
+async def start_sharing(start_replica, stand_in, store_wire, credentials, patient):
     """Start one more replica that has the bucket; its first sweep is over."""
 
     async def start(**flags: Any) -> Member:
@@ -204,7 +204,7 @@ async def start_sharing(start_replica, stand_in, store_wire, credentials):
             "fleet_max_size": "1GB",
         }
         member = await start_replica(**given | flags)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):  # where Redis was slow at the start, it is tried again ten seconds later
             while not float((await member.fleet.tier.index.turn("none")).complete_at):
                 await asyncio.sleep(0.005)
         return member
