@@ -4,6 +4,7 @@ import ast
 import asyncio
 import io
 import json
+import re
 import sys
 import typing
 from pathlib import Path
@@ -282,6 +283,28 @@ def test_a_list_on_a_narrow_terminal_folds_names(program, monkeypatch):
     told = program("list")
     assert "…" not in told
     assert "".join(line.split(" ")[0] for line in told.splitlines()[1:]) == NAME
+
+
+def test_doctor_on_a_narrow_terminal_breaks_no_word(program, monkeypatch):
+    told = "write the token into /etc/credstore/registry-cache.password, mode 600, and restart the service"
+
+    async def checks(*_, **__):
+        yield Check("credential file", "warning", told, told)
+
+    monkeypatch.setattr("registry_cache.cli.doctor._checks", checks)
+    monkeypatch.setenv("COLUMNS", "72")
+    lines = [re.sub(r"\x1b\[.*?m", "", line) for line in program("doctor").splitlines()]
+    assert [line for line in lines if len(line) > 72] == []
+    expected = f"! credential file {told} → {told} Nothing broken, 1 warning."
+    assert " ".join(lines).split() == expected.split()
+
+
+def test_nobody_is_told_to_pin_a_pattern_with_a_tag(program, monkeypatch):
+    answer = ANSWERS["pin"] | {"names": [], "not_cached": [], "missing": ["x*", "nginx"]}
+    monkeypatch.setattr(Service, "ask", lambda *_, **__: answer)
+    told = program("pin", "x*", "nginx")
+    assert "named x*\n" in told
+    assert "name its tag: nginx:latest" in told
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -95,8 +95,8 @@ async def test_dry_run_pulls_nothing(cache, hub):
     await hub.images.image("library/some", "1", [10_000])
     code, out, _ = await warm(cache, "some:1", "--dry-run")
     assert code == 0
-    assert "up to 1 pulls of quota; 200 of 200 are left in 6h, 10 of them for others" in out
-    assert "+ some:1  up to 1 pulls" in out
+    assert "up to 1 pull of quota; 200 of 200 are left in 6h, 10 of them for others" in out
+    assert "+ some:1  up to 1 pull" in out
     assert hub.counters.manifest_gets() == 0
     assert not any(path.is_file() for path in (cache.root / "blobs").rglob("*"))
 
@@ -328,7 +328,7 @@ async def test_bars_on_a_terminal(cache, hub):
         await reading
     os.close(primary)
     text = seen.decode()
-    assert "0 of 1 images" in text
+    assert "0 of 1 image" in text
     assert "✔ seen:1" in text
 
 

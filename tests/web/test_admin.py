@@ -124,6 +124,15 @@ async def test_pinned_images_outlive_a_flood(start_cache, hub):
     assert not cache.proxy.store.path(Digest(image.layers[0].digest)).exists()
 
 
+async def test_a_pin_says_of_a_digest_too_that_it_is_not_cached(cache, hub):
+    image = await pull(cache, hub, "library/here")
+    absent = f"here@sha256:{'0' * 64}"
+    code, out, _ = await run(cache.root, "pin", f"here@{image.digest}", absent)
+    assert code == 0
+    assert f"pinned: here@{image.digest}" in out.splitlines()
+    assert [line.split()[1] for line in out.splitlines() if "not cached yet" in line] == [absent]
+
+
 async def test_pin_follows_its_tag(start_cache, hub):
     cache = await start_cache(tag_ttl="0s")
     old = await pull(cache, hub, "library/moving", size=10_000)

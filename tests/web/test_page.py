@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from registry_cache.observe.figures import OtherSchema, Stats, UnstoredFigures, read
+from registry_cache.observe.figures import OtherSchema, RefusedFigures, Stats, UnstoredFigures, read
 from registry_cache.observe.history import Counts, Step
 from registry_cache.observe.metrics import Metrics
 from registry_cache.observe.notices import notices
@@ -305,6 +305,21 @@ def test_a_healthy_cache_needs_no_attention():
 def test_trouble_comes_with_its_remedy(part, key, value, remedy):
     [notice] = notices(told(**{part: {key: value}}), time.time())
     assert remedy in notice.remedy
+
+
+def test_one_of_something_is_told_as_one():
+    unstored = {"objects": 1, "last_at": time.time(), "reason": "the filesystem is too full"}
+    quota = {"limit": 200, "remaining": 1, "window_seconds": 21600, "source": "", "observed_at": time.time()}
+    stats = told(store={"quarantined": 1}, upstream={"rate_limit": quota})
+    refused = {"malformed": RefusedFigures(requests=1, last_at=time.time(), client="192.0.2.1", reason="no HTTP")}
+    stats = msgspec.structs.replace(stats, unstored=read_unstored(unstored), refused=refused)
+    texts = sorted(notice.what.partition(", ")[0] for notice in notices(stats, time.time()))
+    assert texts == [
+        "1 content was not stored",
+        "1 of 200 pulls is left.",
+        "1 request of another protocol than HTTP was refused",
+        "1 rotten file was put aside.",
+    ]
 
 
 def test_what_is_not_stored_comes_first():

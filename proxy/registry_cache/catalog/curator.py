@@ -242,9 +242,10 @@ class Curator:
                 if self.herald is not None:
                     self.herald.pinned(pins, pinned=pinned)
             cached = {(tag.repository, tag.name) for tag in inventory.tags}
-            absent = [str(pin) for pin in pins if ":" not in pin.target and (pin.repository, pin.target) not in cached]
+            here = cached | {(pin.repository, pin.target) for pin in pins if pin.target in inventory.blobs}
+            away = sorted(str(pin) for pin in pins if (pin.repository, pin.target) not in here)
             missing = [one for one, each in enumerate(found) if not each]
-            return PinAnswer(names, await self._refresh(), self._cap_bytes, sorted(absent), missing)
+            return PinAnswer(names, await self._refresh(), self._cap_bytes, sorted(away), missing)
 
     async def pins(self) -> set[Pin]:
         """All of them."""

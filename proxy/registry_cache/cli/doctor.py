@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import click
 from rich.console import Console
+from rich.table import Table
 
 from registry_cache.assembly.fleet import check_fleet
 from registry_cache.cli.admin import (
@@ -29,6 +30,7 @@ from registry_cache.doctor import host, network
 from registry_cache.doctor.check import Check
 from registry_cache.doctor.secret import secret, service_user, with_installed_token
 from registry_cache.model.errors import RegistryCacheError, SettingsError
+from registry_cache.model.units import counted
 from registry_cache.observe.figures import FullStats, OtherSchema, Stats, read
 from registry_cache.runtime.own_certificate import trust
 from registry_cache.settings.model import Settings
@@ -75,14 +77,14 @@ def command(config: Path | None, cache_dir: Path | None, image: str, *, pull: bo
         click.echo(json.dumps({"broken": broken, "checks": [check._asdict() for check in checks]}, indent=2))
     else:
         warnings = sum(check.state == "warning" for check in checks)
-        say(f"{broken or 'Nothing'} broken, {warnings or 'no'} warning{'' if warnings == 1 else 's'}.")
+        say(f"{broken or 'Nothing'} broken, {counted(warnings, 'warning') if warnings else 'no warnings'}.")
     sys.exit(1 if broken else 0)
 
 
 async def _run(config: Path | None, cache_dir: Path | None, image: str, *, pull: bool, show: bool) -> list[Check]:
     """All checks; each is shown as soon as it is known."""
     checks = []
-    terminal = console()
+    terminal = console(soft_wrap=False)
     with busy(terminal, "looking…") if show and terminal.is_terminal else contextlib.nullcontext():
         async for check in _checks(config, cache_dir, image, pull=pull):
             checks.append(check)
@@ -230,6 +232,10 @@ def _settings(settings: Settings, config: Path | None) -> Check:
 
 def _show(terminal: Console, check: Check) -> None:
     sign, style = _SIGNS[check.state]
-    terminal.print(styled((sign, style), f" {check.name:<{_NAME_WIDTH}}  {check.text}"))
+    table = Table.grid()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # it goes on in the next line, below where it began
+    table.add_row(styled((sign, style), f" {check.name:<{_NAME_WIDTH}}  "), check.text)
     if check.remedy and check.state != "ok":
-        terminal.print(styled(" " * (_NAME_WIDTH + 4), ("→ ", style), check.remedy))
+        table.add_row("", styled(("→ ", style), check.remedy))
+    terminal.print(table)

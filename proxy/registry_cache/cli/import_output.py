@@ -12,7 +12,7 @@ from registry_cache.importing.carry import Outcome
 from registry_cache.importing.plan import Contents, Plan
 from registry_cache.model import events
 from registry_cache.model.oci import Digest
-from registry_cache.model.units import format_size
+from registry_cache.model.units import counted, format_size
 
 _SHOWN = 10
 
@@ -97,8 +97,8 @@ def _show_some(lines: list[str]) -> None:
 
 
 def _tags(count: int) -> str:
-    return f"{count} tag{'' if count == 1 else 's'}"
+    return counted(count, "tag")
 
 
 def _blobs(count: dict[str, int]) -> str:
-    return f"{count['blobs']} blob{'' if count['blobs'] == 1 else 's'} ({format_size(count['size_bytes'])})"
+    return f"{counted(count['blobs'], 'blob')} ({format_size(count['size_bytes'])})"

@@ -13,7 +13,7 @@ from registry_cache.cli.admin import cache_dir_option, json_option, service
 from registry_cache.cli.common import say, service_config_option
 from registry_cache.cli.output import console
 from registry_cache.cli.template import format_option, line_maker, say_line
-from registry_cache.model.units import format_ago, format_size
+from registry_cache.model.units import counted, format_ago, format_size
 
 # As the service sends them they are in the order of their names, which a sort keeps among equals.
 _ORDERS: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -85,7 +85,7 @@ def command(
     if terminal.is_terminal:  # not into a pipe: there a line is an image
         count = sum(bool(item["digest"]) for item in answer["items"])  # not what is only pinned yet
         size = format_size(answer["size_bytes"])
-        say(f"{count} image{'' if count == 1 else 's'}, {size} (what they share counts once)")
+        say(f"{counted(count, 'image')}, {size} (what they share counts once)")
 
 
 def _fields(item: dict[str, Any], now: float) -> dict[str, Any]:

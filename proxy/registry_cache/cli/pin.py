@@ -49,7 +49,8 @@ def command(patterns: tuple[str, ...], config: Path | None, cache_dir: Path | No
             err=True,
         )
     for pattern in () if as_json else answer["missing"]:
-        hint = "" if ":" in pattern else f"; to pin what is not here yet, name its tag: {pattern}:latest"
+        is_name = not {":", "*"} & set(pattern)
+        hint = f"; to pin what is not here yet, name its tag: {pattern}:latest" if is_name else ""
         say(f"nothing cached is named {pattern}{hint}", err=True)
     if answer["missing"]:
         raise SystemExit(1)

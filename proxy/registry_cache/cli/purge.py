@@ -8,7 +8,7 @@ import click
 
 from registry_cache.cli.admin import cache_dir_option, json_option, patterns_argument, service
 from registry_cache.cli.common import say, service_config_option
-from registry_cache.model.units import format_size
+from registry_cache.model.units import counted, format_size
 
 
 @click.command(
@@ -58,5 +58,5 @@ def _show(plan: dict[str, Any]) -> None:
     if not (plan["tags"] or count):
         say(f"Nothing to remove{': it is pinned' if plan['kept'] else ''}.")
         return
-    objects = f"{count} object{'' if count == 1 else 's'} ({format_size(plan['size_bytes'])})"
+    objects = f"{counted(count, 'object')} ({format_size(plan['size_bytes'])})"
     say(f"{objects} removed." if plan["applied"] else f"{objects} would go. Nothing was removed: --yes does it.")

@@ -19,7 +19,7 @@ from registry_cache.cli.listening import Listeners, see_that_it_is_free, see_tha
 from registry_cache.cli.stopping import Stopping, over
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError, StoreError
-from registry_cache.model.units import format_size
+from registry_cache.model.units import counted, format_size
 from registry_cache.observe import logs
 from registry_cache.runtime.pointers import announced, runtime_directory
 from registry_cache.runtime.systemd import Notifier
@@ -122,7 +122,7 @@ def _status(proxy: Proxy, settings: Settings) -> str:
     count, ratio = proxy.metrics.requests.total(), proxy.metrics.hit_ratio
     hits = "" if ratio is None else f", {ratio:.1%} hits"
     used = format_size(proxy.store.totals().size_bytes)
-    return f"{count} requests{hits}, {used} of {format_size(settings.max_size)} used"
+    return f"{counted(count, 'request')}{hits}, {used} of {format_size(settings.max_size)} used"
 
 
 def _allow_many_files() -> None:

@@ -17,7 +17,7 @@ from registry_cache.cli.common import say, service_config_option
 from registry_cache.cli.output import console, styled
 from registry_cache.cli.template import Line, format_option, line_maker, say_line
 from registry_cache.model.terminal import shown
-from registry_cache.model.units import format_ago, format_size
+from registry_cache.model.units import counted, format_ago, format_size
 from registry_cache.observe.figures import (
     FullStats,
     OtherSchema,
@@ -159,8 +159,10 @@ def _facts(stats: FullStats, now: float) -> Table:
     table.add_row("requests", ", ".join(f"{count} {name}" for name, count in requests.items() if count) or "none yet")
     table.add_row("saved", f"{format_size(stats.bytes.from_cache)} came from here")
     table.add_row("disk", f"{format_size(used)} of {format_size(cap)} ({used / cap if cap else 0:.0%}){free}")
-    table.add_row("content", f"{store.tags} tags, {store.manifests} manifests, {store.blobs} blobs")
-    table.add_row("pinned", f"{pins.number} pins, {format_size(pins.size_bytes)}" if pins.number else "nothing")
+    content = {"tag": store.tags, "manifest": store.manifests, "blob": store.blobs}
+    table.add_row("content", ", ".join(counted(number, thing) for thing, number in content.items()))
+    held = f"{counted(pins.number, 'pin')}, {format_size(pins.size_bytes)}"
+    table.add_row("pinned", held if pins.number else "nothing")
     for name, upstream in _registries(stats):
         table.add_row(shown(name), _upstream(upstream, now))
         if upstream.rate_limit is not None or name == "upstream":

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from registry_cache.cli.output import busy, console, say_folded
 from registry_cache.model.terminal import shown
-from registry_cache.model.units import format_duration, format_size
+from registry_cache.model.units import counted, format_duration, format_size
 from registry_cache.warming.warm import Outcome, Planned, would_be
 
 _LABEL = 40
@@ -30,7 +30,7 @@ class Report:
     def looking(self, count: int) -> Any:
         """While nothing comes yet."""
         return (
-            busy(self._console, f"looking at {count} images…")
+            busy(self._console, f"looking at {counted(count, 'image')}…")
             if self._progress.disable is False
             else contextlib.nullcontext()
         )
@@ -76,14 +76,14 @@ class Report:
             self._progress.update(self._total, advance=count, total=total, description=self._headline())
 
     def _headline(self) -> str:
-        return f"{self._done} of {self._images} images".ljust(24)
+        return f"{self._done} of {counted(self._images, 'image')}".ljust(24)
 
 
 def _plan_lines(plan: dict[str, Any], platforms: str, url: str) -> Iterator[str]:
-    yield f"{_images(plan['images'])} for {platforms}, through {url}: {plan['here']} here already."
+    yield f"{counted(plan['images'], 'image')} for {platforms}, through {url}: {plan['here']} here already."
     quota, floor = plan["quota"], plan["quota_floor"]
     if plan["pulls"]:
-        line = f"The rest costs up to {plan['pulls']} pulls of quota"
+        line = f"The rest costs up to {counted(plan['pulls'], 'pull')} of quota"
         if quota:
             window = format_duration(quota["window_seconds"])
             line += f"; {quota['remaining']} of {quota['limit']} are left in {window}, {floor} of them for others"
@@ -100,7 +100,8 @@ def _plan_lines(plan: dict[str, Any], platforms: str, url: str) -> Iterator[str]
 def _planned_line(planned: Planned) -> str:
     outcome = would_be(planned)
     if outcome.status == "skipped" and planned.look is not None:
-        text = f"up to {planned.pulls} pulls" if planned.pulls else f"{format_size(planned.look.missing_bytes)} missing"
+        missing = f"{format_size(planned.look.missing_bytes)} missing"
+        text = f"up to {counted(planned.pulls, 'pull')}" if planned.pulls else missing
         return f"+ {outcome.name}  {text}"
     return _outcome_line(outcome)
 
@@ -110,7 +111,7 @@ def _outcome_line(outcome: Outcome) -> str:
     if outcome.status == "here":
         text += " here already"
     elif outcome.status == "warmed":
-        text += f", {format_size(outcome.from_upstream_bytes)} from upstream, {_pulls(outcome.pulls)}"
+        text += f", {format_size(outcome.from_upstream_bytes)} from upstream, {counted(outcome.pulls, 'pull')}"
     return f"{_MARKS[outcome.status]} {outcome.name}  {text}"
 
 
@@ -122,7 +123,7 @@ def summary(result: dict[str, Any]) -> None:
     parts = [f"{counts['warmed']} warmed", f"{counts['here']} here already"]
     parts += [f"{counts[status]} {status}" for status in ("failed", "skipped") if counts[status]]
     pulls = sum(image["pulls"] for image in images)
-    say_folded(f"{', '.join(parts)}; {format_size(fetched)} from upstream, {_pulls(pulls)} of quota.")
+    say_folded(f"{', '.join(parts)}; {format_size(fetched)} from upstream, {counted(pulls, 'pull')} of quota.")
     if result["stopped"]:
         say_folded(f"Stopped: {result['stopped']}. Run it again later for the rest.", err=True)
 
@@ -133,11 +134,3 @@ def _label(name: str) -> str:
     while len(label) > _LABEL and "/" in label:
         label = label.partition("/")[2]
     return label.ljust(24)
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"
-
-
-def _pulls(count: int) -> str:
-    return f"{count} pull{'' if count == 1 else 's'}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from registry_cache.access.rules import EVERYTHING
 from registry_cache.doctor.check import Check
-from registry_cache.model.units import format_ago, format_size
+from registry_cache.model.units import counted, format_ago, format_size
 from registry_cache.settings.model import Settings
 
 # Filesystems that lose data, locks or sockets in ways that a cache directory does not bear.
@@ -228,7 +228,7 @@ def prune_habits(root: Path = Path("/")) -> Check:
         if (root / name).exists():
             found[root / name] = None
             break
-    unseen = f" ({hidden} files could not be read: run doctor as root)" if hidden else ""
+    unseen = f" ({counted(hidden, 'file')} could not be read: run doctor as root)" if hidden else ""
     if not found:
         text = f"no cron job or systemd unit prunes all images{unseen}"
         return Check("prune habits", "ok" if not hidden else "warning", text, "run doctor as root to see all of them")

@@ -29,7 +29,7 @@ from registry_cache.model.errors import (
     UpstreamError,
 )
 from registry_cache.model.oci import Reference, Repository
-from registry_cache.model.units import format_ago, format_duration, format_size
+from registry_cache.model.units import counted, format_ago, format_duration, format_size
 from registry_cache.observe.figures import Stats
 from registry_cache.runtime.own_certificate import trust
 from registry_cache.settings.model import Settings
@@ -376,7 +376,5 @@ async def real_pull(url: str, image: str, tls: ssl.SSLContext | bool = True) -> 
     except RegistryCacheError as error:
         remedy = "the service's log has the line of this request: journalctl -u registry-cache"
         return Check("pull", "broken", str(error), remedy)
-    text = (
-        f"{image}: {format_size(size)} in {len(pulled.blobs)} blobs, {hits} of them cached already; digests are right"
-    )
-    return Check("pull", "ok", text)
+    blobs = f"{counted(len(pulled.blobs), 'blob')}, {hits} of them cached already"
+    return Check("pull", "ok", f"{image}: {format_size(size)} in {blobs}; digests are right")

@@ -61,6 +61,11 @@ def format_ago(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 tag``, ``2 tags``."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
 class Threshold(BaseModel):
     """A part of a filesystem: percent of it, or bytes. Exactly one of the two is set."""
 

@@ -3,21 +3,22 @@
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from registry_cache.model.units import format_ago, format_size
+from registry_cache.model.units import counted, format_ago, format_size
 from registry_cache.observe.figures import FleetFigures, Stats, UpstreamFigures
 
 _QUOTA_LOW = 0.1
 # How long after the last one.
 _REFUSED_SECONDS = 900.0
 _REFUSED_BECAUSE = {
-    "malformed": "that are no HTTP",
+    "malformed": "of another protocol than HTTP",
     "cross_site": "of web pages of other sites",
     "host": "for a Host that is no name of this cache",
     "path": "with something before /v2/",
     "operator": "for figures or the page",
 }
 _REFUSED_REMEDY = {
-    "malformed": "Something else speaks to this port: TLS, a scanner, or a broken client.",
+    "malformed": "podman and skopeo ask by TLS first, and go on without: nothing is wrong then. Else a mirror's URL "
+    "begins with https://, or it is a scanner or a broken client.",
     "cross_site": "Somebody's browser at that address shows a page that tries to pull through the cache.",
     "host": "If it is a name of this cache, put it into HOSTS. If not, somebody made it resolve here.",
     "path": "Clients there have a mirror's URL with a path: it is http://HOST:PORT and nothing behind it.",
@@ -79,7 +80,7 @@ def _of_upstream(upstream: UpstreamFigures, now: float, name: str) -> Iterator[N
     if quota and quota.observed_at + quota.window_seconds > now and quota.remaining < quota.limit * _QUOTA_LOW:
         yield Notice(
             "warning",
-            f"{name}{quota.remaining} of {quota.limit} pulls are left.",
+            f"{name}{quota.remaining} of {quota.limit} pulls {'is' if quota.remaining == 1 else 'are'} left.",
             f"{_more_pulls(upstream)} Put off what is not cached; the recent misses show who pulls what.",
         )
 
@@ -148,8 +149,9 @@ def _of_the_store(stats: Stats, now: float) -> Iterator[Notice]:
     if unstored and not store.read_only and now - unstored.last_at < _REFUSED_SECONDS:
         yield Notice(
             "error",
-            f"{unstored.objects} contents were not stored, the last one {format_ago(now - unstored.last_at)} ago: "
-            f"{unstored.reason}. They reached their clients; each pull of them asks upstream again.",
+            f"{counted(unstored.objects, 'content')} {_was(unstored.objects)} not stored, the last one "
+            f"{format_ago(now - unstored.last_at)} ago: {unstored.reason}. What is not stored reaches its client, and "
+            "each pull of it asks upstream again.",
             "Make room: on the disk (df, df -i; registry-cache prune for the host's own images), or with a larger "
             "MAX_SIZE.",
         )
@@ -163,9 +165,13 @@ def _of_the_store(stats: Stats, now: float) -> Iterator[Notice]:
     if store.quarantined:
         yield Notice(
             "error",
-            f"{store.quarantined} rotten {'file was' if store.quarantined == 1 else 'files were'} put aside.",
+            f"{counted(store.quarantined, 'rotten file')} {_was(store.quarantined)} put aside.",
             "They are fetched anew when asked for. Look at the disk (dmesg, smartctl), then run registry-cache verify.",
         )
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _of_clients(stats: Stats, now: float) -> Iterator[Notice]:
@@ -173,7 +179,7 @@ def _of_clients(stats: Stats, now: float) -> Iterator[Notice]:
         if now - refused.last_at < _REFUSED_SECONDS:
             yield Notice(
                 "warning",
-                f"{refused.requests} requests {_REFUSED_BECAUSE.get(kind, kind)} were refused, the last one from "
-                f"{refused.client or 'an unknown client'}: {refused.reason}.",
+                f"{counted(refused.requests, 'request')} {_REFUSED_BECAUSE.get(kind, kind)} {_was(refused.requests)} "
+                f"refused, the last one from {refused.client or 'an unknown client'}: {refused.reason}.",
                 _REFUSED_REMEDY.get(kind, "The log has their lines."),
             )
