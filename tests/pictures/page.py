@@ -96,7 +96,7 @@ async def _work(cache: Cache, hub: Hub) -> None:
 async def _break(cache: Cache, hub: Hub) -> None:
     """Upstream goes away, and what came last could not be kept."""
     for number in range(3):
-        reason = "the filesystem is too full, whatever were evicted (MIN_FREE)"
+        reason = "the filesystem is too full, even with nothing cached on it (MIN_FREE)"
         cache.bus.emit(events.NotStored(digest=f"sha256:{number:064x}", reason=reason))
     await hub.registry.stop()
     for number in range(5):

@@ -154,7 +154,7 @@ async def test_pulls_that_count_upstream(start_cache, hub, image):
     clock = stopped(cache)
     assert (await cache.manifest(NAME, "1")).status == 200
     reply = await cache.manifest("library/other", "1")
-    assert is_refused(reply, "the limit of 127.0.0.1 is 1 pulls from upstream an hour")
+    assert is_refused(reply, "the limit of 127.0.0.1 is 1 pull from upstream an hour")
     assert reply.headers["Retry-After"] == "3600"
     await cache.settled()
     hub.counters.records.clear()
@@ -208,7 +208,7 @@ async def test_who_leaves_before_the_answer_has_pulled(start_cache, hub, image):
     cache = await start_cache(limits=[{"counted_pulls_per_hour": 1}])
     stopped(cache)
     await left_while_upstream_is_silent(cache, hub, "manifests/1")
-    assert is_refused(await cache.manifest("library/other", "1"), "pulls from upstream an hour")
+    assert is_refused(await cache.manifest("library/other", "1"), "from upstream an hour")
 
 
 async def test_connections_at_once(start_cache, image):

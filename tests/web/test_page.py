@@ -178,6 +178,17 @@ async def test_a_client_is_told_without_the_versions_of_its_libraries(cache):
     assert "go1.22" not in page
 
 
+async def test_names_go_on_in_the_next_line_between_their_parts(cache, hub):
+    await hub.images.image("library/nested/one", "1", [1000])
+    await cache.manifest("library/nested/one", "1")
+    tell(cache, "library/<b>&'/x")
+    await cache.settled()
+    page = await the_page(cache)
+    assert "<wbr>nested/<wbr>one" in page
+    assert re.search(r"<code>sha256:<wbr>[0-9a-f]{12}</code>", page)
+    assert "library/<wbr>&lt;b&gt;&amp;&#39;/<wbr>x" in page
+
+
 async def test_the_page_says_which_cache_it_is(cache):
     page = await the_page(cache)
     stats = await cache.stats()
@@ -194,6 +205,25 @@ async def test_a_page_without_any_pull_shows_the_first_three_steps(cache):
         assert words in steps
 
 
+@pytest.mark.parametrize(
+    ("settings", "mirror", "where"),
+    [
+        ({"listen": "127.0.0.1:5000"}, "http://127.0.0.1:5000", "on this host:"),
+        ({"listen": "0.0.0.0:5000"}, "http://127.0.0.1:5000", "name or address stands in place of 127.0.0.1"),
+        (
+            {"listen": "0.0.0.0:5000", "public_url": "https://hub.example/"},
+            "https://hub.example",
+            "on each host that shall pull",
+        ),
+    ],
+)
+async def test_the_first_step_names_the_mirror_as_its_hosts_reach_it(start_cache, settings, mirror, where):
+    page = html.unescape(re.sub("</?code>", "", await the_page(await start_cache(open_to_all=True, **settings))))
+    assert f'"registry-mirrors": ["{mirror}"]' in page
+    assert where in page
+    assert ("in place of" in page) == ("in place of" in where)
+
+
 async def test_images_are_searched_and_sorted_on_the_server(cache, hub):
     for number, size in enumerate([1000, 90_000, 5000]):
         image = await hub.images.image(f"library/app-{number}", "1", [size])
@@ -206,7 +236,7 @@ async def test_images_are_searched_and_sorted_on_the_server(cache, hub):
         answer = await cache.get(f"/_stats?{query}", Accept=BROWSER)
         text = answer.body.decode()
         section = text[text.index('<h2 id="images">') : text.index('<h2 id="repositories">')]
-        return re.findall(r'<th scope="row">(app-\d):1', section)
+        return re.findall(r'<th scope="row">(app-\d):<wbr>1', section)
 
     assert await shown("images=size") == ["app-1", "app-2", "app-0"]
     assert await shown("images=-size") == ["app-0", "app-2", "app-1"]
@@ -236,7 +266,7 @@ async def test_a_transfer_has_a_rate_and_the_time_that_is_left(cache, hub):
     assert transfer["bytes_per_second"] == pytest.approx(100_000, rel=0.2)
     assert transfer["seconds_left"] == pytest.approx(30, rel=0.2)
     section = page[page.index('<h2 id="transfers">') : page.index('<h2 id="recent">')]
-    assert re.search(r"sha256:[0-9a-f]{12}</code>", section), "a short digest"
+    assert re.search(r"sha256:<wbr>[0-9a-f]{12}</code>", section), "a short digest"
     assert re.search(r"<td class=\"right\">(3\d|2\d) s</td>", section)
 
 

@@ -17,7 +17,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 320, "height": 640}
+WIDE, PHONE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}, {"width": 320, "height": 640}
 
 
 @pytest.fixture
@@ -101,8 +101,9 @@ async def test_page_is_readable_by_everybody(visit, cache, hub, repositories, sc
     await visit.keep(f"{scheme}-{repositories}")
     assert await visit.wider_than_the_window() == []
     assert await visit.violations() == []
-    await visit.resize(NARROW)
-    assert await visit.wider_than_the_window() == []
+    for narrow in (PHONE, NARROW):
+        await visit.resize(narrow)
+        assert await visit.wider_than_the_window() == []
     await visit.keep(f"{scheme}-{repositories}-narrow")
     assert await page.locator("h1").all_inner_texts() == ["registry-cache"]
     assert await page.get_by_role("navigation", name="Sections").count() == 1

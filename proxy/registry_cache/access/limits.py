@@ -13,6 +13,7 @@ from registry_cache.access.networks import is_loopback, network_of
 from registry_cache.access.pace import Pace
 from registry_cache.access.rules import Auth, Principal, Who
 from registry_cache.model.errors import LimitReached
+from registry_cache.model.units import counted
 
 _HOUR, _DAY = 3600.0, 86_400.0
 # A pull asks for everything at once, and then for nothing for a while.
@@ -136,7 +137,7 @@ class Account:
 
     def pulls_used_up(self) -> LimitReached:
         """What to say where :meth:`may_pull` is false."""
-        text = f"{self._limits.counted_pulls_per_hour} pulls from upstream an hour"
+        text = f"{counted(self._limits.counted_pulls_per_hour or 0, 'pull')} from upstream an hour"
         return self._reached("counted_pulls_per_hour", text, self._pulls.left_seconds(self._now()))
 
     def board(self, flights: int) -> None:

@@ -114,8 +114,7 @@ def running(settings: Settings) -> Running:
     folder = about.get("folder", "")
     settings = as_running(settings, about["settings"], folder)
     # Bound to every interface, it is asked on this machine's own.
-    wide = settings.listen_host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
-    url = settings.local_url if wide else about["address"] or settings.local_url
+    url = settings.local_url if settings.listens_everywhere else about["address"] or settings.local_url
     config = about.get("config")
     return Running(settings, url, about["instance"], Path(folder, config) if config else None)
 

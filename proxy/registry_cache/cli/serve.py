@@ -107,7 +107,8 @@ async def _serve(settings: Settings, bus: events.Events, config: Path | None, st
             )
             notifier.ready(lambda: _status(proxy, settings))
             if (settings.log_format or logs.default_format()) == "console":
-                _print_how_to_use(address)
+                local_url = settings.local_url if settings.listens_everywhere else address
+                _print_how_to_use(str(settings.public_url or local_url).rstrip("/"), local_url)
             with announced(runtime_directory(os.environ), settings.cache_dir):
                 await stopping.wait()
             bus.emit(events.Stopping(grace_seconds=settings.shutdown_grace))
@@ -136,14 +137,14 @@ def _warn(settings: Settings, bus: events.Events) -> None:
         bus.emit(events.Warned(message=settings.misnamed))
 
 
-def _print_how_to_use(address: str) -> None:
+def _print_how_to_use(mirror_url: str, local_url: str) -> None:
     click.echo(
         f"""
 Point dockerd here: put this into /etc/docker/daemon.json
 
-    {{ "registry-mirrors": ["{address}"] }}
+    {{ "registry-mirrors": ["{mirror_url}"] }}
 
 and run: systemctl reload docker    (or: kill -HUP $(pidof dockerd))
-Figures: {address}/_stats
+Figures: {local_url}/_stats
 """
     )

@@ -358,11 +358,19 @@ class Settings(FleetFields):
         return host_and_port(self.listen)[1]
 
     @property
+    def listens_everywhere(self) -> bool:
+        """Whether the cache is at every address of this machine."""
+        return self.listen_host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+
+    @property
+    def mirror_url(self) -> str:
+        """What dockerd's registry-mirrors has to name, as far as is known here: on this machine at least."""
+        return str(self.public_url or self.local_url).rstrip("/")
+
+    @property
     def local_url(self) -> str:
         """Where the cache answers on this machine, without a trailing slash."""
-        host = self.listen_host
-        if host in ("", "0.0.0.0", "::"):  # noqa: S104 -- compared, not bound
-            host = "127.0.0.1"
+        host = "127.0.0.1" if self.listens_everywhere else self.listen_host
         scheme = "https" if self.tls_cert else "http"
         return f"{scheme}://{'[' + host + ']' if ':' in host else host}:{self.listen_port}"
 

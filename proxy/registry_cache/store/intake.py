@@ -104,7 +104,7 @@ class Intake:
         if size_bytes > room.cap_bytes:
             raise NoSpace(f"{size_bytes} bytes are more than the cap of {room.cap_bytes}")
         if lack(room, self._files.space(), more_bytes).disk_bytes > room.stored.size_bytes + room.droppable_bytes:
-            raise NoSpace("the filesystem is too full, whatever were evicted (MIN_FREE)")
+            raise NoSpace("the filesystem is too full, even with nothing cached on it (MIN_FREE)")
         if more_bytes > room.spare_bytes:
             pinned_bytes = (await self._index.pin_summary(0)).size_bytes
             if size_bytes > room.cap_bytes - pinned_bytes:

@@ -12,7 +12,7 @@ _SHOWN = 3
 _DIGEST = re.compile(r"\b(sha(?:256|512):[0-9a-f]{12})[0-9a-f]{20,}\b")
 # What differs between two lines of one cause: digests, numbers, quoted names.
 _VARYING = re.compile(r"sha(?:256|512):[0-9a-f]+|\d+(?:\.\d+)?|'[^']*'|\"[^\"]*\"")
-_NOT_SHOWN = frozenset({"time", "traceback", "reason", "message", "attempt", "username"})
+_NOT_SHOWN = frozenset({"time", "traceback", "reason", "message", "attempt", "username", "retry_in_seconds"})
 
 
 class Told(NamedTuple):

@@ -4,11 +4,12 @@ import asyncio
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from registry_cache.model.units import format_ago, format_size
 from registry_cache.web.causes import request_name, short, who
@@ -18,6 +19,8 @@ from registry_cache.web.views import PageData, shown_values
 
 REFRESH_SECONDS = 10
 _FOLDER = Path(__file__).parent
+# Behind them; not within what escaping makes of a sign, such as &#39;, which has none of them.
+_PART_ENDS = re.compile(r"(?<=[/:@])")
 
 
 class Page:
@@ -73,6 +76,7 @@ def _template() -> jinja2.Template:
         "who": who,
         "requested": request_name,
         "short": short,
+        "parts": _parts,
         "counted": _counted,
     }
     environment.globals |= {"style": Markup(_style()), "height": HEIGHT}  # noqa: S704 -- our own file
@@ -92,6 +96,11 @@ def _seconds(value: float | None) -> str:
 def _number(value: int) -> str:
     """Thousands apart."""
     return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _parts(text: str) -> Markup:
+    """A name that goes on in the next line between its parts, where it has to."""
+    return Markup(_PART_ENDS.sub("<wbr>", escape(text)))  # noqa: S704 -- escaped
 
 
 def _counted(number: int, thing: str) -> str:

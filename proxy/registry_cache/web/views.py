@@ -76,7 +76,9 @@ def shown_values(data: PageData, asked: Asked) -> dict[str, Any]:
         "asked": asked,
         "now": _clock(now, now),
         "notices": list(notices(stats, now)),
-        "mirror": None if _was_used(data) else data.settings.local_url,
+        "mirror": None if _was_used(data) else data.settings.mirror_url,
+        "mirror_is_here": data.settings.public_url is None and data.settings.is_loopback,
+        "mirror_is_everywhere": data.settings.public_url is None and data.settings.listens_everywhere,
         "quota": _quota(stats.upstream, now),
         "quota_day": _quota_day(data.quota, now),
         "asked_upstream": sum(stats.upstream.requests.values()) > stats.upstream.failures,  # it may have said no
