@@ -25,8 +25,8 @@ def check(tmp_path):
             timeout=60,
             env=environment(),
         )
-        assert done.stderr == ""
-        return done.returncode, done.stdout.strip()
+        assert not (done.stdout and done.stderr)
+        return done.returncode, (done.stdout or done.stderr).strip()
 
     return run
 
@@ -53,6 +53,26 @@ repositories = ["docker.io/org/**"]
 )
 def test_rules(check, arguments, code, said):
     assert check(RULES, *arguments) == (code, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-", "nginx", "--address", "10.1.2.0/24"], "is no address"),
+        (["-", "nginx", "--claim", "sub=x"], "--claim needs --issuer"),
+        (["-", "nginx", "--issuer", "github", "--claim", "sub"], "allowed is NAME=VALUE"),
+    ],
+)
+def test_what_means_nothing_is_no_answer(check, arguments, said):
+    code, text = check(RULES, *arguments)
+    assert (code, said in text) == (2, True), text
+
+
+def test_a_user_of_the_host(check):
+    rules = 'listen_socket = "/run/pull.sock"\n[[access]]\nuids = [1000]\n'
+    assert check(rules, "-", "nginx", "--uid", "1000")[0] == 0
+    assert check(rules, "-", "nginx", "--uid", "1001")[0] == 1
+    assert check(rules, "-", "nginx")[0] == 1
 
 
 def test_without_rules(check):

@@ -1,5 +1,6 @@
 """``registry-cache access check``: what the rules say of somebody and an image, and which one decides."""
 
+import ipaddress
 import sys
 from pathlib import Path
 
@@ -35,6 +36,9 @@ Examples:
 @click.argument("image")
 @click.option("--address", default="127.0.0.1", show_default=True, help="The address that it would come from.")
 @click.option("--certificate", "certificates", multiple=True, metavar="NAME", help="A name in the certificate shown.")
+@click.option(
+    "--uid", type=click.IntRange(0), metavar="NUMBER", help="The user of this host that it would come from, by number."
+)
 @click.option("--issuer", metavar="NAME", help="The issuer ([oidc.NAME]) of the token that it would come with.")
 @click.option("--claim", "claims", multiple=True, metavar="NAME=VALUE", help="What that token says.")
 @service_config_option
@@ -44,6 +48,7 @@ def command(
     image: str,
     address: str,
     certificates: tuple[str, ...],
+    uid: int | None,
     issuer: str | None,
     claims: tuple[str, ...],
     config: Path | None,
@@ -54,6 +59,7 @@ def command(
 
     Exit codes: 0 for yes, or where a registry decides itself; 1 for no.
     """
+    _check(address, issuer, claims)
     settings = load_settings(config, {}, with_token=False)
     access = access_of(settings)
     try:
@@ -61,16 +67,33 @@ def command(
     except RegistryCacheError as error:
         raise click.UsageError(str(error)) from error
     if repository.registry in settings.forwarding:
-        allowed, text = _by_registry(settings, Principal(address, certificates), repository)
+        is_known = access is not None and access.logins is not None and access.logins.users.hash_of(user) is not None
+        here = Principal("" if uid is not None else address, certificates, user if is_known else "", uid=uid)
+        allowed, text = _by_registry(settings, here, repository)
         say(f"{repository}: {text}")
         sys.exit(0 if allowed else _REFUSED)
     if access is None or not settings.has_rules:
         say(f"{repository}: yes, there are no rules: whoever reaches {settings.listen} may pull everything")
         return
-    principal = Principal(address, certificates, "" if user == _NOBODY else user, _vouched(settings, issuer, claims))
+    vouched = _vouched(settings, issuer, claims)
+    principal = Principal(
+        "" if uid is not None else address, certificates, "" if user == _NOBODY else user, vouched, uid
+    )
     allowed, text = _judged(access, settings, principal, repository)
     say(f"{repository}: {text}")
     sys.exit(0 if allowed else _REFUSED)
+
+
+def _check(address: str, issuer: str | None, claims: tuple[str, ...]) -> None:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError as error:
+        raise click.UsageError(f"--address {address!r} is no address.") from error
+    if claims and issuer is None:
+        raise click.UsageError("--claim needs --issuer: whose token says it?")
+    for claim in claims:
+        if not all(claim.partition("=")):
+            raise click.UsageError(f"--claim {claim!r}: allowed is NAME=VALUE.")
 
 
 def _by_registry(settings: Settings, principal: Principal, repository: Repository) -> tuple[bool, str]:

@@ -26,7 +26,7 @@ from registry_cache.cli.admin import (
 )
 from registry_cache.cli.common import INSTALLED_CONFIG, own_user_agent, say, service_config_option
 from registry_cache.cli.output import busy, console, styled
-from registry_cache.doctor import host, network
+from registry_cache.doctor import access, host, network
 from registry_cache.doctor.check import Check
 from registry_cache.doctor.secret import secret, service_user, with_installed_token
 from registry_cache.model.errors import RegistryCacheError, SettingsError
@@ -114,8 +114,9 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     used_bytes = stats.store.size_bytes if stats else None
     largest_bytes = _largest_bytes(found)
     for check in (
-        *host.rules(settings),
-        *host.certificate(settings, time.time()),
+        *access.rules(settings),
+        *access.users(settings),
+        *access.certificates(settings, time.time()),
         *host.cache_directory(settings, used_bytes, largest_bytes),
     ):
         yield check if stats else _follows(check, token)

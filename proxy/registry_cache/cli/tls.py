@@ -34,7 +34,9 @@ Examples:
 )
 @click.option("--client", "clients", multiple=True, metavar="NAME", help="Also a certificate for this client.")
 @click.option("--port", default=5000, show_default=True, help="For what is printed: the port of LISTEN.")
-@click.option("--renew", is_flag=True, help="Make what is there already anew; the authority stays.")
+@click.option(
+    "--renew", is_flag=True, help="Make the cache's certificate anew, and that of each --client; the authority stays."
+)
 def command(
     action: str,  # noqa: ARG001 -- there is one; others may follow
     directory: Path,

@@ -7,9 +7,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from registry_cache.access.rules import EVERYTHING
 from registry_cache.doctor.check import Check
-from registry_cache.model.units import counted, format_ago, format_size
+from registry_cache.model.units import counted, format_size
 from registry_cache.settings.model import Settings
 
 # Filesystems that lose data, locks or sockets in ways that a cache directory does not bear.
@@ -37,8 +36,6 @@ _HABITS = (
 )
 # The unit of NixOS's virtualisation.docker.autoPrune, whatever flags it has: it removes stopped containers too.
 _AUTO_PRUNE = ("etc/systemd/system/docker-prune.timer", "etc/systemd/system/docker-prune.service")
-_CONDITIONS = ("networks", "users", "certificates")
-_SOON_SECONDS = 14 * 86400.0
 _READ_BYTES = 1024 * 1024
 _SCRIPT = re.compile(r"(?<![\w.$/-])/[\w.+/@-]+")
 _FEW_INODES = 0.05
@@ -83,49 +80,6 @@ def settings_file(path: Path | None) -> Check | None:
         text = f"{path}: everybody may write it ({mode & 0o777:o})"
         return Check("settings file", "warning", text, f"chmod o-w {path}")
     return Check("settings file", "ok", f"{path}")
-
-
-def certificate(settings: Settings, now: float) -> Iterator[Check]:
-    """The certificate that clients see, if there is one, and how long it will do.
-
-    Args:
-        now: Unix seconds.
-    """
-    name, path = "certificate", settings.tls_cert
-    if path is None:
-        return
-    from cryptography import x509  # noqa: PLC0415 -- as in web/certificates.py
-
-    try:
-        found = x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        yield Check(name, "broken", f"{path}: {error}", "write the certificate, with its chain, into it as PEM")
-        return
-    begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
-    remedy = "renew it (registry-cache tls init DIRECTORY --renew, if that made it): it is read again by itself"
-    if now >= ends:
-        yield Check(name, "broken", f"{path} ended {format_ago(now - ends)} ago", remedy)
-    elif now < begins:
-        yield Check(name, "broken", f"{path} begins in {format_ago(begins - now)}", "look at the clock: date -u")
-    else:
-        # Of one that lives for days only, the last part.
-        is_late = ends - now < min(_SOON_SECONDS, (ends - begins) / 5)
-        yield Check(name, "warning" if is_late else "ok", f"{path}: {format_ago(ends - now)} left", remedy)
-
-
-def rules(settings: Settings) -> Iterator[Check]:
-    """Rules that never decide: one before them fits everybody that they fit, and everything; or a registry decides."""
-    for number, rule in enumerate(settings.access, 1):
-        registries = {pattern.partition("/")[0] for pattern in rule.repositories}
-        if registries <= set(settings.forwarding) and not rule.deny and not rule.quiet:
-            text = f"ACCESS: rule {number} allows what {', '.join(sorted(registries))} decides: access is forward there"
-            yield Check("rules", "warning", text, "leave the rule out, or the access of that registry")
-        for before, other in enumerate(settings.access[: number - 1], 1):
-            same = all(getattr(other, name) in (None, getattr(rule, name)) for name in _CONDITIONS)
-            if same and (EVERYTHING in other.repositories or other.repositories == rule.repositories):
-                text = f"ACCESS: rule {number} never decides: rule {before} fits whatever it fits"
-                yield Check("rules", "warning", text, "the first that fits decides: put the narrower one first")
-                break
 
 
 def cache_directory(settings: Settings, used_bytes: int | None, largest_bytes: int = 0) -> Iterator[Check]:
