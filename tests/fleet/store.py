@@ -42,6 +42,7 @@ class Store:
     port: int = 0
     objects: dict[str, bytes] = field(default_factory=dict)
     modified: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, dict[str, str]] = field(default_factory=dict)
     secret: str = SECRET
     region: str = "us-east-1"
     is_there: bool = True
@@ -147,6 +148,8 @@ class Store:
             self.uploads[upload][int(request.rel_url.query["partNumber"])] = body
         else:
             self.keep(key, body)
+            said = ("content-type", "x-amz-meta-seal")
+            self.beside[key] = {name: request.headers[name] for name in said if name in request.headers}
         return web.Response(headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
 
     def keep(self, key: str, body: bytes, modified: float | None = None) -> None:
@@ -185,7 +188,9 @@ class Store:
         start = int(asked[1]) if asked else 0
         if asked and start >= len(body):
             return self._error(416, "InvalidRange")
-        response = web.StreamResponse(status=206 if asked else 200, headers={"Date": self._date()})
+        response = web.StreamResponse(
+            status=206 if asked else 200, headers={"Date": self._date()} | self.beside.get(key, {})
+        )
         if asked:
             stop = min(int(asked[2]) + 1, len(body)) if asked[2] else len(body)
             response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"

@@ -119,6 +119,14 @@ async def test_a_link_is_for_one_object_for_reading_and_for_a_while(any_client):
         assert (await ask(any_client.link("v1/a/sha256/ab/abc", seconds=60)))[0] == 403
 
 
+async def test_what_is_said_of_an_object_is_kept_beside_it(any_client):
+    body, headers = b"{}", {"Content-Type": "application/vnd.oci.image.manifest.v1+json", "x-amz-meta-seal": "0" * 64}
+    await any_client.put("k", 2, hashlib.sha256(body).hexdigest(), pieces_of(body), seconds=5, headers=headers)
+    reply = await any_client.get("k", 0)
+    assert await body_of(reply) == body
+    assert {name: reply.response.headers[name] for name in headers} == headers
+
+
 async def test_the_size_of_an_object_is_told_without_its_bytes(any_client):
     await put(any_client, "k", b"0123456789")
     assert await any_client.size("k") == 10

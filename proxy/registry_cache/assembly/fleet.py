@@ -114,11 +114,13 @@ def source_of(fleet: "Fleet | None", source: BlobSource, upstream: Upstream, pro
     return source if fleet is None else fleet.source(source, upstream.blob_head, proof)
 
 
-def shared(fleet: "Fleet | None", registry: RegistrySettings, upstream: Upstream) -> Upstream:
+def shared(
+    fleet: "Fleet | None", registry: RegistrySettings, upstream: Upstream, proof: Proof | None = None
+) -> Upstream:
     """Whom manifests and tags are asked of: *upstream*, behind the fleet if there is one."""
     if fleet is None or not registry.may_be_shared:
         return upstream
-    return fleet.shared(upstream, tag_ttl_seconds=registry.tag_ttl, no_ttl_seconds=registry.negative_ttl)
+    return fleet.shared(upstream, proof, tag_ttl_seconds=registry.tag_ttl, no_ttl_seconds=registry.negative_ttl)
 
 
 def elsewhere(fleet: "Fleet | None", settings: Settings) -> Elsewhere | None:

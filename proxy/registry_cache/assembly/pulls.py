@@ -92,7 +92,7 @@ async def open_pulls(
 
         def asked(name: str) -> Registry:
             registry = unlisted_registry(settings, name)
-            return _registry(registry, shared(fleet, registry, Lent(unlisted, name)), lambda: None)
+            return _registry(registry, shared(fleet, registry, Lent(unlisted, name), catalog.proof), lambda: None)
 
         runways = {name: made(registry, upstreams[name]) for name, registry in served.items()}
         flights = Flights(
@@ -116,7 +116,7 @@ async def open_pulls(
             elsewhere=sent_to,
         )
         stack.push_async_callback(prefetcher.aclose)
-        listed = {name: _listed(registry, upstreams[name], fleet) for name, registry in served.items()}
+        listed = {name: _listed(registry, upstreams[name], fleet, catalog.proof) for name, registry in served.items()}
         pull_through = PullThrough(
             OnDemand(listed, asked, unlisted.allowed),
             store=store,
@@ -140,8 +140,8 @@ def _unlisted(settings: Settings, bus: events.Events) -> Unlisted:
     return Unlisted(RegistryPatterns(settings.allow_unlisted), build)
 
 
-def _listed(registry: RegistrySettings, upstream: Upstream, fleet: "Fleet | None") -> Registry:
-    return _registry(registry, shared(fleet, registry, upstream), lambda: upstream.auth.credential_rejected)
+def _listed(registry: RegistrySettings, upstream: Upstream, fleet: "Fleet | None", proof: Proof) -> Registry:
+    return _registry(registry, shared(fleet, registry, upstream, proof), lambda: upstream.auth.credential_rejected)
 
 
 def _registry(registry: RegistrySettings, upstream: Asked, account: Callable[[], Hashable]) -> Registry:

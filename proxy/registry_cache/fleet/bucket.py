@@ -5,7 +5,7 @@ alone; whether it works again is found out beside the pulls, never by one.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
@@ -142,14 +142,15 @@ class Bucket:
         pieces: Callable[[], AsyncIterator[bytes]],
         *,
         seconds: float,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Store the blob.
+        """Store the blob; see :meth:`.s3.S3.put`.
 
         Raises:
             ObjectRefused, StoreTrouble; and whatever *pieces* raises.
         """
         try:
-            await self._s3.put(self.key(digest), size_bytes, sha256, pieces, seconds=seconds)
+            await self._s3.put(self.key(digest), size_bytes, sha256, pieces, seconds=seconds, headers=headers)
         except StoreTrouble as error:
             self.writing.failed(error)
             raise

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from registry_cache.fleet.bucket_manifests import BucketManifests
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.leases import Leases, RedisDown, prefix_of
@@ -96,7 +97,9 @@ class Fleet:
             events=self._events,
         )
 
-    def shared(self, upstream: Upstream, *, tag_ttl_seconds: float, no_ttl_seconds: float) -> SharedUpstream:
+    def shared(
+        self, upstream: Upstream, proof: Proof | None = None, *, tag_ttl_seconds: float, no_ttl_seconds: float
+    ) -> SharedUpstream:
         """*upstream*, asked only for what no other replica has heard from it."""
         return SharedUpstream(
             upstream,
@@ -104,6 +107,8 @@ class Fleet:
             self.moves,
             self.wishes,
             self.spaces,
+            BucketManifests(self.tier, self.signer) if self.tier is not None else None,
+            proof,
             tag_ttl_seconds=tag_ttl_seconds,
             no_ttl_seconds=no_ttl_seconds,
         )

@@ -167,12 +167,20 @@ class S3:
             raise StoreTrouble(str(error), is_lasting=True) from None
 
     async def put(
-        self, key: str, size_bytes: int, sha256: str, pieces: Callable[[], AsyncIterator[bytes]], *, seconds: float
+        self,
+        key: str,
+        size_bytes: int,
+        sha256: str,
+        pieces: Callable[[], AsyncIterator[bytes]],
+        *,
+        seconds: float,
+        headers: Mapping[str, str] | None = None,
     ) -> str:
         """Store an object, which the store shows only when all of it is there and is what was signed.
 
         Args:
             seconds: the longest that it may take.
+            headers: what is kept of it beside its bytes, such as a Content-Type of its own.
 
         Returns:
             Its ETag.
@@ -180,7 +188,7 @@ class S3:
         Raises:
             ObjectRefused, StoreTrouble; and whatever *pieces* raises.
         """
-        return await self._put(key, {}, size_bytes, sha256, pieces, seconds=seconds)
+        return await self._put(key, {}, size_bytes, sha256, pieces, seconds=seconds, headers=headers or {})
 
     async def _put(
         self,
@@ -191,8 +199,9 @@ class S3:
         pieces: Callable[[], AsyncIterator[bytes]],
         *,
         seconds: float,
+        headers: Mapping[str, str] | None = None,
     ) -> str:
-        also = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        also = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream", **(headers or {})}
         response = await self._send(
             "PUT", key, query, also=also, sha256=sha256, body=pieces() if size_bytes else None, seconds=seconds
         )

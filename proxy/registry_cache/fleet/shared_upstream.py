@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from registry_cache.fleet.bucket_manifests import BucketManifests
 from registry_cache.fleet.moves import Moves
 from registry_cache.fleet.questions import Question, Questions, Turn
 from registry_cache.fleet.sealed import Sealed
+from registry_cache.fleet.source import Proof
 from registry_cache.fleet.spaces import Spaces
 from registry_cache.fleet.wishes import Wishes
 from registry_cache.model.errors import (
@@ -69,6 +71,8 @@ class SharedUpstream:
     """See the module; a :class:`registry_cache.pull.answers.Upstream`.
 
     Args:
+        manifests: those in the bucket, if there is one.
+        proof: of what may be had from there.
         tag_ttl_seconds: how long a tag is what it was when any replica last asked.
         no_ttl_seconds: how long upstream's no is repeated.
     """
@@ -80,6 +84,8 @@ class SharedUpstream:
         moves: Moves,
         wishes: Wishes,
         spaces: Spaces,
+        manifests: BucketManifests | None = None,
+        proof: Proof | None = None,
         *,
         tag_ttl_seconds: float,
         no_ttl_seconds: float,
@@ -89,6 +95,8 @@ class SharedUpstream:
         self._moves = moves
         self._wishes = wishes
         self._spaces = spaces
+        self._manifests = manifests
+        self._proof = proof
         self._tag_ttl_seconds = tag_ttl_seconds
         self._no_ttl_seconds = no_ttl_seconds
 
@@ -118,24 +126,34 @@ class SharedUpstream:
             known = _known_head(turn)
             if known is not None:
                 with contextlib.suppress(ManifestUnknown):  # moved, and deleted: upstream says what it is now
-                    found = await self._by_digest(Reference(reference.repository, known.digest), known.digest)
+                    named = Reference(reference.repository, known.digest)
+                    found = await self._by_digest(named, known.digest, is_proven=True)
                     return Manifest(found.body, found.media_type, known.digest, known.age_seconds)
             fetched = await self._upstream.manifest(reference)
             digest = Digest.of(fetched.body)
             if fetched.digest in (None, digest):
+                if self._manifests is not None:
+                    self._manifests.put(digest, fetched.body, fetched.media_type)
                 if turn.asked_us:
                     one = self._manifest(Reference(reference.repository, digest))
                     turn.before = one, _packed(fetched, turn.asked_us)
                 self._say(turn, reference, digest, fetched.media_type, len(fetched.body), fetched.age_seconds)
             return fetched
 
-    async def _by_digest(self, reference: Reference, digest: Digest) -> FetchedManifest:
-        async with self._questions.turn(self._manifest(reference)) as turn:
+    async def _by_digest(self, reference: Reference, digest: Digest, *, is_proven: bool = False) -> FetchedManifest:
+        question = self._manifest(reference)
+        async with self._questions.turn(question) as turn:
             if turn.known is not None:
                 media_type, end, body = turn.known.payload.partition(b"\n")
                 if end and Digest.of(body, digest.algorithm) == digest:
                     return Manifest(body, media_type.decode(errors="replace"), digest)
-            fetched = await self._upstream.manifest(reference)
+            is_proven = is_proven or (self._proof is not None and self._proof.holds(reference.repository, digest))
+            kept = None
+            if self._manifests is not None and is_proven and not question.since_us:  # what was purged is asked for anew
+                kept = await self._manifests.get(digest)
+            fetched = await self._upstream.manifest(reference) if kept is None else Manifest(*kept, digest)
+            if kept is None and self._manifests is not None and Digest.of(fetched.body, digest.algorithm) == digest:
+                self._manifests.put(digest, fetched.body, fetched.media_type)
             if turn.asked_us and Digest.of(fetched.body, digest.algorithm) == digest:
                 packed = _packed(fetched, turn.asked_us)
                 turn.say(packed.mark, packed.payload)

@@ -7,7 +7,8 @@ import asyncio
 import functools
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
 from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.counts import Counts
@@ -75,8 +76,15 @@ class Shelf:
 
     def share(self, digest: Digest) -> None:
         """It is here: put it into the bucket when there is time."""
+        self._begin(digest, lambda: self._share(digest))
+
+    def share_manifest(self, digest: Digest, body: bytes, headers: Mapping[str, str]) -> None:
+        """As :meth:`share`, of what is in memory."""
+        self._begin(digest, lambda: self._share_manifest(digest, body, headers))
+
+    def _begin(self, digest: Digest, share: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if digest not in self._tasks and len(self._tasks) < _WAITING_MAX:
-            task = self._tasks[digest] = asyncio.create_task(self._share(digest), name=f"share {digest}")
+            task = self._tasks[digest] = asyncio.create_task(share(), name=f"share {digest}")
             task.add_done_callback(functools.partial(self._done, digest))
 
     def _done(self, digest: Digest, task: "asyncio.Task[None]") -> None:
@@ -92,26 +100,39 @@ class Shelf:
             if blob is None:
                 return
             try:
-                if await self._index.admit(digest, blob.size_bytes, self._cap_bytes) == "share":
-                    await self._put(blob)
-                    await self._index.shared([(digest, blob.size_bytes, None)])
-                    self._counts.shared += 1
-                    self._counts.shared_bytes += blob.size_bytes
-            except RedisDown:
-                return  # the sweep finds it
-            except (StoreTrouble, ObjectRefused, ReadFailed, _Rotten) as error:
-                self._counts.not_shared += 1
-                self._events.emit(events.FleetNotShared(digest=digest, reason=str(error)))
+                put = self._put_in_parts if blob.size_bytes > ONE_PUT_BYTES else self._put_whole
+                await self._admitted(digest, blob.size_bytes, lambda: put(blob))
             finally:
                 blob.close()
 
-    async def _put(self, blob: OpenBlob) -> None:
+    async def _share_manifest(self, digest: Digest, body: bytes, headers: Mapping[str, str]) -> None:
+        async def put() -> None:
+            sha256, seconds = hashlib.sha256(body).hexdigest(), _bound(len(body))
+            await self._bucket.put(digest, len(body), sha256, lambda: _once(body), seconds=seconds, headers=headers)
+
+        async with self._slots:
+            if self._bucket.writing.may_try:
+                await self._admitted(digest, len(body), put)
+
+    async def _admitted(self, digest: Digest, size_bytes: int, put: Callable[[], Awaitable[None]]) -> None:
+        """Bring it there by *put*, if it is to be there."""
+        try:
+            if await self._index.admit(digest, size_bytes, self._cap_bytes) == "share":
+                await self._put(put)
+                await self._index.shared([(digest, size_bytes, None)])
+                self._counts.shared += 1
+                self._counts.shared_bytes += size_bytes
+        except RedisDown:
+            return  # the sweep finds it
+        except (StoreTrouble, ObjectRefused, ReadFailed, _Rotten) as error:
+            self._counts.not_shared += 1
+            self._events.emit(events.FleetNotShared(digest=digest, reason=str(error)))
+
+    @staticmethod
+    async def _put(put: Callable[[], Awaitable[None]]) -> None:
         for tries in range(_TRIES):
             try:
-                if blob.size_bytes > ONE_PUT_BYTES:
-                    await self._put_in_parts(blob)
-                else:
-                    await self._put_whole(blob)
+                await put()
             except StoreTrouble as error:
                 if error.is_lasting or tries == _TRIES - 1:
                     raise
@@ -152,6 +173,10 @@ class Shelf:
             if known.hexdigest() != blob.digest.encoded:
                 raise _Rotten("what is here is not what its digest says")
             await parts.complete(seconds=_bound(blob.size_bytes))
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _bound(size_bytes: int) -> float:

@@ -32,6 +32,9 @@ _FRUITLESS_MAX = 3
 class Proof(Protocol):
     """What is needed of :class:`registry_cache.catalog.proof.Proof`."""
 
+    def holds(self, repository: Repository, digest: Digest) -> bool:
+        """Whether it is known in memory that *digest* is proven in *repository*."""
+
     async def missing(self, repository: Repository, digest: Digest) -> bool:
         """Whether upstream has to be asked before *digest* is served under *repository*."""
 
