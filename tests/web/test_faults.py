@@ -430,3 +430,12 @@ def _full_beyond(pwrite, size):
         return pwrite(fd, data, offset)
 
     return failing
+
+
+async def test_a_connection_that_is_refused_is_told_in_plain_words(cache, hub):
+    await hub.registry.stop()
+    reply = await cache.manifest("library/uncached", "1")
+    assert f"cannot connect to {hub.url.removeprefix('https://')}: Connection refused" in reply.body.decode()
+    [failed, *_] = cache.seen(events.UpstreamFailed)
+    assert failed.reason.endswith(": Connection refused")
+    await hub.registry.start()

@@ -6,6 +6,7 @@ Below httpx's requests and errors, aiohttp's connector and parser take the place
 
 import contextlib
 import http.cookiejar
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from registry_cache.model.errors import HeadRefused, UpstreamError
+from registry_cache.model.errors import HeadRefused, UpstreamError, reason_of
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.dialling import HEADERS, Dialling
@@ -247,7 +248,10 @@ def _not_connected(error: Any) -> str:
     if isinstance(error.os_error, AddressRefused):
         return str(error.os_error)
     failure = getattr(error, "certificate_error", None) or error.os_error
-    return f"cannot connect to {error.host}:{error.port}: {getattr(failure, 'strerror', None) or failure}"
+    # asyncio's own words name the address once more; OpenSSL's numbers and those of names are others.
+    is_told = isinstance(failure, OSError) and not isinstance(failure, ssl.SSLError) and (failure.errno or 0) > 0
+    why = reason_of(failure) if is_told else getattr(failure, "strerror", None) or failure
+    return f"cannot connect to {error.host}:{error.port}: {why}"
 
 
 def _text(error: Exception) -> str:
