@@ -140,7 +140,7 @@ async def test_flights_at_once(start_cache, image, hub):
             await asyncio.sleep(0.005)
     again = asyncio.create_task(cache.blob(NAME, first))  # who joins begins none
     reply = await cache.blob(NAME, second)
-    assert is_refused(reply, "the limit of 127.0.0.1 is 1 blobs from upstream at a time")
+    assert is_refused(reply, "the limit of 127.0.0.1 is 1 blob from upstream at a time")
     hub.faults.clear()
     assert {(await pull).status, (await again).status} == {200}
     await cache.settled()

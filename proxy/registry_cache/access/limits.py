@@ -151,7 +151,9 @@ class Account:
         if limit is not None and self._bytes.used >= limit:
             raise self._reached("cold_bytes_per_day", f"{limit} bytes from upstream a day", left)
         if self._limits.flights is not None and flights >= self._limits.flights:
-            raise self._reached("flights", f"{self._limits.flights} blobs from upstream at a time", _SOON_SECONDS)
+            raise self._reached(
+                "flights", f"{counted(self._limits.flights, 'blob')} from upstream at a time", _SOON_SECONDS
+            )
 
     def received(self, size_bytes: int) -> None:
         """So many bytes had to come from upstream for it."""
