@@ -437,8 +437,8 @@ def _bare_get(made: Engines, of: Replicas, digest: str) -> float:
             began = time.perf_counter()
             reply = await Bucket(s3, name=of.name, bus=events.Events()).get(Digest(digest), 0)
             with (made.work / "bare").open("wb", buffering=0) as file:
-                while piece := await reply.response.content.readany():
-                    await asyncio.to_thread(file.write, piece)
+                await reply.reply.drain(file.write)
+            reply.reply.close()
             return time.perf_counter() - began
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

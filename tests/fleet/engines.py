@@ -101,8 +101,10 @@ class Shared:
 
     async def body(self, digest: str) -> bytes:
         async with self.opened() as bucket:
-            reply = await bucket.get(Digest(digest), 0)
-            return await reply.response.read()
+            reply, body = await bucket.get(Digest(digest), 0), bytearray()
+            await reply.reply.drain(body.extend)
+            reply.reply.close()
+            return bytes(body)
 
     async def bodies(self) -> list[bytes]:
         """All that is in it."""

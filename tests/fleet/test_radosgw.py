@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from registry_cache.doctor import bucket as doctor_of_buckets
-from registry_cache.fleet import bucket, s3, shelf, tier
+from registry_cache.fleet import bucket, s3, shelf
 from registry_cache.fleet.s3 import S3, StoreTrouble
 from registry_cache.fleet.s3_signing import KeyFile
 from registry_cache.model import events
@@ -112,7 +112,6 @@ async def test_without_its_bucket_the_index_is_kept(stocked, hub):
 
 async def test_a_frozen_one_is_waited_for_once(ceph, stocked, hub, make_blob, monkeypatch):
     monkeypatch.setattr(s3, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(tier, "SILENCE_SECONDS", 0.3)
     digest, data, member, _ = stocked
     ceph.signal("rgw", signal.SIGSTOP)
     try:

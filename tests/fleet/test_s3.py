@@ -54,10 +54,12 @@ async def put(client, key, data, sha256=None):
 
 
 async def body_of(reply):
+    body = bytearray()
     try:
-        return await reply.response.read()
+        await reply.reply.drain(body.extend)
     finally:
-        reply.response.release()
+        reply.reply.close(reuse=True)
+    return bytes(body)
 
 
 def test_a_signature_is_that_of_the_published_example(tmp_path, monkeypatch):

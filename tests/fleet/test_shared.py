@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from registry_cache.fleet import tier
+from registry_cache.fleet import s3
 from registry_cache.model import events
 from tests.fleet.conftest import REPOSITORY, settled, shared
 from tests.fleet.conftest import soon as until
@@ -16,7 +16,7 @@ SHARED = "registry-cache; hit; detail=shared"
 @pytest.fixture
 def impatient(monkeypatch):
     """Silence of the bucket is found out soon."""
-    monkeypatch.setattr(tier, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(s3, "HEAD_SECONDS", 0.2)
 
 
 def told(member):

@@ -81,7 +81,7 @@ async def bucket(settings: Settings) -> AsyncIterator[Check]:
 async def _missing(s3: S3, key: str) -> StoreTrouble | None:
     """What is said of an object that is not there, where that is not just so."""
     try:
-        (await s3.get(key, 0)).response.close()
+        (await s3.get(key, 0)).reply.close()
     except (ObjectMissing, ObjectShort):
         pass
     except StoreTrouble as error:
@@ -120,9 +120,10 @@ async def _read(s3: S3, key: str, data: bytes) -> tuple[str, float]:
         for _ in range(_GETS):
             began = time.monotonic()
             reply = await s3.get(key, _BYTES // 2)
-            got = await reply.response.read()
+            got = await reply.reply.read_small(_BYTES)
+            reply.reply.close(reuse=True)
             times.append(time.monotonic() - began)
-            date = reply.response.headers.get("Date", "")
+            date = reply.reply.headers.first("date")
             if reply.start != _BYTES // 2 or got != data[_BYTES // 2 :]:
                 text = "the store does not give the part of an object that is asked for (Range)"
                 raise _Unfit(Check(_NAME, "warning", text, "pulls that go on in the middle read all of it again"))

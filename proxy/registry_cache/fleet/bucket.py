@@ -204,7 +204,7 @@ class Bucket:
             return
         self._is_known = True
         try:
-            (await self._s3.get(f"{self._prefix}probe", 0)).response.close()
+            (await self._s3.get(f"{self._prefix}probe", 0)).reply.close()
         except ObjectMissing:
             pass
         except StoreTrouble as error:

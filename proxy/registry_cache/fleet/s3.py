@@ -1,5 +1,7 @@
 """An S3-compatible store: one request each, over aiohttp, so that each can be given up at any moment.
 
+The bytes of objects are read by threads, as those of upstream are.
+
 Only what this cache needs, and of an answer only what it knows: the texts of errors repeat keys and signatures.
 """
 
@@ -21,14 +23,22 @@ import aiohttp
 from yarl import URL
 
 from registry_cache.fleet.s3_signing import EMPTY_SHA256, KeyFile, KeysUnreadable, S3Signer, query_of
-from registry_cache.model.errors import RegistryCacheError
+from registry_cache.model.errors import RegistryCacheError, UpstreamError
 from registry_cache.model.ranges import ContentRange
+from registry_cache.upstream.addresses import AddressRules
+from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.bulk import BulkClient, BulkReply
+from registry_cache.upstream.dialling import Dialling
+from registry_cache.upstream.headers import content_length
+from registry_cache.upstream.redact import Redactor
 
 # No pull waits longer for a connection and the head of an answer, nor for the next bytes.
 CONNECT_SECONDS = 1.0
 HEAD_SECONDS = 3.0
 _CONNECTIONS = 128
+_BODIES = 64  # objects on their way at the same time, each with a thread while it is waited for
 _BUFFER_BYTES = 1024 * 1024
+_ERROR_MAX_BYTES = 64 * 1024
 _ANSWER_MAX_BYTES = 4 * 1024 * 1024  # 1000 keys of the longest kind are 2 MB
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 
@@ -61,9 +71,9 @@ class ObjectRefused(RegistryCacheError):
 
 
 class ObjectReply(NamedTuple):
-    """The head of an object, or of its rest; whoever has it closes the response."""
+    """The head of an object, or of its rest; whoever has it closes the reply."""
 
-    response: aiohttp.ClientResponse
+    reply: BulkReply
     start: int
     total_bytes: int
 
@@ -100,6 +110,15 @@ class S3:
         host = host if parts.port in (None, own_port) else f"{host}:{parts.port}"
         self._signer = S3Signer(key_file, region=region, host=host)
         self._session: aiohttp.ClientSession | None = None
+        dialling = Dialling(
+            tls or ssl.create_default_context(),
+            AddressRules(url),
+            Redactor(),
+            connect_timeout_seconds=CONNECT_SECONDS,
+            read_timeout_seconds=HEAD_SECONDS,
+            proxy=lambda _url: None,
+        )
+        self._bulk = BulkClient(dialling, connections=_BODIES)
 
     def __repr__(self) -> str:
         return f"<S3 {self._endpoint}{self._bucket}/{self._prefix}>"
@@ -117,6 +136,8 @@ class S3:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._bulk.interrupt()
+        self._bulk.close()
         if self._session is not None:
             await self._session.close()
 
@@ -127,14 +148,17 @@ class S3:
             ObjectMissing, ObjectShort, StoreTrouble.
         """
         also = {"Range": f"bytes={start}-"} if start else {}  # of an empty object no range can be had
-        response = await self._send("GET", key, also=also, seconds=HEAD_SECONDS)
-        span = ContentRange.parse(response.headers.get("Content-Range", ""))
-        if response.status == 206 and span is not None and span.start == start and span.total is not None:  # noqa: PLR2004
-            return ObjectReply(response, start, span.total)
-        if response.status == 200 and response.content_length is not None:  # noqa: PLR2004 -- as some answer all of it
-            return ObjectReply(response, 0, response.content_length)
-        response.close()
-        raise StoreTrouble(f"the store answered a range with {response.status}")
+        try:
+            reply = await self._receive(key, also)
+        except _WrongTime:
+            reply = await self._receive(key, also)
+        span, length = ContentRange.parse(reply.headers.only("content-range")), content_length(reply.headers)
+        if reply.status == 206 and span is not None and span.start == start and span.stop == span.total:  # noqa: PLR2004
+            return ObjectReply(reply, start, span.stop)
+        if reply.status == 200 and length is not None:  # noqa: PLR2004 -- as some answer all of it
+            return ObjectReply(reply, 0, length)
+        reply.close()
+        raise StoreTrouble(f"the store answered a range with {reply.status}")
 
     async def size(self, key: str) -> int:
         """How large the object is, in bytes; it is at least one. A HEAD would not tell a missing bucket apart.
@@ -320,6 +344,33 @@ class S3:
                 raise
             return await self._once(method, key, query or {}, also or {}, sha256, body, seconds=seconds)
 
+    async def _receive(self, key: str, also: Mapping[str, str]) -> BulkReply:
+        """As :meth:`_once`, for what threads read."""
+        url, headers = self._signed("GET", key, "", EMPTY_SHA256, also)
+        async with _bounded(HEAD_SECONDS):
+            reply = await self._bulk.send(Ask("GET", url, "", headers))
+            if reply.status < 300:  # noqa: PLR2004 -- HTTP
+                return reply
+            try:
+                raise self._error(reply.status, reply.headers.first("date"), await reply.read_small(_ERROR_MAX_BYTES))
+            finally:
+                reply.close()
+
+    def _signed(
+        self, method: str, key: str, query: str, sha256: str, also: Mapping[str, str]
+    ) -> tuple[str, dict[str, str]]:
+        """A URL, and the headers of a request for it.
+
+        Raises:
+            StoreTrouble: there is nothing to sign with.
+        """
+        path = f"{self._bucket}/{self._prefix}{key}" if key else self._bucket
+        try:
+            headers = self._signer.headers(method, path, query, sha256, also)
+        except KeysUnreadable as error:
+            raise StoreTrouble(str(error), is_lasting=True) from None
+        return f"{self._endpoint}{path}" + (f"?{query}" if query else ""), headers
+
     async def _once(
         self,
         method: str,
@@ -333,18 +384,12 @@ class S3:
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             raise StoreTrouble("it is too late")
-        path = f"{self._bucket}/{self._prefix}{key}" if key else self._bucket
-        text = query_of(query)
-        url = URL(f"{self._endpoint}{path}" + (f"?{text}" if text else ""), encoded=True)
-        try:
-            headers = self._signer.headers(method, path, text, sha256, also)
-        except KeysUnreadable as error:
-            raise StoreTrouble(str(error), is_lasting=True) from None
+        url, headers = self._signed(method, key, query_of(query), sha256, also)
         async with _bounded(seconds):
             response = await self._session.request(
                 # Who is refused hears it before all of the body has gone out; else there would be a reset, and no word.
                 method,
-                url,
+                URL(url, encoded=True),
                 headers=headers,
                 data=body,
                 allow_redirects=False,
@@ -353,14 +398,13 @@ class S3:
             if response.status < 300:  # noqa: PLR2004 -- HTTP
                 return response
             try:
-                raise self._error(response, await _short(response))
+                raise self._error(response.status, response.headers.get("Date", ""), await _short(response))
             finally:
                 response.close()
 
-    def _error(self, response: aiohttp.ClientResponse, body: bytes) -> RegistryCacheError:
+    def _error(self, status: int, date: str, body: bytes) -> RegistryCacheError:
         found = _CODE.search(body)
         code = found[1].decode() if found else ""
-        status = response.status
         if status == 404 and code in ("NoSuchKey", "NoSuchUpload"):  # noqa: PLR2004 -- HTTP
             return ObjectMissing("the object is not there")
         if status == 416:  # noqa: PLR2004 -- HTTP
@@ -369,14 +413,14 @@ class S3:
             return ObjectRefused("the store got other bytes than were signed")
         what = f"the store answered {status}" + (f" {code}" if code else "")
         if code == "RequestTimeTooSkewed":
-            self._learn_time(response)
+            self._learn_time(date)
             return _WrongTime(what, is_lasting=True)
         return StoreTrouble(what, is_lasting=status < 500 and status not in (408, 429))  # noqa: PLR2004
 
-    def _learn_time(self, response: aiohttp.ClientResponse) -> None:
+    def _learn_time(self, date: str) -> None:
         """A clock that is wrong here is no reason to do without the store: sign with its time from now on."""
         with contextlib.suppress(TypeError, ValueError):
-            theirs = email.utils.parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
+            theirs = email.utils.parsedate_to_datetime(date).timestamp()
             self._signer.ahead_seconds = theirs - time.time()
 
 
@@ -390,6 +434,8 @@ async def _bounded(seconds: float) -> AsyncIterator[None]:
         raise StoreTrouble(f"the store did not answer within {seconds:g} s") from error
     except aiohttp.ClientConnectorError as error:
         raise StoreTrouble(f"the store cannot be reached: {error.strerror}") from error
+    except UpstreamError as error:
+        raise StoreTrouble(f"the store cannot be reached: {error}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise StoreTrouble(f"the store broke the connection ({type(error).__name__})") from error
 

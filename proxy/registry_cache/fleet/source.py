@@ -264,7 +264,7 @@ class FleetSource:
             if await self._proof.missing(repository, digest):
                 await self._confirm(repository, digest)
         except BaseException:
-            reply.response.close()
+            reply.reply.close()
             raise
         trail.of_bucket, trail.is_shared = None if reply.start or start else value, True
         self._counts.from_bucket += 1

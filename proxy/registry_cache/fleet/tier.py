@@ -5,10 +5,9 @@ there, so that the store itself has refused other bytes.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+import contextlib
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
-
-import aiohttp
 
 from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.counts import Counts
@@ -17,13 +16,11 @@ from registry_cache.fleet.s3 import ObjectMissing, ObjectReply, ObjectShort, Sto
 from registry_cache.fleet.shelf import Shelf
 from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
-from registry_cache.model.errors import PeerLost
+from registry_cache.model.errors import PeerLost, TransferStalled, UpstreamError
 from registry_cache.model.oci import Digest
 from registry_cache.ports.blobs import Origin, Piece
 from registry_cache.runtime.background import Background
-from registry_cache.runtime.threads import finish
 
-SILENCE_SECONDS = 3.0
 _ROUND_SECONDS = 5.0
 # Used blobs that are told in one round; what is used often is told in the next one.
 _TOUCHED_MAX = 100
@@ -49,7 +46,7 @@ class TierBody:
         self.origin: Origin = "bucket"
         self._position = reply.start
         self._stop = reply.total_bytes
-        self._response = reply.response
+        self._reply = reply.reply
         self._moved = moved
         self._lost = lost
 
@@ -61,33 +58,44 @@ class TierBody:
         """
         if self._position == self._stop:
             return b""
-        try:
-            async with asyncio.timeout(SILENCE_SECONDS):
-                piece = await self._response.content.readany()
-        except TimeoutError as error:
-            self._lost(True)
-            raise PeerLost("the bucket fell silent") from error
-        except (aiohttp.ClientError, OSError) as error:
+        with self._losing():
+            piece = await self._reply.read()
+        if not piece:
             self._lost(False)
-            raise PeerLost(f"the bucket broke: {type(error).__name__}") from error
-        if not piece or len(piece) > self._stop - self._position:
-            self._lost(False)
-            raise PeerLost("the bucket ended early" if not piece else "the bucket sends more than it said")
+            raise PeerLost("the bucket ended early")
         self._position += len(piece)
         self._moved(self._position, len(piece))
         return piece
 
     async def drain(self, take: Callable[[Piece], None]) -> None:
         """See :class:`registry_cache.pull.flight.BlobBody`."""
-        while piece := await self.read():
-            await finish(asyncio.to_thread(take, piece))  # it uses a file, which is closed after us
+        loop = asyncio.get_running_loop()
+
+        def counted(piece: Piece) -> None:
+            self._position += len(piece)
+            loop.call_soon_threadsafe(self._moved, self._position, len(piece))
+            take(piece)
+
+        with self._losing():
+            await self._reply.drain(counted)
+        if self._position != self._stop:
+            self._lost(False)
+            raise PeerLost("the bucket ended early")
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except TransferStalled as error:
+            self._lost(True)
+            raise PeerLost("the bucket fell silent") from error
+        except UpstreamError as error:
+            self._lost(False)
+            raise PeerLost("the bucket broke") from error
 
     def close(self) -> None:
         """Keep the connection if all of it has come."""
-        if self._position == self._stop:
-            self._response.release()
-        else:
-            self._response.close()
+        self._reply.close(reuse=self._position == self._stop)
 
 
 class Tier:
@@ -154,7 +162,7 @@ class Tier:
             return None
         size = value.partition(":")[0]
         if reply.start not in (0, start) or (size and size != str(reply.total_bytes)):
-            reply.response.close()
+            reply.reply.close()
             self.rotten(digest, value, f"{reply.total_bytes} bytes, {size} were shared")
             return None
         if not value:

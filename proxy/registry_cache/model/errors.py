@@ -174,6 +174,10 @@ class UpstreamError(RegistryCacheError):
         self.told_seconds = retry_in_seconds if told_seconds is None else told_seconds
 
 
+class TransferStalled(UpstreamError):
+    """Nothing has come for longer than is waited."""
+
+
 class OriginDown(UpstreamError):
     """The circuit breaker is open: nothing was sent."""
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from registry_cache.model.errors import UpstreamError
+from registry_cache.model.errors import TransferStalled, UpstreamError
 from registry_cache.ports.blobs import Piece
 from registry_cache.runtime.threads import Threads
 from registry_cache.upstream.addresses import AddressRefused
@@ -115,7 +115,8 @@ class BulkReply:
             if piece and left and not getattr(self._response, "chunked", True):
                 self._socket, self._left = getattr(self._response.connection, "sock", None), left
         except _FAILURES as error:
-            raise UpstreamError(self._explain(error)) from error
+            kind = TransferStalled if _is_stall(error) else UpstreamError
+            raise kind(self._explain(error)) from error
         return piece
 
     def _receive(self, sock: socket.socket) -> Piece:
@@ -291,15 +292,17 @@ class BulkClient:
         self._threads.close()
 
 
+def _is_stall(error: Exception) -> bool:
+    return isinstance(error, TimeoutError | urllib3.exceptions.ReadTimeoutError)
+
+
 def _reason(error: Exception) -> str:
     """One line that an operator can use, without the library's object addresses."""
     if isinstance(error, AddressRefused) or isinstance(error.__cause__, AddressRefused):
         return str(error if isinstance(error, AddressRefused) else error.__cause__)
-    if isinstance(error, TimeoutError):
-        return _STALLED
     while isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None:
         error = error.reason
-    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+    if _is_stall(error):
         return _STALLED
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return "the connection took longer than the connect timeout"
