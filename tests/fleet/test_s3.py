@@ -126,7 +126,7 @@ async def test_what_is_said_of_an_object_is_kept_beside_it(any_client):
     await any_client.put("k", 2, hashlib.sha256(body).hexdigest(), pieces_of(body), seconds=5, headers=headers)
     reply = await any_client.get("k", 0)
     assert await body_of(reply) == body
-    assert {name: reply.response.headers[name] for name in headers} == headers
+    assert {name: reply.reply.headers[name] for name in headers} == headers
 
 
 async def test_the_size_of_an_object_is_told_without_its_bytes(any_client):

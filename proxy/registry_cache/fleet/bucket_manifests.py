@@ -6,12 +6,11 @@ write in the bucket makes none of another kind.
 
 import asyncio
 
-import aiohttp
-
 from registry_cache.fleet.leases import RedisDown
 from registry_cache.fleet.s3 import HEAD_SECONDS, ObjectReply
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.tier import Tier
+from registry_cache.model.errors import UpstreamError
 from registry_cache.model.oci import MANIFEST_MAX_BYTES, Digest
 
 SEAL = "x-amz-meta-seal"
@@ -41,7 +40,7 @@ class BucketManifests:
         if Digest.of(body, digest.algorithm) != digest:
             self._tier.rotten(digest, value, "its bytes are not those of its digest")
             return None
-        media_type, seal = (reply.response.headers.get(name, "") for name in ("Content-Type", SEAL))
+        media_type, seal = (reply.reply.headers.first(name) for name in ("Content-Type", SEAL))
         is_ours = seal.isascii() and self._signer.is_seal(seal, _SEALED_AS, media_type, payload=digest.encode())
         return (body, media_type) if is_ours else None
 
@@ -54,10 +53,12 @@ class BucketManifests:
 
 async def _whole(reply: ObjectReply) -> bytes | None:
     """All bytes, or none."""
+    body = b""
     try:
         async with asyncio.timeout(HEAD_SECONDS):
-            return await reply.response.content.readexactly(reply.total_bytes)
-    except (TimeoutError, asyncio.IncompleteReadError, aiohttp.ClientError, OSError):
+            body = await reply.reply.read_small(reply.total_bytes)
+    except (TimeoutError, UpstreamError):
         return None
     finally:
-        reply.response.release()
+        reply.reply.close(reuse=len(body) == reply.total_bytes)
+    return body if len(body) == reply.total_bytes else None
