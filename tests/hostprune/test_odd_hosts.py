@@ -122,8 +122,8 @@ def test_an_entry_without_an_id_is_counted_and_the_rest_goes(host):
     host.engine.images["odd"] = {"Id": None, "RepoTags": None, "RepoDigests": None}
     result = host.prune("--apply")
     assert orphan not in host.engine.images
-    assert "1 containers without an ID" in result.stderr
-    assert "1 images without an ID" in result.stderr
+    assert "1 container without an ID" in result.stderr
+    assert "1 image without an ID" in result.stderr
 
 
 def in_a_swarm(engine, state="active", *, control=True, node_id="n1"):

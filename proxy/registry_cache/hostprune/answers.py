@@ -16,6 +16,7 @@ from typing import Any
 
 from registry_cache.hostprune.snapshot import CacheRecord, Container, Image, Service, Task, chain_ids
 from registry_cache.model.errors import EngineError
+from registry_cache.model.units import counted
 
 Json = Mapping[str, Any]
 
@@ -41,7 +42,7 @@ def identified(listed: Sequence[object], what: str) -> tuple[list[Json], tuple[s
     lost = len(listed) - len(known)
     if lost and not known:
         raise EngineError(f"the Docker Engine's answer makes no sense: no {what} in its list has an ID")
-    return known, (f"{lost} {what}s without an ID",) if lost else ()
+    return known, (f"{counted(lost, what)} without an ID",) if lost else ()
 
 
 @dataclass(frozen=True)
