@@ -152,6 +152,15 @@ class Access:
         """Whether some repository may be open to *principal*."""
         return may_pull_anything(self._rules, principal)
 
+    def bars(self, origin: str) -> bool:
+        """Whether logins of *origin* that are not known are refused unseen. A registry that decides has its own."""
+        return not self.forwards and self._failures.bars(origin)
+
+    def knows(self, user: str, password: str) -> bool:
+        """Whether :meth:`verify` would say at once who that is, be it nobody."""
+        is_token = self.issuers is not None and looks_like_a_token(password)
+        return not is_token and (self.logins is None or not user or self.logins.knows(user, password))
+
     async def verify(self, user: str, password: str, origin: str, registry: str | None = None) -> tuple[Holder, float]:
         """Who logs in with that, and until when that may be believed (Unix seconds).
 

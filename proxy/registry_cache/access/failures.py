@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from registry_cache.model.errors import TooManyLogins
+from registry_cache.model.errors import Barred
 
 _FAILURES_MAX = 20
 _FAILURES_SECONDS = 60.0
@@ -33,16 +33,20 @@ class Failures:
         self._whose = whose
         self._failures: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()  # since when, how many
 
+    def bars(self, key: Hashable) -> bool:
+        """Whether too many were wrong."""
+        since, count = self._failures.get(key, (0.0, 0))
+        return count >= self._most and self._now() < since + self._seconds
+
     def check(self, key: Hashable) -> None:
         """Let a login be looked at.
 
         Raises:
-            TooManyLogins: too many were wrong.
+            Barred: too many were wrong.
         """
-        since, count = self._failures.get(key, (0.0, 0))
-        if count >= self._most and self._now() < since + self._seconds:
+        if self.bars(key):
             minutes = f"{self._seconds / 60:g} minutes" if self._seconds > 60 else "a minute"  # noqa: PLR2004 -- words
-            raise TooManyLogins(f"too many wrong logins {self._whose}: wait {minutes}")
+            raise Barred(f"too many wrong logins {self._whose}: wait {minutes}")
 
     def count(self, key: Hashable) -> None:
         """One was wrong."""

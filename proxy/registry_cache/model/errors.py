@@ -84,6 +84,10 @@ class TooManyLogins(RegistryCacheError):
     """Passwords are not looked at for now: too many were wrong, or wait."""
 
 
+class Barred(TooManyLogins):
+    """Too many were wrong that came from there."""
+
+
 class LimitReached(RegistryCacheError):
     """Whoever asks has had what the limits give it.
 

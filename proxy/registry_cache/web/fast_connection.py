@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from registry_cache.model import events
 from registry_cache.web.connection import Connection
 from registry_cache.web.fast_path import FastPath, FileAnswer
 from registry_cache.web.refusals import Refusals
@@ -71,6 +72,10 @@ class FastConnection(Connection):
     def learn(self, request: web.BaseRequest, route: Route) -> None:
         """*request* was let in and asks for *route*: when the same bytes come again, nobody has to parse them."""
         self._fast.learn(self._head, request, route)
+
+    def learn_refusal(self, request: web.BaseRequest, response: web.Response, event: events.Request | None) -> None:
+        """*request* was refused by *response*, because of where its login comes from."""
+        self._fast.learn_refusal(self._head, request, response, event)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's, which knows half-open connections
         """Called by the event loop: the client has shut its sending half, and gets its answers all the same.

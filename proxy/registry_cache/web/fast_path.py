@@ -96,6 +96,11 @@ class FastPath:
             user_agent(request),
         )
 
+    def learn_refusal(
+        self, head: bytes, request: web.BaseRequest, response: web.Response, event: events.Request | None
+    ) -> None:
+        """*request*, which came as *head*, was refused like this; nobody is here."""
+
     def answer(
         self, head: bytes, protocol: BaseProtocol, client: str, audit: Audit = NOBODY
     ) -> "bytes | FileAnswer | None":
@@ -129,13 +134,13 @@ class FastPath:
             if body is None and not wants_body:
                 blob.close()
             elif body is None:
-                sink = self._blobs.sink(protocol, start + _end(rfc822_formatted_time()), pace=self._pace(audit))
+                sink = self._blobs.sink(protocol, start + end_of_head(rfc822_formatted_time()), pace=self._pace(audit))
                 return FileAnswer(self, self._blobs, sink, blob, Hit(asked, digest, served, began, client, audit))
         else:
             return None
         if served.age_seconds is not None:
             start += b"Age: %d\r\n" % served.age_seconds
-        response = start + _end(rfc822_formatted_time())
+        response = start + end_of_head(rfc822_formatted_time())
         sent = 0
         if wants_body and body is not None:
             sent = len(body)
@@ -235,19 +240,26 @@ class FileAnswer:
 def _manifest_start(
     registry: str, digest: Digest, media_type: str, size_bytes: int, result: CacheResult
 ) -> tuple[bytes, str]:
-    return _start(manifest_headers(registry, Served(result), digest, media_type), size_bytes), str(digest)
+    headers = manifest_headers(registry, Served(result), digest, media_type)
+    return start_of_head("200 OK", headers, size_bytes), str(digest)
 
 
 @functools.lru_cache(maxsize=4096)
 def _blob_start(registry: str, digest: Digest, size_bytes: int, result: CacheResult) -> tuple[bytes, str]:
-    return _start(blob_headers(registry, Served(result), digest), size_bytes), str(digest)
+    return start_of_head("200 OK", blob_headers(registry, Served(result), digest), size_bytes), str(digest)
 
 
-def _start(headers: dict[str, str], size_bytes: int) -> bytes:
-    lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in headers.items())]
+def start_of_head(status: str, headers: dict[str, str], size_bytes: int) -> bytes:
+    """Of an answer, up to its date.
+
+    Args:
+        status: with its phrase.
+    """
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, f"Content-Length: {size_bytes}", ""]).encode()
 
 
 @functools.lru_cache(maxsize=2)
-def _end(date: str) -> bytes:
+def end_of_head(date: str) -> bytes:
+    """The rest of it."""
     return f"Date: {date}\r\nServer: {SERVER_SOFTWARE}\r\n\r\n".encode()

@@ -14,6 +14,7 @@ from registry_cache.model import events
 from registry_cache.model.oci import Repository
 from registry_cache.pull.answers import Served
 from registry_cache.pull.pullthrough import PullThrough
+from registry_cache.web.barred import BarredLogins
 from registry_cache.web.blob_response import BlobResponder
 from registry_cache.web.connection import Connection
 from registry_cache.web.exchange import Audit
@@ -38,15 +39,27 @@ class GuardedFastPath(FastPath):
         super().__init__(pull_through, blobs, events)
         self._access = access
         self._accounts = access.accounts
+        self._barred = BarredLogins(access, events)
         self._heads: dict[bytes, tuple[Asked, bytes]] = {}  # whole ones, as one connection sends them again and again
         self._let_in: dict[tuple[Principal, Repository], Audit] = {}  # by rules, which stay as they are
 
     def learn(self, head: bytes, request: web.BaseRequest, route: Route) -> None:
         """See :class:`FastPath`."""
         head, token = without_token(head)
-        others = sum(name.title() not in self.plain for name in request.headers)
-        if others == (hdrs.AUTHORIZATION in request.headers) == bool(token):
+        if self._is_plain(request) and (hdrs.AUTHORIZATION in request.headers) == bool(token):
             self._learn(head, request, route)
+
+    def learn_refusal(
+        self, head: bytes, request: web.BaseRequest, response: web.Response, event: events.Request | None
+    ) -> None:
+        """See :class:`FastPath`."""
+        if self._is_plain(request):
+            self._barred.learn(head, request, response, event)
+
+    def _is_plain(self, request: web.BaseRequest) -> bool:
+        """Whether there is nothing but a login beside what requests have."""
+        others = sum(name.title() not in self.plain for name in request.headers)
+        return others == (hdrs.AUTHORIZATION in request.headers)
 
     def answer(
         self, head: bytes, protocol: BaseProtocol, client: str, audit: Audit | None = None
@@ -54,7 +67,7 @@ class GuardedFastPath(FastPath):
         """See :class:`FastPath`. Whom it says no to, the other way tells so."""
         known = self._heads.get(head) or self._known(head)
         if known is None:
-            return None
+            return self._barred.answer(head, protocol.principal, client) if isinstance(protocol, Connection) else None
         asked, token = known
         principal = self._principal(protocol, token)
         if principal is None:

@@ -18,10 +18,11 @@ from registry_cache.access.client_login import ClientLogin
 from registry_cache.access.control import Access
 from registry_cache.access.rules import Principal
 from registry_cache.access.tokens import Holder
-from registry_cache.model.errors import BadRequest, LoginNeeded, RegistryCacheError, Unsupported
+from registry_cache.model.errors import BadRequest, Barred, LoginNeeded, RegistryCacheError, Unsupported
 from registry_cache.web.connection import Connection
 from registry_cache.web.errors import rendered
 from registry_cache.web.exchange import INERT, JSON, client_address
+from registry_cache.web.fast_connection import FastConnection
 from registry_cache.web.gate import Gate
 from registry_cache.web.names import Registries
 
@@ -96,7 +97,10 @@ class Identity:
                 headers["WWW-Authenticate"] = 'Basic realm="registry-cache"'
             if isinstance(error, Unsupported):
                 headers["Allow"] = "GET"
-            return web.Response(status=status, body=body, headers={**INERT, **JSON, **_NO_STORE, **headers})
+            response = web.Response(status=status, body=body, headers={**INERT, **JSON, **_NO_STORE, **headers})
+            if isinstance(error, Barred) and isinstance(request.protocol, FastConnection):
+                request.protocol.learn_refusal(request, response, None)
+            return response
         token, seconds = self.access.make_token(holder, until)
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         answer = {"token": token, "access_token": token, "expires_in": seconds, "issued_at": now}
@@ -155,7 +159,7 @@ class Identity:
 
     async def _holder(self, basic: str, origin: str, registry: str | None) -> tuple[Holder, float]:
         """Whose the value of a Basic header is; nobody's is the empty user and password that skopeo sends."""
-        user, password = _decoded(basic)
+        user, password = decoded(basic)
         return await self.access.verify(user, password, origin, registry) if user or password else _NOBODY
 
     def challenge(self, request: web.BaseRequest, error: LoginNeeded) -> dict[str, str]:
@@ -191,7 +195,12 @@ def _authorization(request: web.BaseRequest) -> str:
     return values[0].strip() if values else ""
 
 
-def _decoded(basic: str) -> tuple[str, str]:
+def decoded(basic: str) -> tuple[str, str]:
+    """User and password of a Basic header's value.
+
+    Raises:
+        LoginNeeded: it is none.
+    """
     try:
         text = base64.b64decode(basic.strip()[:_HEADER_MAX], validate=True).decode()
     except (binascii.Error, ValueError) as error:

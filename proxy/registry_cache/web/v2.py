@@ -12,6 +12,7 @@ from aiohttp import web
 from registry_cache.access.rules import Principal
 from registry_cache.model import events
 from registry_cache.model.errors import (
+    Barred,
     BlobUnknown,
     Denied,
     Hidden,
@@ -104,6 +105,8 @@ class V2:
                     await exchange.account.keep_pace(exchange.body_bytes)
             except RegistryCacheError as error:
                 response = self._error_response(exchange, error)
+                if isinstance(error, Barred) and isinstance(request.protocol, FastConnection):
+                    request.protocol.learn_refusal(request, response, exchange.event(response.status))
             except ConnectionError as error:
                 stalled = isinstance(error, ClientStalled)
                 exchange.error = "" if exchange.left_status == 206 and not stalled else str(error)  # noqa: PLR2004
