@@ -33,6 +33,7 @@ from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.s3 import S3
 from registry_cache.fleet.s3_signing import KeyFile
 from registry_cache.model import events
+from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Digest
 from tests.e2e.command import until
 from tests.hub.client import HubClient
@@ -63,7 +64,12 @@ def main() -> None:
         for part in parts:
             try:
                 getattr(runs, part)(made, hub)
-            except (RuntimeError, OSError, AssertionError) as error:  # what was measured is told all the same
+            except (
+                RuntimeError,
+                OSError,
+                AssertionError,
+                RegistryCacheError,
+            ) as error:  # what was measured is told all the same
                 print(f"{part} failed: {error!r}", flush=True)
             loads.append(os.getloadavg()[0])
             _write(runs, given, loads)
