@@ -7,7 +7,6 @@ import http.client
 import json
 import math
 import multiprocessing
-import os
 import threading
 import time
 from collections import Counter
@@ -96,11 +95,7 @@ def flood(system: System) -> Iterator[dict[int, int]]:
 
 
 def _send_wrong_logins(url: str, parent: Connection) -> None:
-    """Say that it begins, send until told that it is over, and say what was answered.
-
-    Whoever does so has cores of his own: here he gets what the cache and its client leave.
-    """
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    """Say that it begins, send until told that it is over, and say what was answered."""
     over, statuses = threading.Event(), list[int]()
 
     def send(number: int) -> None:
@@ -232,8 +227,7 @@ def _write(
         "access",
         "Rules, wrong logins, and what is hidden",
         f"Up to {LOGINS_PER_SECOND} wrong logins a second from {ADDRESSES} addresses, bcrypt of cost {COST}; manifests "
-        "by tag over one connection beside them. Both clients, each a process, and the cache share the machine; "
-        "who sends the logins has the lowest priority (`SCHED_IDLE`).",
+        "by tag over one connection beside them. Both clients, each a process, and the cache share the machine.",
     )
     report.table(
         "A warm manifest by tag, on one connection",

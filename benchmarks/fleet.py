@@ -42,9 +42,10 @@ MEGABYTE = 1_000_000
 RATE = 12_500_000  # bytes per second: 100 Mbit/s per connection
 REPOSITORY = "library/bench"
 CONNECTIONS = 16
-PARTS = ("crowd", "leader", "redis", "hits", "bucket")
+PARTS = ("crowd", "leader", "redis", "store", "hits", "bucket")
 FATES = ("lives", "is killed", "freezes")  # of a leader
 STATES = ("works", "refuses", "frozen")  # of Redis
+STORE_STATES = ("works", "frozen")
 # A leader dies when all its followers have so much of the blob.
 _DIES_AT = 0.3
 
@@ -119,6 +120,7 @@ class Runs:
         self.crowds: dict[str, list[Crowd]] = defaultdict(list)
         self.leaders: dict[str, list[Followed]] = defaultdict(list)
         self.first_bytes: dict[str, list[float]] = defaultdict(list)
+        self.first_bytes_shared: dict[str, list[float]] = defaultdict(list)
         self.loads: dict[str, dict[str, list[load.Load]]] = {}
         self.calls: dict[str, list[float]] = defaultdict(list)
         self.from_bucket: dict[str, list[float]] = defaultdict(list)
@@ -218,6 +220,21 @@ class Runs:
                 with _redis_that(made, state):
                     self.first_bytes[state].append(load.get(one, path).first_byte_seconds)
 
+    # --- a store that freezes -------------------------------------------------------------------------------------
+
+    def store(self, made: Engines, hub: HubClient) -> None:
+        """The first byte of a small blob that is in the bucket, at the moment when that freezes."""
+        if made.ceph is None:
+            return
+        with replicas(SHARING, made, hub, 2) as of:
+            first, second = of.running
+            for _, state in harness.alternated(STORE_STATES, 2 * self.given.rounds):
+                until(lambda: not fleet_figures(second)["reading_trouble"], "the bucket is read again", seconds=60)
+                path = f"/v2/{REPOSITORY}/blobs/{self.blob(hub, 50_000)}"
+                _bring(first, path)
+                with made.ceph.frozen() if state == "frozen" else contextlib.nullcontext():
+                    self.first_bytes_shared[state].append(load.get(second, path).first_byte_seconds)
+
     # --- hits ---------------------------------------------------------------------------------------------------
 
     def hits(self, made: Engines, hub: HubClient) -> None:
@@ -262,9 +279,7 @@ class Runs:
 
     def _through_the_bucket(self, made: Engines, of: Replicas, first: System, second: System, digest: str) -> None:
         path = f"/v2/{REPOSITORY}/blobs/{digest}"
-        shared = fleet_figures(first)["shared"]
-        load.get(first, path)
-        until(lambda: fleet_figures(first)["shared"] > shared, "it is in the bucket", seconds=200)
+        _bring(first, path)
         os.sync()
         bare = _bare_get(made, of, digest)
         os.sync()
@@ -287,6 +302,8 @@ class Runs:
             self._write_leaders(report, goals)
         if len(self.first_bytes) == len(STATES):
             self._write_first_bytes(report, goals)
+        if self.first_bytes_shared:
+            self._write_store(report, goals)
         if self.loads and all(len(cell) == len((ALONE, FLEET)) for cell in self.loads.values()):
             self._write_hits(report, goals)
         if self.from_bucket:
@@ -296,6 +313,7 @@ class Runs:
             "crowds": {kind: [one._asdict() for one in of] for kind, of in self.crowds.items()},
             "leaders": {fate: [one._asdict() for one in of] for fate, of in self.leaders.items()},
             "first_bytes": self.first_bytes,
+            "first_bytes_shared": self.first_bytes_shared,
             "hits": {
                 kind: {name: [vars(one) for one in of] for name, of in c.items()} for kind, c in self.loads.items()
             },
@@ -368,6 +386,16 @@ class Runs:
             more = (median(self.first_bytes[state]) - works) * 1000
             goals.append([f"Redis {state}: first byte, median", f"≤ +{most} ms", f"{more:+.0f} ms", _yes(more <= most)])
 
+    def _write_store(self, report: Report, goals: list[list[object]]) -> None:
+        rows = [
+            [f"the bucket {state}", *(figure(value * 1000) for value in (median(of), quantile(of, 0.9), max(of)))]
+            for state, of in self.first_bytes_shared.items()
+        ]
+        report.table("First byte of a blob of 50 KB that is in the bucket, ms", ["", "median", "p90", "worst"], rows)
+        if set(self.first_bytes_shared) == set(STORE_STATES):
+            more = max(self.first_bytes_shared["frozen"]) - median(self.first_bytes_shared["works"])
+            goals.append(["the bucket freezes: first byte, the worst", "≤ +3.2 s", f"{more:+.2f} s", _yes(more <= 3.2)])
+
     def _write_hits(self, report: Report, goals: list[list[object]]) -> None:
         rows, worst = [], 1.0
         for kind, cell in self.loads.items():
@@ -433,6 +461,13 @@ def _redis_that(made: Engines, state: str) -> Iterator[None]:
     yield
     if state == "refuses":
         made.redis.start()
+
+
+def _bring(system: System, path: str) -> None:
+    """Have what is at *path* brought into the bucket by *system*."""
+    shared = fleet_figures(system)["shared"]
+    load.get(system, path)
+    until(lambda: fleet_figures(system)["shared"] > shared, "it is in the bucket", seconds=200)
 
 
 def _bare_get(made: Engines, of: Replicas, digest: str) -> float:

@@ -80,7 +80,9 @@ def engines(work: Path, *, ceph: bool) -> Iterator[Engines]:
         started = RedisEngine(work / "redis")
         stack.callback(started.kill)
         started.start()
-        yield Engines(work, started, stack.enter_context(running_ceph(work / "ceph")) if ceph else None)
+        # Of what is deleted there, room comes back hours later.
+        store = stack.enter_context(running_ceph(work / "ceph", device_bytes=8 << 30)) if ceph else None
+        yield Engines(work, started, store)
 
 
 def member(made: Engines, name: str, number: int, bucket: str = "", **settings: str) -> Recipe:

@@ -7,7 +7,6 @@ import bcrypt
 import pytest
 
 from registry_cache.access import failures
-from registry_cache.access import logins as module
 from registry_cache.access.htpasswd import Users, read_users
 from registry_cache.access.logins import Logins
 from registry_cache.model.errors import SettingsError, TooManyLogins
@@ -96,7 +95,7 @@ def test_a_wrong_password_costs_what_the_slowest_hash_does_whoevers_it_is(monkey
 
 async def test_what_was_right_is_not_asked_again_and_not_kept(logins, monkeypatch):
     assert await logins.verify("ci", SECRET, "10.0.0.1")
-    monkeypatch.setattr(module, "_verify", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(Users, "verify", lambda *_: pytest.fail("asked"))
     assert await logins.verify("ci", SECRET, "10.0.0.2")
     kept = repr(vars(logins))
     assert SECRET not in kept
@@ -118,14 +117,14 @@ async def test_what_was_right_is_over_with_another_password_and_with_time(users)
 
 @pytest.mark.parametrize("changed", [{"ci": "new"}, {}])
 async def test_what_was_right_when_it_was_asked_is_wrong_when_users_have_changed_since(logins, monkeypatch, changed):
-    begun, go, verify = threading.Event(), threading.Event(), module._verify
+    begun, go, verify = threading.Event(), threading.Event(), Users.verify
 
     def held(*given):
         begun.set()
         go.wait(10)
         return verify(*given)
 
-    monkeypatch.setattr(module, "_verify", held)
+    monkeypatch.setattr(Users, "verify", held)
     asked = asyncio.ensure_future(logins.verify("ci", SECRET, "10.0.0.1"))
     await asyncio.to_thread(begun.wait)
     logins.users = Users({user: hashed(password).encode() for user, password in changed.items()})
@@ -135,8 +134,8 @@ async def test_what_was_right_when_it_was_asked_is_wrong_when_users_have_changed
 
 async def test_many_with_one_login_ask_once(logins, monkeypatch):
     asked = []
-    verify = module._verify
-    monkeypatch.setattr(module, "_verify", lambda *given: asked.append(1) or verify(*given))
+    verify = Users.verify
+    monkeypatch.setattr(Users, "verify", lambda *given: asked.append(1) or verify(*given))
     found = await asyncio.gather(*[logins.verify("ci", SECRET, "10.0.0.1") for _ in range(200)])
     assert (all(found), len(asked)) == (True, 1)
 
@@ -164,7 +163,7 @@ async def test_few_wait_and_the_others_are_told_so(logins, monkeypatch):
         go.wait(10)
         return False
 
-    monkeypatch.setattr(module, "_verify", held)
+    monkeypatch.setattr(Users, "verify", held)
     tasks = [asyncio.ensure_future(logins.verify("ci", f"{n}", f"10.0.0.{n}")) for n in range(34)]
     await asyncio.to_thread(begun.acquire)
     with pytest.raises(TooManyLogins):

@@ -210,11 +210,8 @@ class RealCeph:
     async def trouble(self, dice: Random) -> str:
         what = dice.choice(("frozen", "killed", "full", "lost"))
         if what == "frozen":
-            self._ceph.signal("rgw", signal.SIGSTOP)
-            try:
+            with self._ceph.frozen():
                 await asyncio.sleep(dice.uniform(0.3, 5.0))
-            finally:
-                self._ceph.signal("rgw", signal.SIGCONT)
         elif what == "killed":
             self._ceph.processes["rgw"].kill()
             await asyncio.to_thread(self._ceph.processes["rgw"].wait)

@@ -31,7 +31,7 @@ log file = {root}/$name.log
 mon data = {root}/mon
 osd data = {root}/osd
 osd objectstore = memstore
-memstore device bytes = 2147483648
+memstore device bytes = {device_bytes}
 osd pool default size = 1
 osd pool default min size = 1
 osd pool default pg num = 1
@@ -105,15 +105,26 @@ class Ceph:
                 [*words, "-f", "-c", str(self.root / "ceph.conf")], stdout=out, stderr=out, stdin=subprocess.DEVNULL
             )
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """radosgw takes connections, and does nothing."""
+        self.signal("rgw", signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal("rgw", signal.SIGCONT)
+
     def signal(self, name: str, what: signal.Signals) -> None:
         self.processes[name].send_signal(what)
 
 
 @contextlib.contextmanager
-def running_ceph(root: Path) -> Iterator[Ceph]:
+def running_ceph(root: Path, *, device_bytes: int = 2 << 30) -> Iterator[Ceph]:
     ceph = Ceph(root, free_port())
     fsid, mon = str(uuid.uuid4()), ceph.port + 1
-    (root / "ceph.conf").write_text(_CONF.format(fsid=fsid, mon=mon, rgw=ceph.port, root=root))
+    (root / "ceph.conf").write_text(
+        _CONF.format(fsid=fsid, mon=mon, rgw=ceph.port, root=root, device_bytes=device_bytes)
+    )
     for name in ("mon", "osd", "rgw"):
         (root / name).mkdir()
     keyring = str(root / "keyring")

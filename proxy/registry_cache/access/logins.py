@@ -19,8 +19,7 @@ from registry_cache.runtime.threads import Threads
 _KNOWN_SECONDS = 300.0
 _KNOWN_MAX = 4096
 # A core stays free of them, where there are several: what a flood of logins waits for is no hit's trouble. Their
-# priority is that of all threads: one that was put off while it had Python's lock kept hits waiting (beside a flood
-# p99 was 1.9 ms in place of 0.8, benchmarks/access.py).
+# priority is that of all threads: one that is put off while it has Python's lock keeps hits waiting.
 _THREADS = max(1, min(2, (os.cpu_count() or 1) - 1))
 _UNDER_WAY_MAX = 34
 

@@ -1,7 +1,6 @@
 """Logins that are not looked at, because their address has sent too many wrong ones: refused with the bytes of before.
 
-One that comes by aiohttp's objects costs as much as some hits, and hits wait for it: beside 500 a second, p99 of hits
-was twice that of a quiet cache (benchmarks/access.py).
+One that comes by aiohttp's objects costs as much as some hits, and hits wait for it.
 """
 
 import http
