@@ -62,15 +62,20 @@ async def body_of(reply):
     return bytes(body)
 
 
-def test_a_signature_is_that_of_the_published_example(tmp_path, monkeypatch):
-    """AWS, "Examples of the complete Signature Version 4 signing process": GET Object."""
+@pytest.fixture
+def signer(tmp_path, monkeypatch):
+    """The one of AWS's examples."""
     file = tmp_path / "keys"
     file.write_text(
         "[default]\naws_access_key_id=AKIAIOSFODNN7EXAMPLE\n"
         "aws_secret_access_key=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n"
     )
     monkeypatch.setattr("registry_cache.fleet.s3_signing.time.time", lambda: 1369353600.0)  # 2013-05-24
-    signer = S3Signer(KeyFile(file), region="us-east-1", host="examplebucket.s3.amazonaws.com")
+    return S3Signer(KeyFile(file), region="us-east-1", host="examplebucket.s3.amazonaws.com")
+
+
+def test_a_signature_is_that_of_the_published_example(signer):
+    """AWS, "Examples of the complete Signature Version 4 signing process": GET Object."""
     headers = signer.headers("GET", "/test.txt", "", EMPTY_SHA256, {"Range": "bytes=0-9"})
     signature = "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
     assert headers["Authorization"].endswith(
@@ -80,15 +85,8 @@ def test_a_signature_is_that_of_the_published_example(tmp_path, monkeypatch):
     assert listing["Authorization"].endswith("34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7")
 
 
-def test_a_link_is_that_of_the_published_example(tmp_path, monkeypatch):
+def test_a_link_is_that_of_the_published_example(signer):
     """AWS, "Authenticating Requests: Using Query Parameters"."""
-    file = tmp_path / "keys"
-    file.write_text(
-        "[default]\naws_access_key_id=AKIAIOSFODNN7EXAMPLE\n"
-        "aws_secret_access_key=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n"
-    )
-    monkeypatch.setattr("registry_cache.fleet.s3_signing.time.time", lambda: 1369353600.0)  # 2013-05-24
-    signer = S3Signer(KeyFile(file), region="us-east-1", host="examplebucket.s3.amazonaws.com")
     query = signer.query("GET", "/test.txt", seconds=86400)
     assert query.endswith("&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404")
 

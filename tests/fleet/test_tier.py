@@ -9,8 +9,11 @@ import redis.asyncio
 from registry_cache.fleet import bucket, s3, shelf
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.eviction import Evictor
+from registry_cache.fleet.s3 import ObjectReply
 from registry_cache.fleet.sweep import Sweeper
+from registry_cache.fleet.tier import TierBody
 from registry_cache.model import events
+from registry_cache.model.errors import PeerLost
 from registry_cache.model.oci import Digest
 from tests.fleet.conftest import REPOSITORY, shared
 from tests.fleet.store import SECRET
@@ -319,3 +322,30 @@ async def entries(index):
             yield digest
         if not cursor:
             return
+
+
+class TooLong:
+    """Five bytes, two at a time, where four were told."""
+
+    def __init__(self):
+        self.pieces = [b"ab", b"cd", b"e", b""]
+
+    async def read(self):
+        return self.pieces.pop(0)
+
+    async def drain(self, take):
+        while piece := self.pieces.pop(0):
+            take(piece)
+
+
+@pytest.mark.parametrize("told", [3, 4])
+async def test_no_more_is_taken_than_was_told(told):
+    taken, lost = bytearray(), []
+    body = TierBody(ObjectReply(TooLong(), 0, told), moved=lambda *_: None, lost=lost.append)
+    with pytest.raises(PeerLost):
+        await body.drain(taken.extend)
+    assert (len(taken) <= told, lost) == (True, [False])
+    body = TierBody(ObjectReply(TooLong(), 0, 3), moved=lambda *_: None, lost=lost.append)
+    assert await body.read() == b"ab"
+    with pytest.raises(PeerLost):
+        await body.read()

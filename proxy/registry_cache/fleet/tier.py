@@ -60,10 +60,10 @@ class TierBody:
             return b""
         with self._losing():
             piece = await self._reply.read()
+            self._advance(len(piece))
         if not piece:
             self._lost(False)
             raise PeerLost("the bucket ended early")
-        self._position += len(piece)
         self._moved(self._position, len(piece))
         return piece
 
@@ -72,7 +72,7 @@ class TierBody:
         loop = asyncio.get_running_loop()
 
         def counted(piece: Piece) -> None:
-            self._position += len(piece)
+            self._advance(len(piece))
             loop.call_soon_threadsafe(self._moved, self._position, len(piece))
             take(piece)
 
@@ -81,6 +81,11 @@ class TierBody:
         if self._position != self._stop:
             self._lost(False)
             raise PeerLost("the bucket ended early")
+
+    def _advance(self, count: int) -> None:
+        if count > self._stop - self._position:
+            raise UpstreamError("the bucket sends more than it said")
+        self._position += count
 
     @contextlib.contextmanager
     def _losing(self) -> Iterator[None]:
