@@ -67,6 +67,11 @@ class Dockerd:
         return self.directory / "data"
 
     @property
+    def containerd_socket(self) -> Path:
+        """Of the containerd that the daemon starts for itself."""
+        return self.directory / "exec" / "containerd" / "containerd.sock"
+
+    @property
     def pid(self) -> int:
         return self.process.pid
 
