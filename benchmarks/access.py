@@ -2,17 +2,11 @@
 
 import argparse
 import base64
-import contextlib
 import http.client
 import json
 import math
-import multiprocessing
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,11 +17,9 @@ import bcrypt
 from benchmarks import harness, load, systems
 from benchmarks.report import Report, figure
 from benchmarks.systems import OURS, Place, System
+from benchmarks.wrong_logins import ADDRESSES, PER_SECOND, flood
 from tests.hub.client import HubClient
 
-LOGINS_PER_SECOND = 500
-# Each waits for its answer before it sends the next one, and bcrypt takes its time: so many reach that rate.
-ADDRESSES = 250
 OPEN, HIDDEN, MISSING = "library/bench", "other/hidden", "other/nothing"
 PASSWORD = "correct horse"
 COST = 10
@@ -71,52 +63,6 @@ def basic(password: str) -> str:
 def bearer(system: System) -> str:
     _, _, body = asked(connection(system.url), "/token?scope=repository:x:pull", basic(PASSWORD))
     return f"Bearer {json.loads(body)['token']}"
-
-
-@contextmanager
-def flood(system: System) -> Iterator[dict[int, int]]:
-    """Wrong logins at that rate, each another password, while the block runs; their statuses, once it is over.
-
-    In a process of its own: hits are measured by one that does nothing else.
-    """
-    context, seen = multiprocessing.get_context("spawn"), dict[int, int]()
-    mine, theirs = context.Pipe()
-    process = context.Process(target=_send_wrong_logins, args=(system.url, theirs))
-    process.start()
-    theirs.close()
-    try:
-        mine.recv()
-        yield seen
-        mine.send("over")
-        seen.update(mine.recv())
-    finally:
-        mine.close()
-        process.join()
-
-
-def _send_wrong_logins(url: str, parent: Connection) -> None:
-    """Say that it begins, send until told that it is over, and say what was answered."""
-    over, statuses = threading.Event(), list[int]()
-
-    def send(number: int) -> None:
-        client = connection(url, f"127.0.{1 + number // 250}.{1 + number % 250}")
-        due, sent = time.monotonic() + number / LOGINS_PER_SECOND, 0
-        while not over.wait(max(0.0, due - time.monotonic())):
-            status, _, _ = asked(client, "/v2/", basic(f"wrong {number} {sent}"))
-            statuses.append(status)
-            due, sent = due + ADDRESSES / LOGINS_PER_SECOND, sent + 1
-
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(ADDRESSES)]
-    for thread in threads:
-        thread.start()
-    parent.send("begun")
-    with contextlib.suppress(EOFError):
-        parent.recv()
-    over.set()
-    for thread in threads:
-        thread.join()
-    with contextlib.suppress(OSError):
-        parent.send(Counter(statuses))
 
 
 def hits(system: System, authorization: str, seconds: float) -> list[float]:
@@ -226,7 +172,7 @@ def _write(
         given.output,
         "access",
         "Rules, wrong logins, and what is hidden",
-        f"Up to {LOGINS_PER_SECOND} wrong logins a second from {ADDRESSES} addresses, bcrypt of cost {COST}; manifests "
+        f"Up to {PER_SECOND} wrong logins a second from {ADDRESSES} addresses, bcrypt of cost {COST}; manifests "
         "by tag over one connection beside them. Both clients, each a process, and the cache share the machine.",
     )
     report.table(

@@ -534,6 +534,8 @@ in
             ProtectHome = true;
             ProtectProc = "invisible";
             RestrictAddressFamilies = [ "AF_INET AF_INET6 AF_UNIX" ];
+            # Passwords are compared by a process of the idle class: hits do not wait for it.
+            SystemCallFilter = hardening.SystemCallFilter ++ [ "sched_setscheduler" ];
           }
           # The first restart comes soon, the later ones ever later.
           // optionalAttrs (versionAtLeast config.systemd.package.version "254") {

@@ -1,13 +1,16 @@
 """Passwords: read with care, checked in few threads, and never kept."""
 
 import asyncio
-import threading
+import contextlib
 
 import bcrypt
 import pytest
 
 from registry_cache.access import failures
+from registry_cache.access import logins as logins_module
+from registry_cache.access.comparing import Outcome, compare
 from registry_cache.access.htpasswd import Users, read_users
+from registry_cache.access.idle_process import IdleProcess
 from registry_cache.access.logins import Logins
 from registry_cache.model.errors import SettingsError, TooManyLogins
 
@@ -16,6 +19,10 @@ SECRET = "correct horse"
 
 def hashed(password, cost=4):
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
+
+
+def verified(users, user, password):
+    return compare(users.comparison(user, password)).is_right
 
 
 @pytest.fixture
@@ -58,7 +65,7 @@ def test_what_apache_writes_is_understood(tmp_path):
     file = tmp_path / "htpasswd"
     file.write_text(f"\ufeff# users\n\nci:{hashed(SECRET).replace('$2b$', '$2y$')}\r\n")
     users = read_users(file)
-    assert users.verify("ci", SECRET)
+    assert verified(users, "ci", SECRET)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="no text"):
         read_users(file)
@@ -68,15 +75,15 @@ def test_what_apache_writes_is_understood(tmp_path):
 
 @pytest.mark.parametrize("password", ["", "x" * 73, "x" * 10_000, "a\0b", "\udcff", "wrong"])
 def test_odd_passwords_are_wrong(users, password):
-    assert not users.verify("ci", password)
-    assert not users.verify("nobody", password)
+    assert not verified(users, "ci", password)
+    assert not verified(users, "nobody", password)
 
 
 def test_a_password_is_not_its_beginning():
     long = "x" * 72
     users = Users({"ci": hashed(long).encode()})
-    assert users.verify("ci", long)
-    assert not users.verify("ci", long + "y")
+    assert verified(users, "ci", long)
+    assert not verified(users, "ci", long + "y")
 
 
 @pytest.mark.parametrize("password", ["wrong", SECRET + "\0", "x" * 73])
@@ -89,14 +96,36 @@ def test_a_wrong_password_costs_what_the_slowest_hash_does_whoevers_it_is(monkey
     )
     for user in ("nobody", "ci", "old", "dev"):
         rounds.clear()
-        assert not users.verify(user, password)
+        assert not verified(users, user, password)
         assert sum(rounds) == 2**7
 
 
-async def test_what_was_right_is_not_asked_again_and_not_kept(logins, monkeypatch):
+class Comparisons:
+    """Counts them; they wait for *go*, when that is not set."""
+
+    def __init__(self):
+        self.count, self.begun, self.go = 0, asyncio.Event(), asyncio.Event()
+        self.go.set()
+
+    async def compare(self, comparison):
+        self.count += 1
+        self.begun.set()
+        await self.go.wait()
+        return compare(comparison)
+
+
+@pytest.fixture
+def comparisons(monkeypatch):
+    made = Comparisons()
+    monkeypatch.setattr(IdleProcess, "compare", made.compare)
+    return made
+
+
+async def test_what_was_right_is_not_asked_again_and_not_kept(logins, comparisons):
     assert await logins.verify("ci", SECRET, "10.0.0.1")
-    monkeypatch.setattr(Users, "verify", lambda *_: pytest.fail("asked"))
+    comparisons.count = 0
     assert await logins.verify("ci", SECRET, "10.0.0.2")
+    assert comparisons.count == 0
     kept = repr(vars(logins))
     assert SECRET not in kept
     assert all(len(key) == 32 for key in logins._known)
@@ -108,36 +137,36 @@ async def test_what_was_right_is_over_with_another_password_and_with_time(users)
     assert await logins.verify("ci", SECRET, "")
     logins.users = Users({"ci": hashed("new").encode()})
     assert not await logins.verify("ci", SECRET, "")
-    logins.users = users
-    clock[0] = 301.0
     logins.users = Users({})
     assert not await logins.verify("ci", SECRET, "")
     await logins.aclose()
 
 
+async def test_what_was_right_is_known_for_a_day_after_it_was_used(users, comparisons):
+    clock = [0.0]
+    logins = Logins(users, now=lambda: clock[0])
+    asked = []
+    for hours in (0, 23, 23, 25):
+        clock[0] += hours * 3600
+        assert await logins.verify("ci", SECRET, "")
+        asked.append(comparisons.count)
+    assert asked == [1, 1, 1, 2]
+    await logins.aclose()
+
+
 @pytest.mark.parametrize("changed", [{"ci": "new"}, {}])
-async def test_what_was_right_when_it_was_asked_is_wrong_when_users_have_changed_since(logins, monkeypatch, changed):
-    begun, go, verify = threading.Event(), threading.Event(), Users.verify
-
-    def held(*given):
-        begun.set()
-        go.wait(10)
-        return verify(*given)
-
-    monkeypatch.setattr(Users, "verify", held)
+async def test_what_was_right_when_it_was_asked_is_wrong_when_users_have_changed_since(logins, comparisons, changed):
+    comparisons.go.clear()
     asked = asyncio.ensure_future(logins.verify("ci", SECRET, "10.0.0.1"))
-    await asyncio.to_thread(begun.wait)
+    await comparisons.begun.wait()
     logins.users = Users({user: hashed(password).encode() for user, password in changed.items()})
-    go.set()
+    comparisons.go.set()
     assert not await asked
 
 
-async def test_many_with_one_login_ask_once(logins, monkeypatch):
-    asked = []
-    verify = Users.verify
-    monkeypatch.setattr(Users, "verify", lambda *given: asked.append(1) or verify(*given))
+async def test_many_with_one_login_ask_once(logins, comparisons):
     found = await asyncio.gather(*[logins.verify("ci", SECRET, "10.0.0.1") for _ in range(200)])
-    assert (all(found), len(asked)) == (True, 1)
+    assert (all(found), comparisons.count) == (True, 1)
 
 
 async def test_an_address_with_many_wrong_ones_waits_and_others_do_not(users):
@@ -155,21 +184,66 @@ async def test_an_address_with_many_wrong_ones_waits_and_others_do_not(users):
     await logins.aclose()
 
 
-async def test_few_wait_and_the_others_are_told_so(logins, monkeypatch):
-    begun, go = threading.Semaphore(0), threading.Event()
+async def test_known_ones_come_in_from_a_barred_address_and_beside_a_flood(logins, comparisons):
+    assert await logins.verify("ci", SECRET, "10.0.0.1")
+    for number in range(20):
+        await logins.verify("ci", f"wrong {number}", "10.0.0.1")
+    comparisons.go.clear()
+    flood = [asyncio.ensure_future(logins.verify("ci", f"{n}", f"10.0.0.{n}")) for n in range(40, 74)]
+    await asyncio.sleep(0)
+    assert await logins.verify("ci", SECRET, "10.0.0.1")
+    comparisons.go.set()
+    await asyncio.gather(*flood)
 
-    def held(*_):
-        begun.release()
-        go.wait(10)
-        return False
 
-    monkeypatch.setattr(Users, "verify", held)
+async def test_few_wait_and_the_others_are_told_so(logins, comparisons):
+    comparisons.go.clear()
     tasks = [asyncio.ensure_future(logins.verify("ci", f"{n}", f"10.0.0.{n}")) for n in range(34)]
-    await asyncio.to_thread(begun.acquire)
+    await comparisons.begun.wait()
     with pytest.raises(TooManyLogins):
         await logins.verify("ci", "more", "10.0.1.1")
-    go.set()
+    comparisons.go.set()
     assert await asyncio.gather(*tasks) == [False] * 34
+
+
+async def test_after_a_wrong_one_nobodys_is_compared_for_a_while(users, monkeypatch):
+    outcomes, rests, sleep = [Outcome(True, 8.0), Outcome(False, 100.0), Outcome(True, 1.0)], [], asyncio.sleep
+
+    async def compared(*_):
+        return outcomes.pop(0)
+
+    async def rest(seconds):
+        rests.append(max(0.0, seconds))
+        await sleep(0)
+
+    monkeypatch.setattr(IdleProcess, "compare", compared)
+    monkeypatch.setattr(logins_module.asyncio, "sleep", rest)
+    logins = Logins(users, now=lambda: 1000.0)
+    for password in ("right", "wrong", "right too"):
+        await logins.verify("ci", password, "10.0.0.1")
+    assert rests == [0.0, 0.0, 300.0]
+    await logins.aclose()
+
+
+async def test_a_process_that_has_no_time_is_stood_in_for(logins, monkeypatch):
+    async def compared(*_):
+        return None
+
+    monkeypatch.setattr(IdleProcess, "compare", compared)
+    assert await logins.verify("ci", SECRET, "10.0.0.1")
+    assert not await logins.verify("ci", "wrong", "10.0.0.1")
+
+
+async def test_who_hangs_up_leaves_the_place_to_others(logins, comparisons):
+    comparisons.go.clear()
+    for number in range(40):
+        asked = asyncio.ensure_future(logins.verify("ci", f"{number}", f"10.0.0.{number}"))
+        await asyncio.sleep(0)
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asked
+    comparisons.go.set()
+    assert await logins.verify("ci", SECRET, "10.0.1.1")
 
 
 def test_failures_are_remembered_of_so_many_addresses_only(monkeypatch):

@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-import bcrypt
-
+from registry_cache.access.comparing import Comparison, cost_of, nobodys
 from registry_cache.model.errors import SettingsError
 
 _MAX_BYTES = 4 * 1024 * 1024
@@ -25,7 +24,7 @@ class Users:
 
     def __init__(self, hashes: dict[str, bytes]) -> None:
         self._hashes = hashes
-        self._cost = max(map(_cost, hashes.values()), default=min(_COSTS))
+        self._cost = max(map(cost_of, hashes.values()), default=min(_COSTS))
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -34,27 +33,12 @@ class Users:
         """What *user*'s password hashes to; None for nobody's name."""
         return self._hashes.get(user)
 
-    def verify(self, user: str, password: str) -> bool:
-        """Whether it is *user*'s password. Takes a thread up to a second.
-
-        A wrong one takes as long as the slowest hash, whoever's it is: else time would tell who is a user.
-        """
-        found = self._hashes.get(user, _nobodys(self._cost))
+    def comparison(self, user: str, password: str) -> Comparison:
+        """What tells whether it is *user*'s password."""
+        found = self._hashes.get(user, nobodys(self._cost))
         given = password.encode("utf-8", "surrogatepass")
         cut = given[:PASSWORD_MAX_BYTES].replace(b"\0", b"?")
-        is_right = bcrypt.checkpw(cut, found) and cut == given and user in self._hashes
-        if not is_right:
-            for cost in range(_cost(found), self._cost):  # each doubles what has been done so far
-                bcrypt.checkpw(cut, _nobodys(cost))
-        return is_right
-
-
-def _cost(kept: bytes) -> int:
-    return int(kept[4:6])
-
-
-def _nobodys(cost: int) -> bytes:
-    return b"$2b$%02d$" % cost + b"." * 53
+        return Comparison(found, cut, is_possible=cut == given and user in self._hashes, cost=self._cost)
 
 
 def read_users(path: Path) -> Users:

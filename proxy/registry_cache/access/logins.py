@@ -1,27 +1,34 @@
 """Whether a password is right, off the event loop, without letting a flood of wrong ones take the machine.
 
-What was right stays so for some minutes, under a keyed hash: neither passwords nor what they hash to are kept in clear.
+What was right stays so, under a keyed hash: neither passwords nor what they hash to are kept in clear.
 """
 
+import asyncio
 import hmac
+import math
 import os
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from registry_cache.access.comparing import Comparison, Outcome, compare
 from registry_cache.access.failures import Failures
 from registry_cache.access.htpasswd import Users
+from registry_cache.access.idle_process import IdleProcess
 from registry_cache.model.errors import TooManyLogins
 from registry_cache.runtime.singleflight import SingleFlight
 from registry_cache.runtime.threads import Threads
 
-_KNOWN_SECONDS = 300.0
+# Since it was last used. The same password against the same hash is as right as it was; and in a flood of wrong ones
+# it would have to wait with them.
+_KNOWN_SECONDS = 24 * 3600.0
 _KNOWN_MAX = 4096
-# A core stays free of them, where there are several: what a flood of logins waits for is no hit's trouble. Their
-# priority is that of all threads: one that is put off while it has Python's lock keeps hits waiting.
-_THREADS = max(1, min(2, (os.cpu_count() or 1) - 1))
+# A core stays free of them, where there are several: what a flood of logins waits for is no hit's trouble.
+_AT_ONCE = max(1, min(2, (os.cpu_count() or 1) - 1))
 _UNDER_WAY_MAX = 34
+# After a wrong one nobody's is compared for so many times as long as that took: a flood has a quarter of a core.
+_RESTS = 3
 
 
 class Logins:
@@ -40,7 +47,10 @@ class Logins:
         self._key = secrets.token_bytes(32)
         self._known: OrderedDict[bytes, float] = OrderedDict()  # until when
         self._failures = failures or Failures(now)
-        self._threads = Threads("login", _THREADS)
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._rest_until = -math.inf
+        self._processes = [IdleProcess() for _ in range(_AT_ONCE)]  # that have nothing to do
+        self._threads = Threads("login", _AT_ONCE)
         self._flights: SingleFlight[bool] = SingleFlight()
         self._under_way = 0
 
@@ -63,7 +73,6 @@ class Logins:
             return await self.verify(user, password, origin)  # they have been read anew meanwhile
         if is_right:
             self._known[key] = self._now() + _KNOWN_SECONDS
-            self._known.move_to_end(key)
             while len(self._known) > _KNOWN_MAX:
                 self._known.popitem(last=False)
         else:
@@ -75,8 +84,11 @@ class Logins:
         return self._is_known(self._key_of(user, password, self.users.hash_of(user) or b""))
 
     def _is_known(self, key: bytes) -> bool:
-        until = self._known.get(key)
-        return until is not None and until > self._now()
+        until = self._known.pop(key, -math.inf)
+        if until <= self._now():
+            return False
+        self._known[key] = self._now() + _KNOWN_SECONDS
+        return True
 
     def _key_of(self, user: str, password: str, kept: bytes) -> bytes:
         # With what it is compared to in it: a changed password, or a user who is gone, is not known any more.
@@ -86,6 +98,8 @@ class Logins:
     async def aclose(self) -> None:
         """End what runs."""
         await self._flights.aclose()
+        for process in self._processes:
+            await process.aclose()
         self._threads.close()
 
     async def _ask(self, user: str, password: str) -> bool:
@@ -93,6 +107,20 @@ class Logins:
             raise TooManyLogins("too many logins at once: try again")
         self._under_way += 1
         try:
-            return await self._threads.run(self.users.verify, user, password)
+            async with self._turns:
+                await asyncio.sleep(self._rest_until - self._now())
+                outcome = await self._compare(self.users.comparison(user, password))
+                if not outcome.is_right:
+                    self._rest_until = self._now() + _RESTS * outcome.cpu_seconds
+                return outcome.is_right
         finally:
             self._under_way -= 1
+
+    async def _compare(self, comparison: Comparison) -> Outcome:
+        process = self._processes.pop()
+        try:
+            outcome = await process.compare(comparison)
+            # Where others leave nothing of the machine, a thread takes its share of it.
+            return outcome if outcome is not None else await self._threads.run(compare, comparison)
+        finally:
+            self._processes.append(process)
