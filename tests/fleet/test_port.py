@@ -1,5 +1,7 @@
 """The port for the other replicas: who is answered, and what is never done for them."""
 
+import asyncio
+
 import aiohttp
 import pytest
 
@@ -85,6 +87,43 @@ async def test_nobody_else_is_answered(stored, tmp_path):
     async with aiohttp.ClientSession() as session, session.get(f"http://{member.wire.address}{path}") as response:
         assert response.status == 401
     assert member.fleet.counts.refused == len(wrong) + 1
+
+
+async def raw(address, request):
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    try:
+        return await reader.readline()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("odd", ["Fleet-Auth", "Range"])
+async def test_bytes_that_are_no_text_are_a_strangers(stored, caplog, odd):
+    member, path, _ = stored
+    now = int(member.fleet.redis.now())
+    headers = {"Fleet-Auth": f"127.0.0.99:1 {now} {'0' * 64}".encode(), "Range": b"bytes=0-"}
+    headers[odd] += b"\xff\xe9"
+    lines = [b"GET %s HTTP/1.1" % path.encode(), b"Host: x", *(b"%s: %s" % (n.encode(), v) for n, v in headers.items())]
+    assert b" 401 " in await raw(member.wire.address, b"\r\n".join([*lines, b"", b""]))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_stranger_at_a_replicas_address_is_no_peer_whatever_it_answers(key_file):
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 206 Partial Content\r\nFleet-Answer: \xff\xe9\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    repository, digest = Repository.parse(REPOSITORY), Digest(f"sha256:{'0' * 64}")
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        address = "{}:{}".format(*server.sockets[0].getsockname())
+        peers = Peers(Signer(key_file), ["127.0.0.0/8"], address=lambda: "127.0.0.9:1", now=lambda: 0.0)
+        async with peers:
+            with pytest.raises(PeerGone):
+                await peers.get(address, repository, digest, start=0)
+            assert not await peers.lives(address, repository, digest)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Signer:
 
     def is_answer(self, value: str, request: str) -> bool:
         """Whether *value* does."""
-        return hmac.compare_digest(self.answer(request).encode(), value.encode())
+        return hmac.compare_digest(self.answer(request).encode(), _bytes(value))
 
     def seal(self, *parts: str, payload: bytes) -> str:
         """What proves that a replica has written *payload*, and what *parts* say of it; they have no line's end."""
@@ -59,8 +59,13 @@ class Signer:
         return hmac.compare_digest(self.seal(*parts, payload=payload), value)
 
     def _mac(self, *parts: str, payload: bytes = b"") -> str:
-        signed = hmac.new(self._key, "\n".join(parts).encode(), hashlib.sha256)
+        signed = hmac.new(self._key, _bytes("\n".join(parts)), hashlib.sha256)
         if payload:
             signed.update(b"\n")
             signed.update(payload)
         return signed.hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    # Headers of strangers may be of any bytes: what is no UTF-8 comes as surrogates.
+    return text.encode("utf-8", "surrogatepass")
