@@ -2,6 +2,7 @@
 
 import pytest
 
+from registry_cache.fleet.tier_index import raw
 from registry_cache.model import events
 from registry_cache.model.contents import Pattern
 from registry_cache.model.oci import DOCKER_MANIFEST, OCI_MANIFEST, Digest, Repository
@@ -50,6 +51,12 @@ async def test_it_costs_no_counted_get_when_redis_has_it_no_more(second, image, 
     assert (Digest.of(reply.body), reply.headers["Content-Type"]) == (image.digest, DOCKER_MANIFEST)
     assert (hub.counters.manifest_gets(), hub.counters.manifest_heads()) == (0, 0)
     assert stand_in.beside[key_of(second, image)]["content-type"] == DOCKER_MANIFEST
+
+
+async def test_a_size_of_five_thousand_digits_is_none(second, image, hub, database, fleet_name):
+    await database.hset(f"{{rc1:{fleet_name}}}:size", raw(Digest(image.digest)), b"9" * 5000 + b":1")
+    reply = await second.cache.manifest(NAME, "1")
+    assert (reply.status, hub.counters.manifest_gets()) == (200, 1)
 
 
 async def test_what_is_not_proven_in_a_repository_is_asked_for_there(second, image, hub):

@@ -31,7 +31,7 @@ class BucketManifests:
         except RedisDown:
             return None
         size = value.partition(":")[0]
-        if not size.isdecimal() or int(size) > MANIFEST_MAX_BYTES:
+        if not size.isdecimal() or int(size[:18]) > MANIFEST_MAX_BYTES:  # whoever wrote it
             return None
         reply = await self._tier.get(digest, 0, value)
         body = await _whole(reply) if reply is not None else None

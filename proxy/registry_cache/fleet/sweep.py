@@ -123,4 +123,4 @@ class Sweeper:
 
 def _generation(value: str) -> int:
     text = value.partition(":")[2]
-    return int(text) if text.isdecimal() else 0
+    return int(text[:18]) if text.isdecimal() else 0

@@ -140,4 +140,4 @@ def _batches(items: list[_T]) -> Iterator[list[_T]]:
 
 def _number(data: bytes) -> float:
     """What another one than we may have written."""
-    return float(data) if data.isdigit() else 0.0
+    return float(data[:18]) if data.isdigit() else 0.0
