@@ -92,8 +92,10 @@ class Tally:
 class Soak:
     """One run; made by :func:`soaking`."""
 
-    def __init__(self, hub: HubClient, redis: RedisEngine, bucket: StandIn | RealCeph, seed: int) -> None:
-        self.hub, self.redis, self.bucket, self.seed = hub, redis, bucket, seed
+    def __init__(
+        self, hub: HubClient, redis: RedisEngine, bucket: StandIn | RealCeph, seed: int, *, only_kills: bool = False
+    ) -> None:
+        self.hub, self.redis, self.bucket, self.seed, self.only_kills = hub, redis, bucket, seed, only_kills
         self.replicas: list[Replica] = []
         self.wanted: list[Wanted] = []
         self.tally = Tally()
@@ -193,8 +195,9 @@ class Soak:
     async def trouble_of_replicas(self) -> None:
         """One at a time: the others are the living ones."""
         dice = self.dice("replicas")
-        while not await self._over(dice.uniform(0.3, 2.5)):
-            replica, what = dice.choice(self.replicas), dice.choice(("killed", "killed", "frozen", "stopped"))
+        fates = ("killed",) if self.only_kills else ("killed", "killed", "frozen", "stopped")
+        while not await self._over(dice.uniform(0.3, 0.6 if self.only_kills else 2.5)):
+            replica, what = dice.choice(self.replicas), dice.choice(fates)
             self.tally.troubles[f"replica {what}"] += 1
             if what == "frozen":
                 replica.command.signal(signal.SIGSTOP)
@@ -205,7 +208,7 @@ class Soak:
                 continue
             replica.is_up, replica.ends = False, replica.ends + 1
             await self.end(replica, kill=what == "killed")
-            await self._over(dice.uniform(0.0, 1.5))
+            await self._over(dice.uniform(0.0, 0.3 if self.only_kills else 1.5))
             await replica.begin()
 
     async def end(self, replica: Replica, *, kill: bool) -> None:
@@ -248,8 +251,9 @@ class Soak:
                 for number in range(CLIENTS):
                     group.create_task(self.client(session, number))
                 group.create_task(self.trouble_of_replicas())
-                group.create_task(self.trouble_of_engines("Redis", self.redis))
-                group.create_task(self.trouble_of_engines("bucket", self.bucket))
+                if not self.only_kills:
+                    group.create_task(self.trouble_of_engines("Redis", self.redis))
+                    group.create_task(self.trouble_of_engines("bucket", self.bucket))
                 group.create_task(self.moves())
                 group.create_task(self.rot())
                 await asyncio.sleep(seconds)
@@ -261,7 +265,14 @@ class Soak:
 
 @contextlib.asynccontextmanager
 async def soaking(
-    hub: HubClient, directory: Path, *, seed: int, replicas: int = 3, ceph: bool = False, lasting: bool = False
+    hub: HubClient,
+    directory: Path,
+    *,
+    seed: int,
+    replicas: int = 3,
+    ceph: bool = False,
+    lasting: bool = False,
+    only_kills: bool = False,
 ) -> AsyncIterator[Soak]:
     """A fleet that runs, and its content."""
     keys, key = directory / "s3-keys", directory / "key"
@@ -279,7 +290,7 @@ async def soaking(
         else:
             made = await stack.enter_async_context(store())
             bucket = StandIn(made, Shared(made.url, keys, NAME), lasting=lasting)
-        soak = Soak(hub, redis, bucket, seed)
+        soak = Soak(hub, redis, bucket, seed, only_kills=only_kills)
         await asyncio.to_thread(soak.make_images)
         port = free_port()
         for number in range(1, replicas + 1):
@@ -309,7 +320,7 @@ async def _soak(given: argparse.Namespace, seed: int) -> Tally:
     with tempfile.TemporaryDirectory(prefix="soak-fleet-") as folder, running_hub() as hub:
         made = soaking(
             hub, Path(folder), seed=seed, replicas=given.replicas, ceph=given.ceph,
-            lasting=seconds >= LASTING_FROM_SECONDS,
+            lasting=seconds >= LASTING_FROM_SECONDS, only_kills=given.only_kills,
         )  # fmt: skip
         async with made as soak:
             return await soak.run(seconds)
@@ -321,6 +332,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="repeat the choices of an earlier run")
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--ceph", action="store_true", help="a real radosgw instead of the look-alike")
+    parser.add_argument("--only-kills", action="store_true", help="of replicas, one soon after the other; nothing else")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"soak of a fleet for {given.minutes:g} min, seed {seed}", flush=True)
