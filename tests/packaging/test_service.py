@@ -1,8 +1,10 @@
 """The installed unit under a systemd that really runs: the cache, its watchdog and credential, and dockerd after it."""
 
 import json
+import os
 import re
 
+import bcrypt
 import httpx
 import pytest
 
@@ -98,6 +100,23 @@ def test_it_has_no_rights_and_sees_nothing_that_is_not_its_own(machine, configur
     assert machine.try_run(*inside, "touch", "/etc/x", "/usr/x", "/var/lib/x").returncode != 0
     assert machine.run(*inside, "find", "/root", "/home", "/tmp", "-mindepth", "1") == ""
     machine.run(*inside, "touch", "/var/cache/registry-cache/x")
+
+
+def test_passwords_are_compared_by_a_process_that_gives_way_and_ends_with_the_service(machine, configure, settings):
+    users = "/etc/registry-cache.users"
+    machine.write(users, f"ci:{bcrypt.hashpw(b'right', bcrypt.gensalt(4)).decode()}\n")
+    configure(htpasswd=users)
+    machine.systemctl("start", CACHE)
+    token = f"http://{settings['listen']}/token?scope=repository:library/x:pull"
+    for password, status in (("right", 200), ("wrong", 401)):
+        assert httpx.get(token, auth=("ci", password), trust_env=False).status_code == status
+    pid = machine.show(CACHE, "MainPID")
+    [child] = machine.run("cat", f"/proc/{pid}/task/{pid}/children").split()
+    policy = machine.run("cat", f"/proc/{child}/stat").rpartition(")")[2].split()[38]
+    assert int(policy) == os.SCHED_IDLE
+    machine.systemctl("stop", CACHE)
+    assert machine.show(CACHE, "Result") == "success"
+    assert machine.try_run("cat", f"/proc/{child}/stat").returncode != 0
 
 
 def test_status_says_how_it_goes(machine, configure):
