@@ -111,9 +111,10 @@ async def test_it_ends_with_its_owner_and_with_a_parent_that_was_killed():
         pid = int(await asyncio.to_thread(parent.stdout.readline))
         assert is_running(pid)
         parent.kill()
-    await asyncio.to_thread(until, lambda: not is_running(pid), "the process ends")
+    await asyncio.to_thread(until, lambda: not is_running(pid), "the process ends", seconds=90)
     closed = IdleProcess()
     await closed.compare(RIGHT)
     pid = closed._process.pid
     await closed.aclose()
-    assert not is_running(pid)
+    # It ends with what others leave of the machine, too.
+    await asyncio.to_thread(until, lambda: not is_running(pid), "the process ends", seconds=90)

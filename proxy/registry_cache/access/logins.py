@@ -27,7 +27,8 @@ _KNOWN_MAX = 4096
 # A core stays free of them, where there are several: what a flood of logins waits for is no hit's trouble.
 _AT_ONCE = max(1, min(2, (os.cpu_count() or 1) - 1))
 _UNDER_WAY_MAX = 34
-# After a wrong one nobody's is compared for so many times as long as that took: a flood has a quarter of a core.
+# After a wrong one nobody's is compared for so many times as long as that took: a flood has a quarter of a core, in
+# each of its turns.
 _RESTS = 3
 
 

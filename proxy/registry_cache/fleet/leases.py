@@ -173,7 +173,7 @@ class Leases:
             return
         no: bytes = b""
         if repository and type(error) is BlobUnknown:
-            message = str(error)[:_VERDICT_MAX_CHARACTERS].encode(errors="replace")
+            message = str(error)[:_VERDICT_MAX_CHARACTERS].encode()
             no = Sealed(int(self._redis.now() * 1e6), "blob", message).seal(self._signer, self._no(repository, digest))
         at = self.address if is_stored else ""
         keys = self._keys(repository, digest)

@@ -245,7 +245,7 @@ class Questions:
                 answer = b""
         mark, message = turn.no
         if mark:
-            no = Sealed(turn.asked_us, mark, message.encode(errors="replace")).seal(self._signer, question.no)
+            no = Sealed(turn.asked_us, mark, message.encode()).seal(self._signer, question.no)
         keys = self._keys(question.answer, question.no, question.lease, "ev", NEWS)
         most = question.answer_max_bytes
         args: list[str | int | bytes] = [mine, answer, question.kept_seconds, no, turn.announced, most]
