@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from benchmarks import harness
 from benchmarks.report import Report
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.clock import Clock
 from registry_cache.model.oci import Digest
 from registry_cache.ports.rows import BlobEntry, Entry
@@ -266,7 +266,7 @@ class _TraceIndex(SqliteIndex):
     """Lives in the time of the trace."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, events=events.Events())
+        super().__init__(path, events=Events())
         self.clock = self.trace_clock = _TraceClock()
 
 

@@ -33,7 +33,7 @@ from benchmarks.systems import System
 from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.s3 import S3
 from registry_cache.fleet.s3_signing import KeyFile
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Digest
 from tests.e2e.command import until
@@ -489,7 +489,7 @@ def _bare_get(made: Engines, of: Replicas, digest: str, *, is_hashed: bool) -> f
     async def get() -> float:
         async with S3(of.bucket, region="us-east-1", key_file=KeyFile(made.s3_keys), tls=None) as s3:
             began = time.perf_counter()
-            reply = await Bucket(s3, name=of.name, bus=events.Events()).get(Digest(digest), 0)
+            reply = await Bucket(s3, name=of.name, bus=Events()).get(Digest(digest), 0)
             with (made.work / "bare").open("wb", buffering=0) as file:
                 take = (lambda piece: (file.write(piece), seen.update(piece))) if is_hashed else file.write
                 await reply.reply.drain(take)

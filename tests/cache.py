@@ -14,6 +14,7 @@ from aiohttp import web
 
 from registry_cache.assembly.proxy import Proxy, open_proxy
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.settings.load import load_settings
 from tests.hub.hub import Hub
 
@@ -55,7 +56,7 @@ class Cache:
     url: str
     root: Path
     session: aiohttp.ClientSession
-    bus: events.Events
+    bus: Events
     emitted: list[events.Event] = field(default_factory=list)
     answered: int = 0  # requests to /v2/ by get()
 
@@ -132,7 +133,7 @@ async def run_cache(
             **flags,
         },
     )
-    bus = events.Events()
+    bus = Events()
     seen: list[events.Event] = []
     bus.subscribe(seen.append)
     async with open_proxy(settings, bus) as proxy:

@@ -10,6 +10,7 @@ from typing import Any
 from registry_cache.catalog.manifests import ManifestReader, OpaqueManifests
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.clock import Clock
 from registry_cache.model.errors import DigestMismatch, ManifestUnknown, NoSpace, UpstreamError
 from registry_cache.model.oci import Digest, Reference, Repository
@@ -254,7 +255,7 @@ class Airport:
     ) -> None:
         self.source, self.store = Source(), MemoryStore()
         self.sources = {REPOSITORY.registry: self.source, **{name: Source() for name in others}}
-        self.bus, self.emitted = events.Events(), []
+        self.bus, self.emitted = Events(), []
         self.bus.subscribe(self.emitted.append)
         self.published: list[Digest] = []
         graceful = {} if grace_seconds is None else {"grace_seconds": grace_seconds}
@@ -426,7 +427,7 @@ class Pulls:
         self.negatives, self.asking = registry.negatives, registry.asking
         registries = {REPOSITORY.registry: registry}
         clock = Clock()
-        reader = ManifestReader(OpaqueManifests(events.Events()))
+        reader = ManifestReader(OpaqueManifests(Events()))
         self.proof = Proof(self.index, self.store, reader, is_required=True)
         self.source = ManifestSource(
             registries,
@@ -435,7 +436,7 @@ class Pulls:
             proof=self.proof,
             known=lambda reference: self.tags.at_hand(reference, head=True),
             clock=clock,
-            events=events.Events(),
+            events=Events(),
         )
         self.tags = Tags(
             self.source,

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import StoreError
 from registry_cache.runtime.background import Background
 
@@ -36,7 +37,7 @@ class Rounds:
 
 
 def background(work, interval_seconds=0.0):
-    bus, emitted = events.Events(), []
+    bus, emitted = Events(), []
     bus.subscribe(emitted.append)
     return Background("work", work, interval_seconds=interval_seconds, events=bus), emitted
 

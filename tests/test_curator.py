@@ -6,7 +6,7 @@ import pytest
 
 from registry_cache.catalog.curator import Curator
 from registry_cache.catalog.manifests import OpaqueManifests
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Inventory, Parts, Pattern, Pin, Stored, Tag
 from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import DOCKER_MANIFEST, Digest, Repository
@@ -66,7 +66,7 @@ def seen():
 
 @pytest.fixture
 async def curator(cached, seen):
-    bus = events.Events()
+    bus = Events()
     bus.subscribe(seen.append)
     curator = Curator(cached, cached, OpaqueManifests(bus), cached, cap_bytes=10**9, events=bus)
     yield curator

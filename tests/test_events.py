@@ -1,10 +1,11 @@
 """A subscriber that fails stops no other, and is told of once."""
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 
 
 def test_a_subscriber_that_fails_stops_no_other():
-    bus, seen = events.Events(), []
+    bus, seen = Events(), []
 
     class Broken:
         def __call__(self, event: events.Event) -> None:

@@ -6,7 +6,7 @@ import sqlite3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.observe.history import (
     DAY,
     HOUR_SPAN,
@@ -36,11 +36,11 @@ class Meter:
         self.counts = self.counts.plus(more)
 
     def history(self, ledger) -> History:
-        return History(ledger, lambda: self.counts, lambda: self.now, events.Events())
+        return History(ledger, lambda: self.counts, lambda: self.now, Events())
 
 
 async def opened(path) -> SqliteIndex:
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     return index
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RateLimited, UpstreamError
 from registry_cache.model.oci import Digest
 from registry_cache.pull.retries import Retries
@@ -31,7 +31,7 @@ async def test_the_time_that_a_failure_names(monkeypatch, error, begun, waits):
         slept.append(seconds)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    retries = Retries(5, lambda _: 1.0, events.Events(), 15.0)
+    retries = Retries(5, lambda _: 1.0, Events(), 15.0)
     if waits is None:
         with pytest.raises(UpstreamError):
             await retries.pause(DIGEST, 0, 1, error, begun=begun)
@@ -47,7 +47,7 @@ async def test_a_limit_that_goes_on_is_waited_for_no_longer_in_all(monkeypatch):
         slept.append(seconds)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    retries = Retries(2, lambda _: 1.0, events.Events(), 15.0)
+    retries = Retries(2, lambda _: 1.0, Events(), 15.0)
     error = RateLimited("429", retry_in_seconds=4)
     for attempt in range(1, 4):  # more of them than tries: each was told when to come again
         await retries.pause(DIGEST, 0, attempt, error, begun=False, limited_for_seconds=sum(slept))

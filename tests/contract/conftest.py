@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.store.index import SqliteIndex
 from registry_cache.store.index.memory import MemoryIndex, Saved
 
@@ -40,7 +40,7 @@ class InSqlite:
         self.other = None
 
     def make(self):
-        return SqliteIndex(self.path, events=events.Events(), busy_seconds=0.01, answers_max_bytes=10_000)
+        return SqliteIndex(self.path, events=Events(), busy_seconds=0.01, answers_max_bytes=10_000)
 
     async def kill(self, index):
         await index._db.aclose(properly=False)

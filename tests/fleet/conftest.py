@@ -17,7 +17,7 @@ from registry_cache.fleet import connection, peers, source
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.leases import Leases
 from registry_cache.fleet.signature import Signer
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from tests.cache import Cache, Reply
 from tests.e2e.command import free_port, until
 from tests.e2e.dockerd import require_daemons
@@ -88,7 +88,7 @@ class Replica:
     """The leases of one replica, and what it has emitted."""
 
     def __init__(self, port: int, name: str, address: str, signer: Signer) -> None:
-        self.bus, self.seen = events.Events(), []
+        self.bus, self.seen = Events(), []
         self.bus.subscribe(self.seen.append)
         self.redis = FleetRedis(f"redis://127.0.0.1:{port}", password_file=None, events=self.bus)
         self.leases = Leases(self.redis, signer, name=name, events=self.bus)

@@ -13,7 +13,7 @@ import redis as redis_py
 from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.s3 import S3, StoreTrouble
 from registry_cache.fleet.s3_signing import KeyFile
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from tests.e2e.command import free_port, until
 from tests.fleet.radosgw import Ceph
@@ -86,7 +86,7 @@ class Shared:
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Bucket]:
         async with S3(self.url, region="us-east-1", key_file=KeyFile(self._keys), tls=None) as s3:
-            yield Bucket(s3, name=self._name, bus=events.Events())
+            yield Bucket(s3, name=self._name, bus=Events())
 
     async def sizes(self) -> dict[str, int]:
         """What is in it."""

@@ -11,7 +11,7 @@ from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.leases import RedisDown, prefix_of
 from registry_cache.fleet.membership import Membership
 from registry_cache.fleet.signature import Signer
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from tests.e2e.dockerd import require_daemons
 from tests.fleet.conftest import REPOSITORY
 from tests.fleet.engines import RedisEngine
@@ -77,7 +77,7 @@ async def redis_down(watched):
 async def refused(watched):
     """Redis comes back without anything, and a replica with another key is there first."""
     (watched.tmp_path / "other.key").write_text("o" * 32)
-    bus = events.Events()
+    bus = Events()
     connection = FleetRedis(f"redis://127.0.0.1:{watched.engine.port}", password_file=None, events=bus)
     intruder = Membership(
         connection,

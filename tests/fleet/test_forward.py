@@ -9,7 +9,7 @@ from yarl import URL
 
 from registry_cache.assembly.fleet import _without, following, shared
 from registry_cache.assembly.pulls import _published, _runway
-from registry_cache.model.events import Events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.settings.load import load_settings
 from registry_cache.settings.registries import registries

@@ -11,6 +11,7 @@ from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.leases import Claim, Leases, RedisDown
 from registry_cache.fleet.signature import Signer
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import BlobUnknown, UpstreamError
 from registry_cache.model.oci import Digest, Repository
 
@@ -137,7 +138,7 @@ async def test_the_clock_is_that_of_redis(replicas, monkeypatch):
 
 
 async def test_a_redis_that_is_down_is_tried_by_one_question_at_a_time(redis_wire, fleet_name, key_file, monkeypatch):
-    bus, seen = events.Events(), []
+    bus, seen = Events(), []
     bus.subscribe(seen.append)
     redis = FleetRedis(f"redis://{redis_wire.address}", password_file=None, events=bus)
     leases = Leases(redis, Signer(key_file), name=fleet_name, events=bus)
@@ -174,7 +175,7 @@ async def test_the_password_is_read_from_its_file_and_told_to_nobody(tmp_path, r
     await database.acl_setuser(user, enabled=True, passwords=[f"+{password}"], keys=["{rc1:*"], commands=["+@all"])
     file = tmp_path / "password"
     file.write_text(f"{password}\n")
-    bus, seen = events.Events(), []
+    bus, seen = Events(), []
     bus.subscribe(seen.append)
     redis = FleetRedis(f"redis://{user}@127.0.0.1:{redis_port}", password_file=file, events=bus)
     leases = Leases(redis, Signer(key_file), name="acl", events=bus)
@@ -233,7 +234,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_trouble_and_no_bug(repl
 
 def test_an_answer_that_comes_late_does_not_set_the_clock_back():
     ours = 1000.0
-    own = FleetRedis("redis://r", password_file=None, events=events.Events(), clock=lambda: ours)
+    own = FleetRedis("redis://r", password_file=None, events=Events(), clock=lambda: ours)
     own.told(1005, 0)
     assert own.now() == 1005.0
     ours = 1000.3  # asked at the same moment, heard later

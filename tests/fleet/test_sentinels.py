@@ -14,7 +14,7 @@ from registry_cache.doctor import fleet as doctor
 from registry_cache.fleet import connection
 from registry_cache.fleet.connection import FleetRedis
 from registry_cache.fleet.leases import RedisDown
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.redis_url import RedisUrl, redis_url
 from registry_cache.settings.model import Settings
 from tests.e2e.command import free_port, until
@@ -109,7 +109,7 @@ async def test_it_is_found_and_followed_when_it_dies(engine, password, silent, t
         secret = tmp_path / "password"
         secret.write_text(password.replace(" ", "-"))
     url = f"redis+sentinel://127.0.0.1:{silent},127.0.0.1:{free_port()},127.0.0.1:{engine.sentinel}/{SERVICE}"
-    redis = FleetRedis(url, password_file=secret, events=events.Events())
+    redis = FleetRedis(url, password_file=secret, events=Events())
 
     async def say(value: str) -> bool:
         with contextlib.suppress(RedisDown):
@@ -140,7 +140,7 @@ async def test_a_service_that_no_sentinel_knows_is_trouble_that_says_so(engine, 
     secret = tmp_path / "password"
     secret.write_text(password.replace(" ", "-"))
     url = f"redis+sentinel://127.0.0.1:{engine.sentinel}/other"
-    redis = FleetRedis(url, password_file=secret if password else None, events=events.Events())
+    redis = FleetRedis(url, password_file=secret if password else None, events=Events())
     with pytest.raises(RedisDown, match="No master found for 'other'"):
         await redis.run(SET, [KEY], ["x"], patiently=True)
     await redis.aclose()

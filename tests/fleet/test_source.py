@@ -8,7 +8,7 @@ import pytest
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.leases import Claim
 from registry_cache.fleet.source import FleetSource
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import UpstreamError
 from registry_cache.model.oci import Digest
 from tests.fakes import REPOSITORY
@@ -55,7 +55,7 @@ def upstream():
 @pytest.fixture
 def source(leases, upstream):
     return FleetSource(
-        upstream, leases, None, confirm=None, proof=None, trails={}, tier=None, counts=Counts(), events=events.Events()
+        upstream, leases, None, confirm=None, proof=None, trails={}, tier=None, counts=Counts(), events=Events()
     )
 
 

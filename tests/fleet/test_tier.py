@@ -13,6 +13,7 @@ from registry_cache.fleet.s3 import ObjectReply
 from registry_cache.fleet.sweep import Sweeper
 from registry_cache.fleet.tier import TierBody
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import PeerLost
 from registry_cache.model.oci import Digest
 from tests.fleet.conftest import REPOSITORY, shared
@@ -276,7 +277,7 @@ async def test_after_any_trouble_bucket_index_and_count_agree(
     blobs = [await make_blob(100_000) for _ in range(12)]
     index, store = members[0].fleet.tier.index, members[0].fleet.tier.bucket
     evictors = [
-        Evictor(one.fleet.tier.bucket, one.fleet.tier.index, cap_bytes=cap, counts=Counts(), bus=events.Events())
+        Evictor(one.fleet.tier.bucket, one.fleet.tier.index, cap_bytes=cap, counts=Counts(), bus=Events())
         for one in members
     ]
     for _ in range(40):
@@ -304,7 +305,7 @@ async def test_after_any_trouble_bucket_index_and_count_agree(
     await database.delete(
         f"{{rc1:{fleet_name}}}:meta", f"{{rc1:{fleet_name}}}:q:sweep", f"{{rc1:{fleet_name}}}:q:evict"
     )
-    await Sweeper(store, index, bus=events.Events()).sweep()
+    await Sweeper(store, index, bus=Events()).sweep()
     while await evictors[0].evict():
         pass
     known = {digest async for digest in entries(index)}

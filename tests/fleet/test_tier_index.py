@@ -15,6 +15,7 @@ from registry_cache.fleet.s3_signing import KeyFile
 from registry_cache.fleet.sweep import Seen, Sweeper
 from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from tests.fakes import REPOSITORY
 from tests.fleet.conftest import running_redis
@@ -60,7 +61,7 @@ async def test_a_blob_costs_redis_less_than_280_bytes(tmp_path):
     """docs/fleet.md says what a million of them need."""
     with running_redis(tmp_path) as (port, _):
         client = redis.Redis(port=port)
-        own = FleetRedis(f"redis://127.0.0.1:{port}", password_file=None, events=events.Events())
+        own = FleetRedis(f"redis://127.0.0.1:{port}", password_file=None, events=Events())
         index = TierIndex(own, name="memory")
         many = [Digest.of(b"%d" % number) for number in range(5000)]
         await index.shared([(digest, 10_000_000, None) for digest in many[:1]])  # the script, and the keys

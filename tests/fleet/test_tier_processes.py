@@ -14,7 +14,7 @@ import redis.asyncio
 from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.s3 import S3
 from registry_cache.fleet.s3_signing import KeyFile
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from tests.e2e.command import free_port, start
 from tests.fakes import content
@@ -96,7 +96,7 @@ async def two(ceph, origin, redis_port, tmp_path_factory):
         stack.push_async_callback(database.aclose)
         session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
         s3 = await stack.enter_async_context(S3(url, region="us-east-1", key_file=KeyFile(keys), tls=None))
-        yield Two(hub, ceph, database, session, commands, Bucket(s3, name=NAME, bus=events.Events()), directory)
+        yield Two(hub, ceph, database, session, commands, Bucket(s3, name=NAME, bus=Events()), directory)
 
 
 async def test_what_one_has_shared_the_other_has_without_upstream(two):

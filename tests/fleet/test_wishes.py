@@ -8,7 +8,7 @@ from registry_cache.fleet import wish_scripts
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.eviction import Evictor
 from registry_cache.fleet.sealed import Sealed
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pattern, Pin
 from registry_cache.model.oci import Digest, Repository
 
@@ -227,5 +227,5 @@ async def test_what_is_purged_goes_from_the_bucket_too(start_sharing, stand_in, 
             for member in members:
                 await member.fleet.wishes.look()
             tier = members[0].fleet.tier
-            await Evictor(tier.bucket, tier.index, cap_bytes=10**9, counts=Counts(), bus=events.Events()).evict()
+            await Evictor(tier.bucket, tier.index, cap_bytes=10**9, counts=Counts(), bus=Events()).evict()
             await asyncio.sleep(0.01)

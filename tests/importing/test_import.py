@@ -20,7 +20,7 @@ from registry_cache.importing import carry
 from registry_cache.importing import plan as planning
 from registry_cache.importing.carry import Carrier
 from registry_cache.importing.folder import Folder
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import DOCKER_LIST, DOCKER_MANIFEST, Digest, Repository
 from registry_cache.ports.names import TagEntry
 from registry_cache.settings.load import load_settings
@@ -107,13 +107,13 @@ def test_what_has_other_names_is_not_harmed_by_the_store(run, old, cache_dir):
     before = tree(old.directory)
 
     async def use():
-        async with open_store(settings_for(cache_dir), events.Events()) as (_, store):
+        async with open_store(settings_for(cache_dir), Events()) as (_, store):
             await store.quarantine(Digest.of(b"a" * 100_000), "a test")
             await store.purge([Digest.of(b"b" * 100_000)])
             blob = await store.open(Digest.of(b"c" * 100_000))
             assert blob is not None
             blob.close()
-        async with open_store(settings_for(cache_dir, max_size="1kB"), events.Events()) as (_, store):
+        async with open_store(settings_for(cache_dir, max_size="1kB"), Events()) as (_, store):
             async with asyncio.timeout(20):
                 while store.total_bytes > 1000:
                     await asyncio.sleep(0.01)
@@ -263,7 +263,7 @@ def test_a_tag_that_the_cache_knows_stays_as_it_is(run, old, cache_dir):
     newer = TagEntry(Digest.of(b"newer"), DOCKER_MANIFEST, 5, time.time())
 
     async def know():
-        async with open_store(settings_for(cache_dir), events.Events()) as (index, _):
+        async with open_store(settings_for(cache_dir), Events()) as (index, _):
             await index.put_tag(Repository.parse("library/a"), "1", newer)
 
     asyncio.run(know())
@@ -400,7 +400,7 @@ async def test_an_interrupted_import_goes_on_where_it_stopped(old, cache_dir):
     before = tree(old.directory)
 
     async def bring(came):
-        async with open_store(settings_for(cache_dir), events.Events()) as (index, store):
+        async with open_store(settings_for(cache_dir), Events()) as (index, store):
             folder = Folder.find(old.directory)
             contents = planning.read(folder)
             here = {digest for digest in contents.sizes if store.path(digest).exists()}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import DigestMismatch, NoSpace, ReadFailed
 from registry_cache.model.oci import Digest
 from registry_cache.store import reading
@@ -153,7 +154,7 @@ class World:
         self.say(f"start, then {ending}")
         self.files = MemoryFiles(self.disk, self.weather, self.process, self._told)
         self.index = MemoryIndex(self.disk, self.weather, self.process)
-        bus = events.Events()
+        bus = Events()
         bus.subscribe(self._emitted)
         self.store = DiskStore(
             ROOT,

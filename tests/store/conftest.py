@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from registry_cache.store.disk import DiskStore
 from registry_cache.store.entries import inspect
@@ -85,7 +85,7 @@ async def open_shelf(
 ):
     """Open the store in *root* as the assembly does, and wait until everything is *counted*."""
     root.mkdir(exist_ok=True)
-    bus, emitted = events.Events(), []
+    bus, emitted = Events(), []
     bus.subscribe(emitted.append)
     index = SqliteIndex(root / "index.sqlite3", events=bus)
     await index.start()

@@ -8,7 +8,7 @@ import sqlite3
 
 import pytest
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import NoSpace
 from registry_cache.model.oci import Digest
 from registry_cache.ports.rows import BlobEntry
@@ -287,7 +287,7 @@ async def test_a_transaction_that_could_be_neither_ended_nor_taken_back_is_over(
 
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **{"factory": Failing, **options}))
-    index = SqliteIndex(tmp_path / "index.sqlite3", events=events.Events())
+    index = SqliteIndex(tmp_path / "index.sqlite3", events=Events())
     await index.start()
     first, second = (BlobEntry(Digest.of(body), 1, None, 1.0) for body in (b"1", b"2"))
     refuses = True
@@ -312,7 +312,7 @@ async def test_that_a_run_has_begun_is_on_the_disk_before_its_first_row(tmp_path
 
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **{"factory": Watched, **options}))
-    index = SqliteIndex(tmp_path / "index.sqlite3", events=events.Events())
+    index = SqliteIndex(tmp_path / "index.sqlite3", events=Events())
     await index.start()
     full, normal = 2, 1
     assert said == [full]

@@ -1,11 +1,11 @@
 """What the index says at its start about how the last run ended."""
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.store.index import SqliteIndex, endings
 
 
 async def opened(path):
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     return index
 

@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pin
 from registry_cache.model.errors import IndexRefused
 from registry_cache.model.oci import Digest, Repository
@@ -36,7 +37,7 @@ def forget_what_is_in_memory(index):
 
 async def test_reads_do_not_wait_for_a_write_that_waits_for_the_lock(tmp_path):
     path, seen = tmp_path / "index.sqlite3", []
-    bus = events.Events()
+    bus = Events()
     bus.subscribe(seen.append)
     index = SqliteIndex(path, events=bus, busy_seconds=60)  # a write waits for as long as the lock is held
     await index.start()
@@ -67,12 +68,12 @@ async def test_reads_do_not_wait_for_a_write_that_waits_for_the_lock(tmp_path):
 
 async def test_a_locked_index_is_not_taken_for_a_broken_one(tmp_path):
     path = tmp_path / "index.sqlite3"
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     await index.put_tag(REPOSITORY, "1", TAG)
     await index.settle_doubt()
     await index.aclose()
-    index = SqliteIndex(path, events=events.Events(), busy_seconds=0.01)
+    index = SqliteIndex(path, events=Events(), busy_seconds=0.01)
     with lock_held(path):
         await index.start()
         assert not index.writable
@@ -90,7 +91,7 @@ async def test_an_older_index_that_is_locked_is_opened_later(tmp_path):
         db.executescript(schema.SCHEMA_1 + "PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
         db.execute("INSERT INTO tags VALUES (?, ?, ?, ?, ?, ?, ?)", (*REPOSITORY, "1", *TAG))
         db.commit()
-    index = SqliteIndex(path, events=events.Events(), busy_seconds=0.01)
+    index = SqliteIndex(path, events=Events(), busy_seconds=0.01)
     with lock_held(path):
         await index.start()
         assert (index.writable, await index.tag(REPOSITORY, "1")) == (False, None)
@@ -105,7 +106,7 @@ async def test_an_older_index_that_is_locked_is_opened_later(tmp_path):
 
 async def test_an_index_whose_file_was_removed_is_made_again(tmp_path):
     path = tmp_path / "index.sqlite3"
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     await index.settle_doubt()
     await index.put_tag(REPOSITORY, "1", TAG)
@@ -126,7 +127,7 @@ async def test_an_index_whose_file_was_removed_is_made_again(tmp_path):
 async def test_an_index_that_cannot_be_written_at_all_is_read(tmp_path, monkeypatch):
     """As on a read-only filesystem, where SQLite can make no log."""
     path = tmp_path / "index.sqlite3"
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     await index.settle_doubt()
     await index.put_tag(REPOSITORY, "1", TAG)
@@ -140,7 +141,7 @@ async def test_an_index_that_cannot_be_written_at_all_is_read(tmp_path, monkeypa
         return connect(name, **options)
 
     monkeypatch.setattr(sqlite3, "connect", read_only)
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     assert (index.writable, index.doubt) == (False, "")
     assert await index.tag(REPOSITORY, "1") == TAG
@@ -156,7 +157,7 @@ async def test_an_index_that_cannot_be_written_at_all_is_read(tmp_path, monkeypa
 
 async def test_where_no_index_can_be_made_names_are_known_all_the_same(tmp_path):
     path = tmp_path / "index.sqlite3"
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     await index.put_tag(REPOSITORY, "1", TAG)
     await index.add_blob(BlobEntry(DIGEST, 10, TAG.media_type, 1.0))
@@ -164,7 +165,7 @@ async def test_where_no_index_can_be_made_names_are_known_all_the_same(tmp_path)
     for file in tmp_path.glob("index.sqlite3*"):
         file.unlink()
     path.mkdir()
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     assert not index.writable
     assert await index.tag(REPOSITORY, "1") == TAG
@@ -182,7 +183,7 @@ async def test_where_no_index_can_be_made_names_are_known_all_the_same(tmp_path)
 async def test_an_index_that_was_opened_to_read_only_is_opened_again_once_it_can_be_written(tmp_path, monkeypatch):
     """As after a restore by root: SQLite opens a file that it may not write only to read, and stays with that."""
     path = tmp_path / "index.sqlite3"
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     await index.settle_doubt()
     await index.put_tag(REPOSITORY, "1", TAG)
@@ -194,7 +195,7 @@ async def test_an_index_that_was_opened_to_read_only_is_opened_again_once_it_can
         return connect(name if str(name).startswith("file:") else f"file:{name}?mode=ro", **options)
 
     monkeypatch.setattr(sqlite3, "connect", read_only)
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     assert not index.writable
     for _ in range(2):
@@ -211,13 +212,13 @@ async def test_an_index_that_was_opened_to_read_only_is_opened_again_once_it_can
 async def test_a_try_to_write_that_fails_takes_nothing_from_who_reads(tmp_path, monkeypatch):
     """On a read-only disk each try opened the readers' file in a way that it cannot be read in there."""
     path = tmp_path / "index.sqlite3"
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     await index.put_tag(REPOSITORY, "1", TAG)
     await index.aclose()
     monkeypatch.setattr(Database, "_opens_to_read", only_unchanged(Database._opens_to_read))
     monkeypatch.setattr(Database, "_bring_up_to_date", refuse)
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     database, seen = index._db, []
     as_it_was = database._read_as, database._opened
@@ -244,7 +245,7 @@ def only_unchanged(opens):
 
 async def test_an_index_that_cannot_be_read_has_not_lost_its_pins_and_names(tmp_path, monkeypatch):
     """Whoever took "nothing" for the answer would let go of every pin, and list an empty cache."""
-    index = SqliteIndex(tmp_path / "index.sqlite3", events=events.Events())
+    index = SqliteIndex(tmp_path / "index.sqlite3", events=Events())
     await index.start()
     await index.add_blob(BlobEntry(DIGEST, 10, TAG.media_type, 1.0))
     await index.put_tag(REPOSITORY, "1", TAG)

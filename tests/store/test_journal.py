@@ -8,6 +8,7 @@ import sqlite3
 import pytest
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pin
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.names import TagEntry
@@ -29,7 +30,7 @@ def tag(number: int) -> TagEntry:
 
 @contextlib.asynccontextmanager
 async def opened(path, emitted=None):
-    bus = events.Events()
+    bus = Events()
     bus.subscribe(emitted.append if emitted is not None else lambda _: None)
     index = SqliteIndex(path, events=bus)
     await index.start()

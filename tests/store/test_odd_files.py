@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from registry_cache.store.index import SqliteIndex
 from registry_cache.store.scrub import Scrubber, find_rot
@@ -132,7 +133,7 @@ async def test_what_is_in_the_place_of_the_indexs_files_does_not_keep_it_from_op
 async def test_an_index_that_is_a_link_to_another_disk_stays_one(tmp_path):
     (tmp_path / "ssd").mkdir()
     (tmp_path / "index.sqlite3").symlink_to(tmp_path / "ssd" / "index.sqlite3")
-    index = SqliteIndex(tmp_path / "index.sqlite3", events=events.Events())
+    index = SqliteIndex(tmp_path / "index.sqlite3", events=Events())
     await index.start()
     await index.aclose()
     assert (tmp_path / "ssd" / "index.sqlite3").is_file()

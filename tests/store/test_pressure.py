@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import IndexRefused, NoSpace, ReadFailed
 from registry_cache.model.oci import OCI_MANIFEST, Digest
 from registry_cache.store.layout import file_name
@@ -195,7 +196,7 @@ async def test_a_scrub_does_not_quarantine_what_was_pulled_anew_while_it_hashed(
     digest = await shelf.put(content(1))
     shelf.store.path(digest).write_bytes(content(2))
     await shelf.index.verified(digest, 0.0)
-    scrubber = Scrubber(shelf.store, shelf.index, bytes_per_second=1_000_000_000, events=events.Events())
+    scrubber = Scrubber(shelf.store, shelf.index, bytes_per_second=1_000_000_000, events=Events())
     held = Held(monkeypatch, shelf.store, "quarantine")
     scrub = asyncio.create_task(scrubber.scrub_some())
     await held.reached.wait()

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from registry_cache.cli import cli
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from registry_cache.store.scrub import Scrubber, find_rot, stored_files
 
@@ -26,7 +27,7 @@ async def test_scrub_quarantines_what_is_rotten(shelf):
     await flip(shelf.store.path(bad), 2_000_000)
     for digest in (good, bad):
         await shelf.index.verified(digest, 0.0)  # long ago
-    bus = events.Events()
+    bus = Events()
     scrubber = Scrubber(shelf.store, shelf.index, bytes_per_second=1_000_000_000, events=bus)
     assert await scrubber.scrub_some() == 2
     assert await scrubber.scrub_some() == 0
@@ -42,7 +43,7 @@ async def test_scrub_can_be_stopped_in_the_middle_of_a_blob(shelf):
     shelf.store.room.cap_bytes = 10_000_000
     digest = await shelf.put(os.urandom(SIZE))
     await shelf.index.verified(digest, 0.0)
-    scrubber = Scrubber(shelf.store, shelf.index, bytes_per_second=1, events=events.Events())
+    scrubber = Scrubber(shelf.store, shelf.index, bytes_per_second=1, events=Events())
     scrubber.start()
     await asyncio.sleep(0)
     await asyncio.wait_for(scrubber.aclose(), 5)
@@ -52,7 +53,7 @@ async def test_scrub_can_be_stopped_in_the_middle_of_a_blob(shelf):
 async def test_tiny_blobs_are_not_hashed_at_full_speed(shelf, monkeypatch):
     for number in range(3):
         await shelf.index.verified(await shelf.put(bytes([number])), 0.0)
-    scrubber, waited = Scrubber(shelf.store, shelf.index, bytes_per_second=1000, events=events.Events()), []
+    scrubber, waited = Scrubber(shelf.store, shelf.index, bytes_per_second=1000, events=Events()), []
     monkeypatch.setattr(scrubber._stopping, "wait", waited.append)
     assert await scrubber.scrub_some() == 3
     assert sum(waited) > 60  # seconds; by their bytes alone it would be three milliseconds

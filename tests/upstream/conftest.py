@@ -9,6 +9,7 @@ import pytest
 
 from registry_cache.assembly.pulls import build_upstream
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.settings.load import load_settings
 from registry_cache.settings.registries import registries
@@ -61,7 +62,7 @@ async def ask(tmp_path, hub):
             secret.write_text(hub.account.pat)
             account = {"username": hub.account.username, "password_file": secret}
             given = {"upstream": hub.url, "ca_file": hub.ca_file, "cache_dir": tmp_path, **account, **flags}
-            bus = events.Events()
+            bus = Events()
             registry = next(iter(registries(load_settings(None, given)).values()))
             asked = Asked(build_upstream(registry, 0, bus))
             bus.subscribe(asked.emitted.append)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import OriginDown, UpstreamError
 from registry_cache.upstream import resilience
 from registry_cache.upstream.ask import Ask
@@ -58,7 +59,7 @@ def now(monkeypatch):
 
 
 async def opened(origin) -> tuple[Breakers, object]:
-    breakers = Breakers(URL, events.Events())
+    breakers = Breakers(URL, Events())
     send = breakers.around(origin)
     for _ in range(3):
         with pytest.raises(UpstreamError):
@@ -107,7 +108,7 @@ async def test_while_it_is_open_the_background_asks(now):
         async def __aexit__(self, *_):
             pass
 
-    prober = Prober(breakers, origin, events.Events(), bounded=Bounded)
+    prober = Prober(breakers, origin, Events(), bounded=Bounded)
     prober.start()
     origin.status = 401
     origin.arrived.clear()
@@ -123,7 +124,7 @@ async def test_while_it_is_open_the_background_asks(now):
 
 async def test_a_host_nobody_asks_for_any_more_is_forgotten(now, monkeypatch):
     origin = Origin()
-    breakers = Breakers(URL, events.Events())
+    breakers = Breakers(URL, Events())
     send = breakers.around(origin)
     for _ in range(3):
         with pytest.raises(UpstreamError):
@@ -134,7 +135,7 @@ async def test_a_host_nobody_asks_for_any_more_is_forgotten(now, monkeypatch):
 
 
 async def test_probes_that_fail_say_nothing_new(now):
-    bus, seen = events.Events(), []
+    bus, seen = Events(), []
     bus.subscribe(seen.append)
     origin = Origin()
     breakers = Breakers(URL, bus)
@@ -153,7 +154,7 @@ async def test_probes_that_fail_say_nothing_new(now):
 async def test_an_origin_that_is_down_is_left_alone_for_the_time_that_it_names(now):
     origin = Origin()
     origin.status = 503
-    breakers = Breakers(URL, events.Events())
+    breakers = Breakers(URL, Events())
     for _ in range(3):
         await breakers.around(origin)(Ask("GET", URL + "/v2/", ""))
     assert breakers.down == [URL]

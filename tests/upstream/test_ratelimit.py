@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RateLimited
 from registry_cache.upstream import ratelimit
 from registry_cache.upstream.headers import Headers
@@ -185,7 +185,7 @@ def test_messages(body, message):
 
 @given(st.binary(), st.binary(), st.binary())
 def test_any_answer_is_heeded(body, retry_after, limit):
-    limits = RateLimit("https://registry.example", Redactor(), events.Events())
+    limits = RateLimit("https://registry.example", Redactor(), Events())
     headers = Headers([("Retry-After", retry_after), ("ratelimit-limit", limit), ("ratelimit-remaining", limit)])
     error = limits.refused(headers, refusal_message(body), "pull")
     assert error.retry_in_seconds >= 0.9

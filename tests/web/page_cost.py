@@ -7,7 +7,7 @@ from pathlib import Path
 
 from registry_cache.assembly.proxy import open_proxy
 from registry_cache.catalog import listings
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import DOCKER_HUB, Digest, Repository
 from registry_cache.ports.names import TagEntry
 from registry_cache.ports.rows import BlobEntry
@@ -45,7 +45,7 @@ async def _cached(index: SqliteIndex) -> None:
 
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        bus = events.Events()
+        bus = Events()
         settings = load_settings(None, {"cache_dir": Path(folder), "upstream": "http://127.0.0.1:1", "min_free": "0"})
         async with open_proxy(settings, bus) as proxy:
             cache = Cache(proxy, "", Path(folder), None, bus)

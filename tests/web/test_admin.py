@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from registry_cache.model import contents, events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from registry_cache.runtime.unix_sockets import bound
 from registry_cache.store import files
@@ -197,7 +198,7 @@ async def test_an_older_index_is_brought_up_to_date(tmp_path):
         db.executescript(schema.SCHEMA_1 + "PRAGMA user_version = 1;")
         db.execute("INSERT INTO tags VALUES ('docker.io', 'library/a', '1', 'sha256:x', 'm', 1, 1.0)")
     db.close()
-    index = SqliteIndex(path, events=events.Events())
+    index = SqliteIndex(path, events=Events())
     await index.start()
     inventory = await index.inventory()
     await index.aclose()

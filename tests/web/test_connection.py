@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.web.connection import Connection
 from registry_cache.web.refusals import Refusals
 
@@ -15,7 +15,7 @@ async def connection():
     async def handler(_: web.BaseRequest) -> web.Response:
         return web.Response()
 
-    refusals = Refusals(events.Events())
+    refusals = Refusals(Events())
     yield Connection(web.Server(handler), refusals, client_timeout_seconds=30, loop=asyncio.get_running_loop())
     refusals.close()
 

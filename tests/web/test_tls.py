@@ -12,6 +12,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization as s
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import ReadFailed, SettingsError
 from registry_cache.web.certificates import Certificates, certificate_names
 from registry_cache.web.tls_sending import TlsSink
@@ -363,7 +364,7 @@ async def test_what_is_no_tls_harms_nobody(cache):
 
 
 def test_what_cannot_be_served_is_said(issuer, tmp_path):
-    bus = events.Events()
+    bus = Events()
     other = Issuer(tmp_path / "..")
     empty = tmp_path / "empty.pem"
     empty.write_text("")
@@ -382,4 +383,4 @@ def test_a_key_with_a_password_is_an_error_and_no_question(issuer, tmp_path):
     locked = tmp_path / "locked.pem"
     locked.write_bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.BestAvailableEncryption(b"secret")))
     with pytest.raises(SettingsError, match="without a password"):
-        Certificates(issuer.cert, locked, None, events=events.Events())
+        Certificates(issuer.cert, locked, None, events=Events())

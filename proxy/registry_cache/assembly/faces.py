@@ -12,6 +12,7 @@ from registry_cache.assembly.pulls import Pulls
 from registry_cache.assembly.reports import Reports
 from registry_cache.assembly.stores import Catalog
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.observe.metrics import Metrics
 from registry_cache.observe.prometheus import PrometheusCollector
 from registry_cache.runtime.threads import Threads
@@ -58,7 +59,7 @@ def _redirects(settings: Settings) -> RedirectRule | None:
 @contextlib.asynccontextmanager
 async def open_servers(
     settings: Settings,
-    bus: events.Events,
+    bus: Events,
     *,
     index: SqliteIndex,
     catalog: Catalog,

@@ -13,6 +13,7 @@ from registry_cache.access.networks import Networks
 from registry_cache.catalog.curator import Curator
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import SettingsError, reason_of
 from registry_cache.model.oci import Digest, Reference
 from registry_cache.ports.blobs import BlobStore
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def open_fleet(
-    settings: Settings, bus: events.Events, store: BlobStore, index: SqliteIndex
+    settings: Settings, bus: Events, store: BlobStore, index: SqliteIndex
 ) -> AsyncIterator["Fleet | None"]:
     """What flights need of it.
 
@@ -182,7 +183,7 @@ def _without(registries: Collection[str], handle: _Handler) -> _Handler:
 
 @contextlib.asynccontextmanager
 async def open_port(
-    fleet: "Fleet | None", settings: Settings, flights: Flights, proof: Proof, bus: events.Events
+    fleet: "Fleet | None", settings: Settings, flights: Flights, proof: Proof, bus: Events
 ) -> AsyncIterator[None]:
     """The port for the other replicas; they can be followed from here on.
 

@@ -13,6 +13,7 @@ from registry_cache.access.limits import Accounts
 from registry_cache.access.rules import Rule
 from registry_cache.access.tokens import kept_key
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import SettingsError
 from registry_cache.runtime.background import Background
 from registry_cache.runtime.file_marks import marks
@@ -25,7 +26,7 @@ _LOOK_SECONDS = 30.0
 
 
 @contextlib.asynccontextmanager
-async def open_certificates(settings: Settings, bus: events.Events) -> AsyncIterator[Certificates | None]:
+async def open_certificates(settings: Settings, bus: Events) -> AsyncIterator[Certificates | None]:
     """What clients see of who we are, if they speak TLS.
 
     Raises:
@@ -91,7 +92,7 @@ def _forwards_of(settings: Settings) -> dict[str, Forwarding]:
 class Guard:
     """Rules that follow their file while the cache runs."""
 
-    def __init__(self, access: Access, settings: Settings, bus: events.Events) -> None:
+    def __init__(self, access: Access, settings: Settings, bus: Events) -> None:
         self.access = access
         self._files = [settings.htpasswd]
         self._events = bus
@@ -113,7 +114,7 @@ class Guard:
 
 
 @contextlib.asynccontextmanager
-async def open_guard(settings: Settings, bus: events.Events) -> AsyncIterator[Guard | None]:
+async def open_guard(settings: Settings, bus: Events) -> AsyncIterator[Guard | None]:
     """Who may pull what, where that is not everybody everything. After the store: its directory keeps a key.
 
     Raises:
@@ -135,7 +136,7 @@ async def open_guard(settings: Settings, bus: events.Events) -> AsyncIterator[Gu
         yield guard
 
 
-async def _open_issuers(settings: Settings, bus: events.Events, stack: contextlib.AsyncExitStack) -> Issuers:
+async def _open_issuers(settings: Settings, bus: Events, stack: contextlib.AsyncExitStack) -> Issuers:
     from registry_cache.access import issuers, keys  # noqa: PLC0415 -- as in web/certificates.py
 
     found = []
@@ -148,5 +149,5 @@ async def _open_issuers(settings: Settings, bus: events.Events, stack: contextli
     return issuers.Issuers(found, wanted)
 
 
-def _keys_failed(bus: events.Events, name: str, why: str) -> None:
+def _keys_failed(bus: Events, name: str, why: str) -> None:
     bus.emit(events.Warned(message=f"OIDC__{name}: {why}; keys that are known count on for a day"))

@@ -13,6 +13,7 @@ from registry_cache.assembly.reports import Identity, Reports
 from registry_cache.assembly.stores import open_catalog, open_store
 from registry_cache.assembly.unlisted import Unlisted
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.observe.history import History
 from registry_cache.observe.metrics import Metrics
 from registry_cache.observe.quota import QuotaLog
@@ -68,7 +69,7 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def open_proxy(settings: Settings, bus: events.Events) -> AsyncIterator[Proxy]:
+async def open_proxy(settings: Settings, bus: Events) -> AsyncIterator[Proxy]:
     """Build the cache, and take it down again in the opposite order.
 
     Raises:

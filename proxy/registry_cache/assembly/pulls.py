@@ -10,7 +10,7 @@ from registry_cache.assembly.fleet import elsewhere, ended, following, open_flee
 from registry_cache.assembly.stores import Catalog
 from registry_cache.assembly.unlisted import Lent, OnDemand, Unlisted
 from registry_cache.catalog.proof import Proof
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.registry_patterns import RegistryPatterns
 from registry_cache.pull.answers import Upstream as Asked
 from registry_cache.pull.asking import Policy
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def build_upstream(
-    registry: RegistrySettings, prefetch_concurrency: int, bus: events.Events, access: Access | None = None
+    registry: RegistrySettings, prefetch_concurrency: int, bus: Events, access: Access | None = None
 ) -> Upstream:
     """The upstream of *registry*; whoever builds it closes it.
 
@@ -64,7 +64,7 @@ class Pulls:
 @contextlib.asynccontextmanager
 async def open_pulls(
     settings: Settings,
-    bus: events.Events,
+    bus: Events,
     index: SqliteIndex,
     store: DiskStore,
     catalog: Catalog,
@@ -133,7 +133,7 @@ async def open_pulls(
         yield Pulls(upstreams, unlisted, flights, pull_through, fleet)
 
 
-def _unlisted(settings: Settings, bus: events.Events) -> Unlisted:
+def _unlisted(settings: Settings, bus: Events) -> Unlisted:
     def build(name: str) -> Upstream:
         return build_upstream(unlisted_registry(settings, name), settings.prefetch_concurrency, bus)
 
@@ -161,7 +161,7 @@ def _runway(
     registry: RegistrySettings,
     upstream: Upstream | Lent,
     spare: Spare,
-    bus: events.Events,
+    bus: Events,
     fleet: "Fleet | None",
     proof: Proof,
 ) -> Runway:

@@ -9,6 +9,7 @@ from registry_cache.catalog.listings import Listings
 from registry_cache.catalog.manifests import ManifestReader, OpaqueManifests
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import registries
@@ -22,7 +23,7 @@ _FAILURES = (OSError, RegistryCacheError)
 
 @contextlib.asynccontextmanager
 async def open_store(
-    settings: Settings, bus: events.Events, *, is_kept: bool = True
+    settings: Settings, bus: Events, *, is_kept: bool = True
 ) -> AsyncIterator[tuple[SqliteIndex, DiskStore]]:
     """What is cached, for this process alone.
 
@@ -72,9 +73,7 @@ class Catalog:
 
 
 @contextlib.asynccontextmanager
-async def open_catalog(
-    settings: Settings, bus: events.Events, index: SqliteIndex, store: DiskStore
-) -> AsyncIterator[Catalog]:
+async def open_catalog(settings: Settings, bus: Events, index: SqliteIndex, store: DiskStore) -> AsyncIterator[Catalog]:
     """The catalog of a store, and the scrub, which goes on in the background."""
     async with contextlib.AsyncExitStack() as stack:
         opaque = OpaqueManifests(bus)

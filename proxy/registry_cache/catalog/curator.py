@@ -9,6 +9,7 @@ from cachetools import LRUCache
 
 from registry_cache.catalog.manifests import OpaqueManifests
 from registry_cache.model import contents, events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Inventory, Listing, Parts, Pattern, Pin, PurgePlan, Stored
 from registry_cache.model.errors import StoreError
 from registry_cache.model.oci import Digest, Repository
@@ -116,7 +117,7 @@ class Curator:
         proven: Proven,
         *,
         cap_bytes: int,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._store = store
         self._index = index

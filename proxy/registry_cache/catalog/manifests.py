@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import ContentError
 from registry_cache.model.oci import TOO_MANY_PARTS, Digest, Manifest
 from registry_cache.runtime.threads import Threads
@@ -21,7 +22,7 @@ OPAQUE = Manifest("", (), (), (), is_whole=False)
 class OpaqueManifests:
     """Names each manifest that cannot be read once, however often somebody tries."""
 
-    def __init__(self, bus: events.Events) -> None:
+    def __init__(self, bus: Events) -> None:
         self._bus = bus
         self._named: dict[Digest, None] = {}
 

@@ -19,7 +19,7 @@ from registry_cache.cli.import_output import Report, result_of, show_result
 from registry_cache.importing import plan as planning
 from registry_cache.importing.carry import Carrier, Outcome, Owner
 from registry_cache.importing.folder import Folder, NoFolder
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import StoreError, StoreLocked
 from registry_cache.model.oci import Digest
 from registry_cache.settings.load import load_settings
@@ -115,7 +115,7 @@ def _dry_run(settings: Settings, folder: Folder, report: Report) -> dict[str, An
 
 async def _import(settings: Settings, folder: Folder, report: Report) -> dict[str, Any]:
     _make(settings.cache_dir)
-    bus = events.Events()
+    bus = Events()
     bus.subscribe(report.trouble)
     async with open_store(settings, bus) as (index, store):
         owner = Owner.of(settings.cache_dir)

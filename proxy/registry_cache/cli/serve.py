@@ -18,6 +18,7 @@ from registry_cache.cli.common import SettingsCommand, config_option, settings_f
 from registry_cache.cli.listening import Listeners, see_that_it_is_free, see_that_socket_is_free
 from registry_cache.cli.stopping import Stopping, over
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import SettingsError, StoreError
 from registry_cache.model.units import counted, format_size
 from registry_cache.observe import logs
@@ -55,7 +56,7 @@ def command(config: Path | None, **flags: Any) -> None:
     warnings = [*unknown_environment(os.environ)[1], *not_honoured(config, os.environ)]
     if settings.lends_account:
         raise SettingsError(settings.lends_account)
-    bus = events.Events()
+    bus = Events()
     log = logs.Log(settings.log_format or logs.default_format(), settings.log_level)
     bus.subscribe(log)
     logs.bridge_libraries(bus)
@@ -73,7 +74,7 @@ def command(config: Path | None, **flags: Any) -> None:
     over()
 
 
-async def _serve(settings: Settings, bus: events.Events, config: Path | None, stopping: Stopping) -> None:
+async def _serve(settings: Settings, bus: Events, config: Path | None, stopping: Stopping) -> None:
     _allow_many_files()
     stopping.listen()
     see_that_it_is_free(settings.listen)
@@ -132,7 +133,7 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _warn(settings: Settings, bus: events.Events) -> None:
+def _warn(settings: Settings, bus: Events) -> None:
     if settings.misnamed:
         bus.emit(events.Warned(message=settings.misnamed))
 

@@ -21,7 +21,7 @@ from registry_cache.assembly.proxy import open_proxy
 from registry_cache.cli.admin import Running, cache_dir_option, json_option, running, settings_of
 from registry_cache.cli.common import own_user_agent, say, service_config_option
 from registry_cache.cli.output import console
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import StoreLocked
 from registry_cache.model.oci import Digest
 from registry_cache.model.units import format_size
@@ -113,7 +113,7 @@ async def _repair(service: Running, rotten: list[Rot]) -> dict[Digest, bool]:
         with contextlib.suppress(FileNotFoundError):
             rot.path.replace(settings.cache_dir / "quarantine" / rot.digest.replace(":", "-"))
     try:
-        async with open_proxy(settings, events.Events()) as proxy:
+        async with open_proxy(settings, Events()) as proxy:
             runner = web.ServerRunner(proxy.server)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -20,7 +20,7 @@ from registry_cache.fleet.leases import RedisDown, prefix_of
 from registry_cache.fleet.peers import PeerGone, PeerRefuses, Peers, PeerSilent
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.tls import FleetTls
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import SettingsError
 from registry_cache.model.redis_url import redis_url
 from registry_cache.model.units import format_size
@@ -46,9 +46,7 @@ _Trouble = PeerGone | PeerSilent | PeerRefuses
 
 
 def _connection(settings: Settings) -> FleetRedis:
-    return FleetRedis(
-        str(settings.fleet_redis_url), password_file=settings.fleet_redis_password_file, events=events.Events()
-    )
+    return FleetRedis(str(settings.fleet_redis_url), password_file=settings.fleet_redis_password_file, events=Events())
 
 
 async def redis(settings: Settings) -> AsyncIterator[Check]:

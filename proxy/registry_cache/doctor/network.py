@@ -18,6 +18,7 @@ from registry_cache.doctor.secret import new_token
 from registry_cache.hostprune.address import engine_socket
 from registry_cache.hostprune.engine import connect
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import (
     CredentialRefused,
     EngineError,
@@ -183,7 +184,7 @@ async def account(registry: RegistrySettings, image: str) -> AsyncIterator[Check
     Args:
         image: one that the account may pull; empty where none is known, and a made-up name has to do.
     """
-    bus, watch = events.Events(), _Watch()
+    bus, watch = Events(), _Watch()
     bus.subscribe(watch)
     client = build_upstream(registry, 0, bus)
     try:

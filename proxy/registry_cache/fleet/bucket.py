@@ -11,6 +11,7 @@ from typing import Literal
 
 from registry_cache.fleet.s3 import S3, Listed, ObjectMissing, ObjectReply, StoreTrouble
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import DigestInvalid
 from registry_cache.model.oci import Digest
 
@@ -24,7 +25,7 @@ _DELETE_SECONDS = 10.0
 class Breaker:
     """Reading, or writing: whether it is done without for now."""
 
-    def __init__(self, part: Literal["reading", "writing"], bus: events.Events) -> None:
+    def __init__(self, part: Literal["reading", "writing"], bus: Events) -> None:
         self.trouble = ""  # why; empty while it works
         self._part = part
         self._events = bus
@@ -82,7 +83,7 @@ class Bucket:
         name: of the fleet; others may have the same bucket.
     """
 
-    def __init__(self, s3: S3, *, name: str, bus: events.Events) -> None:
+    def __init__(self, s3: S3, *, name: str, bus: Events) -> None:
         self.reading = Breaker("reading", bus)
         self.writing = Breaker("writing", bus)
         self._s3 = s3

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from registry_cache.fleet.leases import RedisDown
 from registry_cache.fleet.sentinels import behind_sentinels
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.redis_url import RedisUrl, redis_url
 
 WAIT_SECONDS = 0.25
@@ -114,7 +115,7 @@ class FleetRedis:
         url: str,
         *,
         password_file: Path | None,
-        events: events.Events,
+        events: Events,
         client: Client | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:

@@ -1,6 +1,7 @@
 """What this replica has done for and by the fleet, counted since it started."""
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 
 
 class Counts:
@@ -44,7 +45,7 @@ class Counts:
         """*count* bytes have come from a peer."""
         self.peer_bytes += count
 
-    def warn(self, message: str, bus: events.Events) -> None:
+    def warn(self, message: str, bus: Events) -> None:
         """Say it once."""
         if message not in self._warned and len(self._warned) < 64:  # noqa: PLR2004 -- as many peers as matter
             self._warned.add(message)

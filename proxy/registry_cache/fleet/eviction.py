@@ -12,6 +12,7 @@ from registry_cache.fleet.leases import RedisDown
 from registry_cache.fleet.s3 import StoreTrouble
 from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from registry_cache.runtime.background import Background
 
@@ -27,7 +28,7 @@ class Evictor:
         cap_bytes: of the bucket.
     """
 
-    def __init__(self, bucket: Bucket, index: TierIndex, *, cap_bytes: int, counts: Counts, bus: events.Events) -> None:
+    def __init__(self, bucket: Bucket, index: TierIndex, *, cap_bytes: int, counts: Counts, bus: Events) -> None:
         self._bucket = bucket
         self._index = index
         self._cap_bytes = cap_bytes

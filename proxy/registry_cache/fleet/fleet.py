@@ -26,6 +26,7 @@ from registry_cache.fleet.tier_opening import BucketPlace, open_tier
 from registry_cache.fleet.tls import FleetTls
 from registry_cache.fleet.wishes import Curator, Wishes
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import DigestMismatch
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.observe.figures import FleetFigures
@@ -50,7 +51,7 @@ class Fleet:
         peers: Peers,
         signer: Signer,
         tier: Tier | None,
-        bus: events.Events,
+        bus: Events,
         counts: Counts,
         *,
         tag_ttl_seconds: float,
@@ -241,7 +242,7 @@ async def open_fleet(
     tls_files: tuple[Path, Path, Path] | None = None,
     bucket: BucketPlace | None = None,
     open_blob: Callable[[Digest], Awaitable[OpenBlob | None]],
-    bus: events.Events,
+    bus: Events,
 ) -> AsyncIterator[Fleet]:
     """The replica's part in a fleet.
 

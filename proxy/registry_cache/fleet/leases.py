@@ -12,7 +12,7 @@ from registry_cache.fleet import scripts
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.spaces import Spaces
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import BlobUnknown, RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.runtime.background import Background
@@ -75,7 +75,7 @@ class Leases:
     """
 
     def __init__(
-        self, redis: Redis, signer: Signer, *, name: str, events: events.Events, spaces: Spaces | None = None
+        self, redis: Redis, signer: Signer, *, name: str, events: Events, spaces: Spaces | None = None
     ) -> None:
         self.address = ""  # where the others reach this one; nothing is claimed before that is known
         self._redis = redis

@@ -12,6 +12,7 @@ from registry_cache.fleet.leases import RedisDown
 from registry_cache.fleet.scripts import PREFACE
 from registry_cache.fleet.signature import Signer
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 
 CLAIM_MS = 30_000
 NOT_YET = "it is not known yet whether the others ask the same upstreams"
@@ -51,7 +52,7 @@ class Membership:
         name: str,
         prefix: str,
         registries: Mapping[str, str],
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._redis = redis
         self._name = name

@@ -16,7 +16,7 @@ from registry_cache.fleet.leases import Redis
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.spaces import Spaces
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import DigestInvalid, NameInvalid, RegistryCacheError, TagInvalid
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.runtime.background import Background
@@ -48,7 +48,7 @@ class Moves:
         prefix: str,
         backlog_seconds: float,
         spaces: Spaces,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._redis = redis
         self._signer = signer

@@ -18,7 +18,7 @@ from registry_cache.fleet.news import NEWS
 from registry_cache.fleet.scripts import DROP
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import ManifestUnknown, NameUnknown, RegistryCacheError
 from registry_cache.runtime.background import Background
 
@@ -103,7 +103,7 @@ class Questions:
         prefix: str,
         address: Callable[[], str],
         limits: Limits,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._redis = redis
         self._signer = signer

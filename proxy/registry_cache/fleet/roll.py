@@ -17,7 +17,7 @@ from registry_cache.fleet.leases import Redis, RedisDown
 from registry_cache.fleet.scripts import PREFACE
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.observe.figures import MemberFigures
 from registry_cache.runtime.background import Background
 
@@ -90,7 +90,7 @@ class Roll:
         prefix: str,
         address: Callable[[], str],
         counts: Counts,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._redis = redis
         self._signer = signer

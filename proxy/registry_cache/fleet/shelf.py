@@ -16,6 +16,7 @@ from registry_cache.fleet.leases import RedisDown
 from registry_cache.fleet.s3 import ObjectRefused, StoreTrouble
 from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import ReadFailed, RegistryCacheError
 from registry_cache.model.oci import Digest
 from registry_cache.ports.blobs import OpenBlob, Piece
@@ -53,7 +54,7 @@ class Shelf:
         open_blob: Callable[[Digest], Awaitable[OpenBlob | None]],
         cap_bytes: int,
         counts: Counts,
-        bus: events.Events,
+        bus: Events,
     ) -> None:
         self._bucket = bucket
         self._index = index

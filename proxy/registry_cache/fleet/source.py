@@ -17,6 +17,7 @@ from registry_cache.fleet.peers import SILENCE_SECONDS, PeerGone, PeerRefuses, P
 from registry_cache.fleet.s3 import StoreTrouble
 from registry_cache.fleet.tier import Tier, TierBody
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import BlobUnknown, PeerLost
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import Origin, Piece
@@ -131,7 +132,7 @@ class FleetSource:
         trails: dict[Digest, Trail],
         tier: Tier | None,
         counts: Counts,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._source = source
         self._leases = leases

@@ -12,6 +12,7 @@ from registry_cache.fleet.leases import RedisDown
 from registry_cache.fleet.s3 import StoreTrouble
 from registry_cache.fleet.tier_index import TierIndex, raw
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from registry_cache.runtime.background import Background
 
@@ -52,7 +53,7 @@ class Seen:
 class Sweeper:
     """See the module."""
 
-    def __init__(self, bucket: Bucket, index: TierIndex, *, bus: events.Events) -> None:
+    def __init__(self, bucket: Bucket, index: TierIndex, *, bus: Events) -> None:
         self._bucket = bucket
         self._index = index
         self._events = bus

@@ -16,6 +16,7 @@ from registry_cache.fleet.s3 import ObjectMissing, ObjectReply, ObjectShort, Sto
 from registry_cache.fleet.shelf import Shelf
 from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import PeerLost, TransferStalled, UpstreamError
 from registry_cache.model.oci import Digest
 from registry_cache.ports.blobs import Origin, Piece
@@ -110,7 +111,7 @@ class Tier:
         shelf: brings blobs that are here into the bucket.
     """
 
-    def __init__(self, bucket: Bucket, index: TierIndex, shelf: Shelf, *, counts: Counts, bus: events.Events) -> None:
+    def __init__(self, bucket: Bucket, index: TierIndex, shelf: Shelf, *, counts: Counts, bus: Events) -> None:
         self.bucket = bucket
         self.shelf = shelf
         self.index = index

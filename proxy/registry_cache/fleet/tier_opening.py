@@ -15,7 +15,7 @@ from registry_cache.fleet.shelf import Shelf
 from registry_cache.fleet.sweep import Sweeper
 from registry_cache.fleet.tier import Tier
 from registry_cache.fleet.tier_index import TierIndex
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
 from registry_cache.ports.blobs import OpenBlob
 from registry_cache.upstream.tls import tls_context
@@ -39,7 +39,7 @@ async def open_tier(
     name: str,
     open_blob: Callable[[Digest], Awaitable[OpenBlob | None]],
     counts: Counts,
-    bus: events.Events,
+    bus: Events,
 ) -> AsyncIterator[Tier]:
     """The shared tier of fleet *name*.
 

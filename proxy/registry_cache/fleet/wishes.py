@@ -21,7 +21,7 @@ from registry_cache.fleet.news import NEWS
 from registry_cache.fleet.question_scripts import MOVED
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pattern, Pin, Tag
 from registry_cache.model.errors import DigestInvalid, NameInvalid, TagInvalid
 from registry_cache.model.oci import Digest, Reference, Repository
@@ -77,7 +77,7 @@ class Wishes:
         *,
         prefix: str,
         condemn: Callable[[Collection[Digest]], Awaitable[None]],
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._redis = redis
         self._signer = signer

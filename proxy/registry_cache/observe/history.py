@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from registry_cache.model.events import Events
+from registry_cache.model.bus import Events
 from registry_cache.runtime.background import Background
 
 MINUTE, QUARTER, DAY = 60, 900, 86_400

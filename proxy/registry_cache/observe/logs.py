@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.terminal import ascii_json, shown, shown_lines
 from registry_cache.model.units import format_size, well_formed
 from registry_cache.runtime.threads import start_daemon
@@ -190,7 +191,7 @@ def _shown(name: str, value: object) -> str:
 class _Bridge(logging.Handler):
     """What the libraries log, as events."""
 
-    def __init__(self, bus: events.Events) -> None:
+    def __init__(self, bus: Events) -> None:
         super().__init__(logging.WARNING)
         self._bus = bus
 
@@ -203,7 +204,7 @@ class _Bridge(logging.Handler):
             self._bus.emit(events.Warned(message=message))
 
 
-def bridge_libraries(bus: events.Events) -> None:
+def bridge_libraries(bus: Events) -> None:
     """Send the libraries' warnings to *bus*, and nothing to stderr."""
     root = logging.getLogger()
     root.handlers[:] = [_Bridge(bus)]

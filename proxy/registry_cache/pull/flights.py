@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import ContentError, NoSpace, RegistryCacheError, UpstreamBusy, UpstreamError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.ports.blobs import BlobStore, Hash, OpenBlob, Partial, Sink
@@ -39,7 +40,7 @@ class Flights:
         *,
         published: Callable[[Flight], None],
         ended: Callable[[Flight], None] = lambda _: None,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._runways = runways
         self._store = store

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from registry_cache.catalog.proof import Proof
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.clock import Clock
 from registry_cache.model.errors import CredentialRefused, DigestMismatch, HeadRefused, ManifestUnknown, NoSpace
 from registry_cache.model.oci import Digest, Reference, Repository
@@ -43,7 +44,7 @@ class ManifestSource:
         proof: Proof,
         known: Callable[[Reference], ManifestAnswer | None],
         clock: Clock,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._registries = registries
         self._store = store

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from registry_cache.catalog.manifests import ManifestReader
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.events import CacheResult
 from registry_cache.model.oci import Descriptor, Digest, Manifest, Repository
@@ -77,7 +78,7 @@ class Prefetcher:
         *,
         concurrency: int,
         max_bytes: int,
-        events: events.Events,
+        events: Events,
         without: Collection[str] = (),
         elsewhere: Elsewhere | None = None,
     ) -> None:

@@ -7,7 +7,7 @@ How it is made is in :mod:`.tags`, :mod:`.blobs` and :mod:`.lists`. Upstream's f
 from typing import Protocol
 
 from registry_cache.catalog.proof import Proof
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.clock import Clock
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.ports.blobs import BlobStore, OpenBlob
@@ -52,7 +52,7 @@ class PullThrough:
         prefetcher: Prefetcher,
         proof: Proof,
         clock: Clock,
-        events: events.Events,
+        events: Events,
         elsewhere: Elsewhere | None = None,
     ) -> None:
         self._prefetcher = prefetcher

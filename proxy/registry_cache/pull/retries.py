@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import (
     BlobUnknown,
     CredentialRefused,
@@ -69,7 +70,7 @@ class Retries(NamedTuple):
 
     limit: int
     backoff: Callable[[int], float]  # seconds before attempt number n + 1
-    events: events.Events
+    events: Events
     rate_limit_wait_seconds: float  # how long a first byte waits for a rate limit to pass
 
     async def pause(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.pull.boarding import Boarding
 from registry_cache.pull.direct import DirectStreams
 from registry_cache.pull.flight import BlobSource
@@ -30,7 +30,7 @@ class Runway(NamedTuple):
         retries: int,
         backoff: Callable[[int], float],
         rate_limit_wait_seconds: float,
-        events: events.Events,
+        events: Events,
         grace_seconds: float | None = None,
         direct: BlobSource | None = None,
     ) -> Self:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RegistryCacheError
 
 
@@ -26,7 +27,7 @@ class Background:
         work: Callable[[], Awaitable[float | None]],
         *,
         interval_seconds: float,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._name = name
         self._work = work

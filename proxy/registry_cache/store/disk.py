@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Parts
 from registry_cache.model.errors import DigestInvalid, IndexRefused, StoreError
 from registry_cache.model.oci import MANIFEST_MAX_BYTES, Digest
@@ -56,7 +57,7 @@ class DiskStore:
         cap_bytes: int,
         min_free_bytes: int | None,
         index: Index,
-        events: events.Events,
+        events: Events,
         files: Files | None = None,
         step_bytes: int = STEP_BYTES,
         folders: Sequence[tuple[str, str]] = FOLDERS,

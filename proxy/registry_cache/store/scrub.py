@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import DigestInvalid
 from registry_cache.model.oci import Digest
 from registry_cache.ports.index import Index
@@ -94,7 +95,7 @@ class Scrubber:
         bytes_per_second: how fast, at most.
     """
 
-    def __init__(self, store: DiskStore, index: Index, *, bytes_per_second: int, events: events.Events) -> None:
+    def __init__(self, store: DiskStore, index: Index, *, bytes_per_second: int, events: Events) -> None:
         self._store = store
         self._index = index
         self._bytes_per_second = bytes_per_second

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.ports.index import Index
 from registry_cache.store.files import Files
 from registry_cache.store.layout import Layout
@@ -21,4 +21,4 @@ class Shared:
     room: Room
     rows: RowWriter
     locks: Locks
-    events: events.Events
+    events: Events

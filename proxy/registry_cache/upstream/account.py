@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from cachetools import TTLCache
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import CredentialRefused, Denied, UpstreamError
 from registry_cache.upstream.challenges import Challenge
 from registry_cache.upstream.credential import IDENTITY_TOKEN, Credential
@@ -38,7 +39,7 @@ class Account:
         anonymous_fallback: bool,
         registry: str,
         redactor: Redactor,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._credential = credential
         self._anonymous_fallback = anonymous_fallback

@@ -15,6 +15,7 @@ from registry_cache.access.budget import Attempt
 from registry_cache.access.client_login import ClientLogin
 from registry_cache.access.forward import Wanted
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import CredentialRefused, Denied, LoginLapsed, NameUnknown, UpstreamError
 from registry_cache.model.oci import MANIFEST_ACCEPT, Repository
 from registry_cache.settings.registries import RegistrySettings
@@ -54,7 +55,7 @@ class ClientAccount(Account):
 
     follows_redirects = False
 
-    def __init__(self, client: "_Client", *, registry: str, redactor: Redactor, events: events.Events) -> None:
+    def __init__(self, client: "_Client", *, registry: str, redactor: Redactor, events: Events) -> None:
         super().__init__(None, anonymous_fallback=False, registry=registry, redactor=redactor, events=events)
         self._client = client
 
@@ -147,7 +148,7 @@ class AsClients(Upstream):
         let_in: who may pull.
     """
 
-    def __init__(self, registry: RegistrySettings, *, connections: int, events: events.Events, let_in: LetIn) -> None:
+    def __init__(self, registry: RegistrySettings, *, connections: int, events: Events, let_in: LetIn) -> None:
         self._let_in = let_in
         self._recent: tuple[ClientLogin, ...] = ()  # looked into from threads, so it never changes
         self._clients: LRUCache[ClientLogin, _Client] = LRUCache(_CLIENTS_MAX)

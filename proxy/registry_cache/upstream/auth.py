@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from cachetools import LRUCache, TLRUCache
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import NameUnknown, RateLimited, UpstreamError, UpstreamRefused
 from registry_cache.runtime.singleflight import SingleFlight
 from registry_cache.upstream.account import Account
@@ -75,7 +76,7 @@ class Authenticator:
         fetch: FetchToken,
         ping: Callable[[str | None], Awaitable[tuple[int, list[Challenge]]]],
         redactor: Redactor,
-        events: events.Events,
+        events: Events,
         tries_again: bool = True,
     ) -> None:
         self._tries_again = tries_again

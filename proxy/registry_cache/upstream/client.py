@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import (
     HeadRefused,
     RangeRefused,
@@ -108,7 +109,7 @@ class Upstream:
         registry: RegistrySettings,
         *,
         connections: int,
-        events: events.Events,
+        events: Events,
         redactor: Redactor | None = None,
     ) -> None:
         self._events = events = events.of(registry.name)

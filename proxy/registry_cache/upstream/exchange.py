@@ -11,6 +11,7 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import (
     CredentialRefused,
     HeadRefused,
@@ -50,7 +51,7 @@ class Exchange:
         breakers: Breakers,
         addresses: AddressRules,
         redactor: Redactor,
-        events: events.Events,
+        events: Events,
         answered: Callable[[], None],
     ) -> None:
         self.base_url = base_url

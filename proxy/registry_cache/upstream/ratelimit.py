@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RateLimited
 from registry_cache.upstream.headers import Headers, number
 from registry_cache.upstream.redact import Redactor
@@ -170,7 +171,7 @@ class Gate:
 class RateLimit:
     """The limits of one origin."""
 
-    def __init__(self, origin: str, redactor: Redactor, events: events.Events) -> None:
+    def __init__(self, origin: str, redactor: Redactor, events: Events) -> None:
         self._origin = origin
         self._redactor = redactor
         self._events = events

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import OriginDown
 
 _FAILURES_TO_OPEN = 3
@@ -30,7 +31,7 @@ class Breaker:
     closes the breaker or opens it for longer.
     """
 
-    def __init__(self, origin: str, events: events.Events) -> None:
+    def __init__(self, origin: str, events: Events) -> None:
         self.origin = origin
         self._events = events
         self._failures = 0

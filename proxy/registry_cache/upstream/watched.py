@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import HeadRefused, RegistryCacheError, UpstreamError
 from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.ratelimit import Gate, parse_retry_after
@@ -29,7 +30,7 @@ def pause_after(reply: Reply) -> float:
 class Breakers:
     """A circuit breaker for each origin, and a gate for each but *own*, whose limits are kept elsewhere."""
 
-    def __init__(self, own: str, events: events.Events) -> None:
+    def __init__(self, own: str, events: Events) -> None:
         self._own = own
         self._events = events
         self._breakers: dict[str, Breaker] = {}
@@ -132,7 +133,7 @@ class Prober:
         self,
         breakers: Breakers,
         send: Send,
-        events: events.Events,
+        events: Events,
         *,
         bounded: Callable[[], contextlib.AbstractAsyncContextManager[None]],
     ) -> None:

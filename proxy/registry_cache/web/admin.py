@@ -18,6 +18,7 @@ from aiohttp import web
 
 from registry_cache.catalog.curator import Curator, PinAnswer
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pattern, familiar
 from registry_cache.model.errors import DigestInvalid, NameInvalid, StoreError
 from registry_cache.observe.figures import FullStats
@@ -129,7 +130,7 @@ def _json(status: int, value: object) -> web.Response:
 
 
 @contextlib.asynccontextmanager
-async def listening(admin: Admin, directory: Path, bus: events.Events) -> AsyncIterator[None]:
+async def listening(admin: Admin, directory: Path, bus: Events) -> AsyncIterator[None]:
     """Listen in *directory*, which is locked: a socket found there belongs to nobody alive.
 
     Without a socket (a filesystem that has none) the cache still serves; that is a warning.

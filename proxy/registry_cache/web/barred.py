@@ -15,6 +15,7 @@ from aiohttp.http import HttpVersion11
 from registry_cache.access.control import Access
 from registry_cache.access.rules import Principal
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import LoginNeeded
 from registry_cache.web.fast_path import end_of_head, start_of_head
 from registry_cache.web.identity import decoded
@@ -32,7 +33,7 @@ class _Refusal(NamedTuple):
 class BarredLogins:
     """See the module."""
 
-    def __init__(self, access: Access, events: events.Events) -> None:
+    def __init__(self, access: Access, events: Events) -> None:
         self._access = access
         self._events = events
         self._refusals: dict[bytes, _Refusal] = {}  # by heads without the line of the login

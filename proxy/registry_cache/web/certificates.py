@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import SettingsError
 from registry_cache.runtime.background import Background
 from registry_cache.runtime.file_marks import marks
@@ -33,7 +34,7 @@ class Certificates:
         SettingsError: a file cannot be read, or key and certificate do not belong together.
     """
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None, *, events: events.Events) -> None:
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None, *, events: Events) -> None:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca

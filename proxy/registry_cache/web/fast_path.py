@@ -22,6 +22,7 @@ from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 
 from registry_cache.access.pace import Pace
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.events import CacheResult, Kind
 from registry_cache.model.oci import Digest, Reference, Repository
@@ -66,7 +67,7 @@ class FastPath:
 
     plain = _PLAIN
 
-    def __init__(self, pull_through: PullThrough, blobs: BlobResponder, events: events.Events) -> None:
+    def __init__(self, pull_through: PullThrough, blobs: BlobResponder, events: Events) -> None:
         self._pull_through = pull_through
         self._blobs = blobs
         self._events = events

@@ -11,6 +11,7 @@ from registry_cache.access.pace import Pace
 from registry_cache.access.rules import Principal
 from registry_cache.access.tokens import Holder
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.oci import Repository
 from registry_cache.pull.answers import Served
 from registry_cache.pull.pullthrough import PullThrough
@@ -35,7 +36,7 @@ class _Limited(Audit):
 class GuardedFastPath(FastPath):
     """See the module. Each pull has a token of its own, so a head is known without the line that carries it."""
 
-    def __init__(self, pull_through: PullThrough, blobs: BlobResponder, events: events.Events, access: Access) -> None:
+    def __init__(self, pull_through: PullThrough, blobs: BlobResponder, events: Events, access: Access) -> None:
         super().__init__(pull_through, blobs, events)
         self._access = access
         self._accounts = access.accounts

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from registry_cache.access.rules import Auth, Principal
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import (
     BadRequest,
     CrossSite,
@@ -48,7 +49,7 @@ _OTHERS = _Whose("others", "none")
 class Refusals:
     """Tells of refused requests: the first of a kind at once, what follows once a minute. Its maker closes it."""
 
-    def __init__(self, events: events.Events) -> None:
+    def __init__(self, events: Events) -> None:
         self._events = events
         self._kinds: Tally[RefusalKind, tuple[str, str]] = Tally(self._tell_kind)
         self._denied: Tally[_Whose, str] = Tally(self._tell_denied, others=_OTHERS)

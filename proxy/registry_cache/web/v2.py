@@ -11,6 +11,7 @@ from aiohttp import web
 
 from registry_cache.access.rules import Principal
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import (
     Barred,
     BlobUnknown,
@@ -81,7 +82,7 @@ class V2:
         refusals: Refusals,
         registries: Registries,
         identity: Identity | None = None,
-        events: events.Events,
+        events: Events,
     ) -> None:
         self._pull_through = pull_through
         self._index = index

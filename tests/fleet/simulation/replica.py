@@ -18,6 +18,7 @@ from registry_cache.fleet.serving import Follower, Serving, size_of
 from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.fleet.spaces import Spaces
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.errors import RegistryCacheError
 from registry_cache.model.oci import Digest, Repository
 from registry_cache.pull.flights import Flights
@@ -239,7 +240,7 @@ class Replica:
         self.number, self.network = number, network
         self.address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:5001"
         self.up, self.down = Link(rate), Link(rate)
-        self.bus, self.counts = events.Events(), Counts()
+        self.bus, self.counts = Events(), Counts()
         self.bus.subscribe(self.counts.upstream_received, events.UpstreamReceived)
         self.is_dead = False
         self._reach = reach

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.clock import Clock
 from registry_cache.model.errors import IndexRefused, StoreTooNew
 from registry_cache.runtime.threads import Threads
@@ -50,7 +51,7 @@ class Database:
         self,
         path: Path,
         *,
-        events: events.Events,
+        events: Events,
         busy_seconds: float = BUSY_SECONDS,
         fill: Callable[[sqlite3.Connection, bool], None] = lambda _, __: None,
         lost: Callable[[], None] = lambda: None,

@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 from registry_cache.model import events
+from registry_cache.model.bus import Events
 from registry_cache.model.contents import Inventory
 from registry_cache.model.oci import Digest
 from registry_cache.runtime.threads import Threads, finish
@@ -30,7 +31,7 @@ class SqliteIndex(Pins, Links, Answers, Ledger):
         self,
         path: Path,
         *,
-        events: events.Events,
+        events: Events,
         answers_max_bytes: int = ANSWERS_MAX_BYTES,
         busy_seconds: float = BUSY_SECONDS,
     ) -> None:
