@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import redis.asyncio
 
+from registry_cache.fleet.s3 import ObjectMissing
 from tests.fleet.store import ACCESS, SECRET
 from tests.proof.leaks import files_with, forms_of
 
@@ -55,22 +56,40 @@ class Aftermath:
             return False
 
     async def _bucket_and_index_agree(self, database: Any) -> None:
-        """After a sweep, which is asked for: what was lost with Redis is weeks away else."""
+        """After a sweep, which is asked for: what was lost with Redis is weeks away else.
+
+        What agrees may be evicted a moment later: what is gone when it is read has to be gone from the index as well.
+        """
         await database.hdel(f"{self.prefix}meta", "complete")
+        sizes = await self._agreed(database)
+        self.soak.tally.swept = {"objects": len(sizes), "bytes": sum(sizes.values())}
+        if sum(sizes.values()) > int(self.soak.replicas[0].settings["fleet_max_size"]):
+            self.soak.fault(f"{sum(sizes.values())} bytes in the bucket are more than its cap")
+        gone = [digest for digest in sizes if not await self._is_read(digest)]
+        if gone:
+            back = (await self._agreed(database)).keys() & gone
+            if lost := [digest for digest in back if not await self._is_read(digest)]:
+                self.soak.fault(f"in index and bucket, and cannot be read: {sorted(lost)}")
+
+    async def _agreed(self, database: Any) -> dict[str, int]:
+        """What is in the bucket, in bytes, at a moment when the index says the same."""
         deadline = time.monotonic() + CALM_SECONDS
         while wrong := await self._differences(database):
             if time.monotonic() > deadline:
                 self.soak.fault(f"bucket and index do not agree: {wrong}")
-                return
+                break
             await asyncio.sleep(0.1)
-        sizes = await self.soak.bucket.shared.sizes()
-        self.soak.tally.swept = {"objects": len(sizes), "bytes": sum(sizes.values())}
-        if sum(sizes.values()) > int(self.soak.replicas[0].settings["fleet_max_size"]):
-            self.soak.fault(f"{sum(sizes.values())} bytes in the bucket are more than its cap")
-        for digest in sizes:
+        return await self.soak.bucket.shared.sizes()
+
+    async def _is_read(self, digest: str) -> bool:
+        """Whether it is still in the bucket; what is wrong with it is noted."""
+        try:
             body = await self.soak.bucket.shared.body(digest)
-            if f"sha256:{hashlib.sha256(body).hexdigest()}" != digest and not self.soak.bucket.is_marred(digest):
-                self.soak.fault(f"{digest} in the bucket is something else")
+        except ObjectMissing:
+            return False
+        if f"sha256:{hashlib.sha256(body).hexdigest()}" != digest and not self.soak.bucket.is_marred(digest):
+            self.soak.fault(f"{digest} in the bucket is something else")
+        return True
 
     async def _differences(self, database: Any) -> str:
         """What does not agree; empty if all does, and nobody is about to change it."""
