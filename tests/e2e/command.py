@@ -19,7 +19,7 @@ import httpx
 from tests.hub.client import HubClient
 
 PROGRAM = Path(sys.executable).with_name("registry-cache")
-READY_SECONDS = 30
+READY_SECONDS = 60
 STOP_SECONDS = 40
 WAIT_SECONDS = 20
 

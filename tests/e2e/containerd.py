@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.e2e.dockerd import require_daemons
 
-READY_SECONDS = 30
+READY_SECONDS = 60
 STOP_SECONDS = 30
 
 _CONFIG = """\

@@ -20,7 +20,7 @@ from tests.e2e.token_service import OWNER, TokenService
 USERNAME, PASSWORD = "team", "a password of a registry's own"
 # bcrypt of the password above, cost 5: `htpasswd -nbB -C 5`.
 _HASH = "$2b$05$FOEtt1T4EwBXTNU86R0Z5.0J/29jrvIC8yK/OCMYFXmdUJVUUQv4O"
-READY_SECONDS = 30
+READY_SECONDS = 60
 
 
 @dataclass
