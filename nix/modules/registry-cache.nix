@@ -62,7 +62,12 @@ let
   # Below /var/cache the directory is systemd's to make, for a user that exists only while the service runs.
   isDynamic = hasPrefix "/var/cache/" cfg.cacheDir;
   accounts = builtins.filter (name: name != null) (
-    [ cfg.username ] ++ map (registry: registry.username) (builtins.attrValues cfg.upstreams)
+    [ cfg.username ]
+    ++ concatMap (registry: [
+      registry.username
+      (registry.settings.credential_helper or null)
+      (registry.settings.client_cert or null)
+    ]) (builtins.attrValues cfg.upstreams)
   );
   hasRules =
     cfg.htpasswdFile != null

@@ -114,6 +114,36 @@ def test_without_rules_nobody_may():
 
 
 @pytest.mark.parametrize(
+    "pattern",
+    ["index.docker.io/secret/**", "docker.io:443/secret/**", "registry-1.docker.io/secret/*"],
+)
+def test_a_registry_counts_by_each_of_its_names(pattern):
+    rules = [Rule(repositories=[pattern], deny=True), Rule()]
+    assert decide(rules, Principal("127.0.0.1"), "docker.io/secret/app") == Decision(allowed=False, rule=1)
+
+
+@pytest.mark.parametrize(("network", "address"), [
+    ("::ffff:10.0.0.0/104", "10.1.2.3"), ("::ffff:192.0.2.7", "192.0.2.7"), ("::ffff:10.0.0.0/104", "::ffff:10.1.2.3"),
+])  # fmt: skip
+def test_mapped_networks_are_of_ipv4_addresses(network, address):
+    rules = [Rule(networks=[network], deny=True), Rule()]
+    assert not decide(rules, Principal(address), "docker.io/secret/app").allowed
+    assert decide(rules, Principal("192.0.2.99"), "docker.io/secret/app").allowed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "docker.io/secret/app:1", "docker.io/secret/app/", "docker.io//app", "registry.corp:5443/x/**",
+        "*:5000/x", "docker.io/secret/*:1",
+    ],
+)  # fmt: skip
+def test_patterns_that_no_image_could_fit_are_refused(text):
+    with pytest.raises(ValueError, match="allowed are"):
+        repository_pattern(text)
+
+
+@pytest.mark.parametrize(
     "text", ["nginx", "library/nginx", "", "docker.io", "docker.io/", "Docker.io/x", "a b/c", "docker.io/x?"]
 )
 def test_what_is_no_pattern_is_said(text):

@@ -76,9 +76,21 @@ def test_users_that_rules_name_are_there(tmp_path):
     ],
 )
 def test_rules_that_never_decide(given, never):
-    found = access.rules(Settings.model_construct(access=[AccessRule(**rule) for rule in given]))
+    rules = [AccessRule(**rule) for rule in given]
+    found = access.rules(Settings.model_construct(access=rules, allow_unlisted=["ghcr.io"]))
     assert [check.text for check in found if check.state == "warning"] == [
         f"ACCESS: rule {number} never decides: rule 1 fits whatever it fits" for number in never
+    ]
+
+
+def test_registries_that_are_not_served():
+    patterns = ["**", "*/x", "index.docker.io/x", "docker.io/x", "quay.io/x", "a.gcr.io/x", "gchr.io/org/**"]
+    rules = [AccessRule(repositories=patterns)]
+    settings = Settings.model_construct(
+        access=rules, allow_unlisted=["*.gcr.io"], upstreams={"quay.io": UpstreamSettings()}
+    )
+    assert [check.text for check in access.rules(settings)] == [
+        "ACCESS: rule 1 names gchr.io, which is not served here"
     ]
 
 

@@ -230,7 +230,7 @@ async def make_blob(hub):
     return make
 
 
-async def soon(condition: Callable[[], object], seconds: float = 10) -> None:
+async def soon(condition: Callable[[], object], seconds: float = 40) -> None:
     """Wait for what happens in the test's own event loop."""
     async with asyncio.timeout(seconds):
         while not condition():

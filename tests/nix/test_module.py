@@ -241,6 +241,11 @@ def test_the_firewall_is_closed_until_it_is_opened(nix, host):
     opened = 'services.registry-cache.openFirewall = true; services.registry-cache.settings.listen = "0.0.0.0:5000";'
     (failed,) = nix.host(f"{{ {opened} }}")["failedAssertions"]
     assert "could\npull whatever ci can" in failed
+    for account in ('credential_helper = "ecr-login";', 'client_cert = "/run/keys/corp.pem";'):
+        mine = f'services.registry-cache.upstreams."reg.corp".settings.{account}'
+        without = "username = lib.mkForce null; passwordFile = lib.mkForce null;"
+        (failed,) = nix.host(f"{{ {opened} services.registry-cache = {{ {without} }}; {mine} }}")["failedAssertions"]
+        assert "could\npull whatever" in failed
     for way_out in (
         "services.registry-cache.settings.open_to_all = true;",
         'services.registry-cache.settings.access = [ { networks = [ "10.1.0.0/16" ]; } ];',

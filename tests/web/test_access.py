@@ -12,6 +12,7 @@ import trustme
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError
 from registry_cache.settings.load import load_settings
+from registry_cache.settings.registries import registries
 from registry_cache.web.guarded_fast_path import GuardedFastPath
 
 OPEN, MINE, OTHERS = "library/open", "org/mine", "other/app"
@@ -389,6 +390,15 @@ def test_rules_that_could_not_be_kept_are_refused(htpasswd, flags, said):
         load_settings(None, flags)
 
 
+def test_rules_that_name_an_alias_are_refused():
+    flags = {
+        "upstreams": {"registry.corp": {"aliases": ["corp.example"]}},
+        "access": [{"repositories": ["corp.example/x/**"], "deny": True}],
+    }
+    with pytest.raises(SettingsError, match=r"rule 1 names corp\.example, an alias: allowed is .* registry\.corp"):
+        load_settings(None, flags)
+
+
 def test_rules_are_a_way_out(tmp_path):
     file = tmp_path / "settings.toml"
     (tmp_path / "pat").write_text("x")
@@ -404,3 +414,18 @@ repositories = ["docker.io/library/*"]
     assert settings.lends_account == ""
     lending = load_settings(None, {"listen": "0.0.0.0:5000", "username": "ci"}, with_token=False)
     assert "ACCESS" in lending.lends_account
+
+
+@pytest.mark.parametrize("account", ['credential_helper = "ecr-login"', 'client_cert = "{file}"'])
+@pytest.mark.parametrize("registry", ["docker.io", "reg.corp"])
+def test_an_account_without_a_password_is_not_lent_either(tmp_path, account, registry):
+    (tmp_path / "cert.pem").write_text("x")
+    file = tmp_path / "settings.toml"
+    table = f'[upstreams."{registry}"]\n{account.format(file=tmp_path / "cert.pem")}\n'
+    file.write_text(f'listen = "0.0.0.0:5000"\n{table}')
+    settings = load_settings(file)
+    assert "whoever reaches it could pull" in settings.lends_account
+    assert registries(settings)[registry].has_account
+    for way_out in ('listen = "127.0.0.1:5000"\n', 'listen = "0.0.0.0:5000"\nopen_to_all = true\n'):
+        file.write_text(way_out + table)
+        assert load_settings(file).lends_account == ""

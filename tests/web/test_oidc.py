@@ -123,6 +123,20 @@ async def test_rules_are_about_what_a_token_says(cache, issuer, claims):
     assert (await cache.manifest(NAME, "1", **headers)).status == 404
 
 
+@pytest.mark.parametrize(("wanted", "said"), [(True, True), (False, False), (7, 7), ([True], "true"), ("true", True)])
+async def test_a_rule_s_true_is_a_token_s(start_cache, issuer, hub, wanted, said):
+    """TOML writes what JSON writes: a rule that denies would never fit else."""
+    await hub.images.image(NAME, "1", [1000])
+    cache = await start_cache(
+        oidc={"ci": {"issuer": issuer.url, "audience": "cache.corp"}},
+        access=[{"oidc": {"issuer": "ci", "fork": wanted}, "deny": True}, {"oidc": {"issuer": "ci", "sub": "*"}}],
+        hosts="*",
+    )
+    for claim, status in ((said, 404), ("other", 200)):
+        headers, _ = await bearer(cache, issuer.token(fork=claim))
+        assert (await cache.manifest(NAME, "1", **headers)).status == status
+
+
 async def test_limits_are_of_the_subject(cache, issuer):
     headers, _ = await bearer(cache, issuer.token(groups=["ops"]))
     other, _ = await bearer(cache, issuer.token(groups=["ops"], sub="repo:org/other"))
@@ -205,6 +219,8 @@ async def test_with_another_audience_tokens_from_before_are_none(start_cache, is
         ({"access": [{"oidc": {"issuer": "ci", "sub": "x"}}]}, "no such OIDC"),
         ({"access": [{"oidc": {"issuer": "ci"}}]}, "at least one claim"),
         ({"access": [{"oidc": {"issuer": "ci", "sub": []}}]}, "fits nobody"),
+        ({"access": [{"oidc": {"issuer": "ci", "level": 1.5}}]}, "allowed are texts"),
+        ({"access": [{"oidc": {"issuer": "ci", "sub": [{}]}}]}, "allowed are texts"),
         ({"oidc": {"ci": {"issuer": "https://x", "audience": "a"}}, "listen": "0.0.0.0:5000"}, "without TLS"),
         ({"oidc": {"ci": {"issuer": "https://x", "audience": "a"}}, "open_to_all": True}, "one of both"),
     ],

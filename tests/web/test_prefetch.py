@@ -25,7 +25,7 @@ async def cache(start_cache):
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -211,7 +211,7 @@ async def test_cap_holds_and_the_pull_succeeds(start_cache, hub):
     await cache.manifest(image.repository, image.tag)
     for layer in image.layers:
         assert (await cache.blob(image.repository, layer.digest)).body == hub.images.read(layer.digest)
-    await landed(cache)
+        await landed(cache)  # what a slow disk has not got yet is nobody's victim, and the next one would pass by
     assert 0 < most <= cap
     assert cache.seen(events.NotStored) == []
 

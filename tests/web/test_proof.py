@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 from registry_cache.model import events
-from registry_cache.model.oci import OCI_MANIFEST, Digest, Repository
+from registry_cache.model.oci import OCI_INDEX, OCI_MANIFEST, Digest, Repository
 from registry_cache.store.index import schema
 from tests.cache import run_cache
 from tests.hub import Fault
@@ -135,6 +135,82 @@ async def test_layers_that_are_elsewhere_are_not_proven_by_being_named(cache, hu
     hub.faults.add(Fault(kind="manifest", path="alpine", method="GET", status=200, body=text, headers=headers))
     assert (await cache.manifest(ALPINE, "4")).status == 200
     assert (await cache.blob(ALPINE, private.layers[0].digest)).status in (401, 404)
+
+
+def unchecked(form, own, foreign, child):
+    """A manifest that registries take from whoever has *own* alone, and that names *foreign* or *child* too."""
+    mine, theirs = json.dumps(own.layers[0].document()), json.dumps(foreign.document())
+    head = f'"schemaVersion": 2, "mediaType": "{OCI_MANIFEST}", "config": {json.dumps(own.config.document())}'
+    index = json.dumps({"mediaType": OCI_MANIFEST, "digest": child, "size": 1})
+    elsewhere = json.dumps(
+        {**foreign.document(), "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"}
+    )
+    helm = json.dumps({**own.config.document(), "mediaType": "application/vnd.cncf.helm.config.v1+json"})
+    artifact = f'"schemaVersion": 2, "mediaType": "{OCI_MANIFEST}", "config": {helm}'
+    return {
+        "a list that images do not have": f'{{{head}, "layers": [{mine}], "blobs": [{theirs}]}}',
+        "manifests beside layers": f'{{{head}, "layers": [{mine}], "manifests": [{index}]}}',
+        "a key of another case": f'{{{head}, "layers": [{theirs}], "LAYERS": [{mine}]}}',
+        "a key with a long s": f'{{{head}, "layers": [{theirs}], "layer\u017f": [{mine}]}}',
+        "an escaped key of another case": f'{{{head}, "layers": [{theirs}], "\\u004cayers": [{mine}]}}',
+        "a key twice": f'{{{head}, "layers": [{mine}], "layers": [{theirs}]}}',
+        "a digest of another case": f'{{{head}, "layers": [{theirs[:-1]}, "Digest": "{own.layers[0].digest}"}}]}}',
+        "addresses of another case": f'{{{head}, "layers": [{theirs[:-1]}, "URLs": ["https://example.com/x"]}}]}}',
+        "distributed from elsewhere": f'{{{head}, "layers": [{elsewhere}]}}',
+        "no type": f'{{"schemaVersion": 2, "config": {json.dumps(own.config.document())}, "layers": [{theirs}]}}',
+        "of an artifact": f'{{{artifact}, "layers": [{theirs}]}}',
+        "schema 1": f'{{"schemaVersion": 1, "fsLayers": [{{"blobSum": "{foreign.digest}"}}]}}',
+        "an index": f'{{"schemaVersion": 2, "mediaType": "{OCI_INDEX}", "manifests": [{index}]}}',
+    }[form]
+
+
+FORMS = [
+    "a list that images do not have", "manifests beside layers", "a key of another case", "a key with a long s",
+    "an escaped key of another case", "a key twice", "a digest of another case", "addresses of another case",
+    "distributed from elsewhere", "no type", "of an artifact", "schema 1", "an index",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("known", ["in memory", "after a restart"])
+@pytest.mark.parametrize("form", FORMS)
+async def test_what_no_registry_looks_for_is_not_proven_by_being_named(tmp_path, hub, form, known):
+    """Who may push to one repository would have whatever is here of all others."""
+    own = await hub.images.image("evil/mine", "1", [1000])
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        private = await pull(cache, hub, "org/private", size=100_000)
+        text = unchecked(form, own, private.layers[0], private.digest)
+        stated = json.loads(text).get("mediaType", OCI_MANIFEST)
+        headers = {"Content-Type": stated, "Docker-Content-Digest": Digest.of(text.encode())}
+        hub.faults.add(
+            Fault(kind="manifest", path="mine", method="GET", status=200, body=text, headers=headers, times=1)
+        )
+        assert (await cache.manifest("evil/mine", "4")).body == text.encode()
+        if known == "in memory":
+            await are_missing(cache, private)
+    if known != "in memory":
+        async with run_cache(tmp_path / "cache", hub) as cache:
+            await are_missing(cache, private)
+
+
+async def are_missing(cache, private):
+    for kind, digest in parts(private):
+        if digest != private.config.digest:
+            assert (await ask(cache, "evil/mine", kind, digest)).status in (401, 404), kind
+
+
+async def test_an_index_proves_what_it_names_where_nobody_else_is_known_to_have_it(tmp_path, hub):
+    """The index of the cache was lost, and upstream is away: images of several platforms are pulled all the same."""
+    child = (await hub.images.multi_arch("org/many", "1")).images["amd64"]
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        await cache.manifest("org/many", "1")
+        await cache.manifest("org/many", child.digest)
+        await cache.proxy.index.flush()
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache" / "index.sqlite3")) as db, db:
+        db.execute("DELETE FROM links WHERE digest = ?", (child.digest,))
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        asked = len(hub.counters.records)
+        assert (await cache.manifest("org/many", child.digest)).status == 200
+        assert len(hub.counters.records) == asked
 
 
 @pytest.mark.parametrize("kept", ["memory", "index", "manifests"])

@@ -11,7 +11,7 @@ import jwt
 import msgspec
 
 from registry_cache.access.keys import Key, Keys
-from registry_cache.access.rules import Claims, Vouched
+from registry_cache.access.rules import Claims, Vouched, claim_text
 from registry_cache.model.errors import LoginNeeded
 
 # Signed with a key that nobody else has; by the kind of key, so that none is taken for another.
@@ -147,8 +147,7 @@ def _verified(token: str, key: Key, algorithm: str, issuer: Issuer) -> Mapping[s
 def _values(claim: object) -> list[str]:
     """A claim's values as text: one, or those of a list."""
     those = claim if isinstance(claim, list) else [claim]
-    plain = [value for value in those if isinstance(value, str | bool | int)]
-    texts = [str(value).lower() if isinstance(value, bool) else str(value) for value in plain]
+    texts = [claim_text(value) for value in those if isinstance(value, str | bool | int)]
     if any(len(text) > _VALUE_MAX for text in texts):
         raise LoginNeeded(_WRONG)  # left out, it might be what a rule denies
     return texts

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LOOPBACK = ("127.0.0.0/8", "::1/128")
+_MAPPED_PREFIX = 96  # ::ffff:0:0/96, IPv4 addresses as a socket for both sees them
 _IPV6_PREFIX = 64  # what one host is given, to choose its addresses from
 
 
@@ -19,12 +20,25 @@ class Networks:
     """
 
     def __init__(self, words: Iterable[str]) -> None:
-        self._networks: tuple[_Network, ...] = tuple(map(ipaddress.ip_network, words))
+        self._networks: tuple[_Network, ...] = tuple(map(network_from, words))
 
     def __contains__(self, address: str) -> bool:
         """Whether *address* is in one of them. What is no address is in none."""
         found = _parsed(address)
         return found is not None and any(found in network for network in self._networks)
+
+
+def network_from(word: str) -> _Network:
+    """The network that *word* is: of IPv4 addresses, also where it is written as one of mapped ones.
+
+    Raises:
+        ValueError: it is none.
+    """
+    network = ipaddress.ip_network(word)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < _MAPPED_PREFIX:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED_PREFIX))
 
 
 def network_of(address: str) -> str:

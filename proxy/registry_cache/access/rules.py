@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from registry_cache.access.client_login import ClientLogin
 from registry_cache.access.networks import Networks, network_of
 from registry_cache.model.oci import DOCKER_HUB
-from registry_cache.model.registries import looks_like_registry
+from registry_cache.model.registries import canonical, looks_like_registry
 
 Auth = Literal["", "none", "uid", "certificate", "login", "oidc", "forward"]
 EVERYTHING = "**"
@@ -230,6 +230,14 @@ def repository_pattern(text: str) -> re.Pattern[str]:
         )
     if not re.fullmatch(r"[a-z0-9._:/*-]+", text):
         raise ValueError(f"{text!r}: allowed are lower-case names, with * and **")
+    if text != EVERYTHING:
+        registry = canonical(registry)
+        text = f"{registry}/{name}"
+        if not re.fullmatch(r"[a-z0-9._*-]+(?:/[a-z0-9._*-]+)+", text):
+            raise ValueError(
+                f"{text!r}: allowed are names without a port and a tag, the registry's as it is served by, or no image "
+                "would ever fit"
+            )
     if registry == DOCKER_HUB and "/" not in name and name != EVERYTHING:
         text = f"{registry}/{_OFFICIAL}{name}"
     parts = [_part(part) for part in re.split(r"(\*\*|\*)", text)]
@@ -238,6 +246,11 @@ def repository_pattern(text: str) -> re.Pattern[str]:
 
 def _part(text: str) -> str:
     return {EVERYTHING: ".*", "*": "[^/]*"}.get(text, re.escape(text))
+
+
+def claim_text(value: str | bool | int) -> str:
+    """The value of a claim as it is compared."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _claim_pattern(text: str) -> re.Pattern[str]:

@@ -106,7 +106,8 @@ def _tls_files(settings: Settings) -> tuple[Path, Path, Path] | None:
 
 def _asked(registry: RegistrySettings) -> str:
     """Where and as whom a registry is asked; no secret is in it, only whether there is one."""
-    account = [registry.credential_helper, registry.username] if registry.has_account else []
+    certificate = registry.client_cert and str(registry.client_cert)
+    account = [registry.credential_helper, registry.username, certificate] if registry.has_account else []
     return json.dumps([registry.url.rstrip("/"), account, registry.may_be_shared])
 
 

@@ -1,8 +1,10 @@
 """Which content belongs to which repository, as far as upstream has said so.
 
 A digest is *proven* in a repository when upstream supplied it from there or confirmed it there (HEAD), or when a
-manifest that is proven there names it. A manifest's word holds within its registry, which has seen to it that whoever
-pushed it had what it names; what another registry has brought, a manifest anywhere can name.
+manifest that is proven there names it among what registries look for before they take a manifest
+(:attr:`Manifest.checked`). That holds within its registry: what another one has brought, a manifest anywhere can name.
+Manifests that an index names are proven by it only when no repository is known to have them: the index of this cache
+was lost.
 
 What is here already, but not proven under the name that it is asked for by, is somebody else's: where there is an
 account, upstream is asked before it is handed out. The account may read more than whoever asks for it under a name of
@@ -13,7 +15,7 @@ The answer for hits is in memory; behind that are the index, and the repository'
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from registry_cache.catalog.manifests import ManifestReader
@@ -44,6 +46,9 @@ class ProvenLinks(Protocol):
 
     async def manifests_of(self, repository: Repository, limit: int) -> list[Digest]:
         """Manifests that are here and proven in *repository*, the last used first."""
+
+    async def repositories_of(self, digests: Sequence[Digest]) -> dict[Digest, list[Repository]]:
+        """Which repositories are known to have these."""
 
 
 class Proof:
@@ -122,9 +127,7 @@ class Proof:
         self._named[repository, digest] = None
         while len(self._named) > _NAMED_MAX:
             self._named.popitem(last=False)
-        self._mark(
-            repository, (part.digest for part in manifest.parts if self._is_of(repository.registry, part.digest))
-        )
+        self._mark(repository, (part for part in manifest.checked if self._is_of(repository.registry, part)))
 
     def _is_of(self, registry: str, digest: Digest) -> bool:
         """Whether the registry's own word is known for what a manifest of it names."""
@@ -166,8 +169,7 @@ class Proof:
         if time.monotonic() - self._scanned.get(repository, -_AGAIN_SECONDS) < _AGAIN_SECONDS:
             return False
         for manifest in await self._links.manifests_of(repository, _MANIFESTS_READ):
-            await self._read(repository, manifest)
-            if self.holds(repository, digest):
+            if await self._names(repository, manifest, digest):
                 return True
         self._scanned.pop(repository, None)
         while len(self._scanned) >= _SCANNED_MAX:
@@ -185,16 +187,24 @@ class Proof:
             self._had.popitem(last=False)
         return True
 
-    async def _read(self, repository: Repository, digest: Digest) -> None:
-        """Note what a stored manifest names; a large one is waited for."""
-        blob = await self._store.open(digest)
+    async def _names(self, repository: Repository, manifest: Digest, digest: Digest) -> bool:
+        """Whether the stored *manifest* proves *digest*; what else it proves is noted. A large one is waited for."""
+        blob = await self._store.open(manifest)
         if blob is None:
-            return
+            return False
         try:
-            if blob.body is not None:
-                self._note(repository, digest, await self._manifests.wait(digest, blob.body))
+            if blob.body is None:
+                return False
+            read = await self._manifests.wait(manifest, blob.body)
         finally:
             blob.close()
+        self._note(repository, manifest, read)
+        if any(child.digest == digest for child in read.children) and await self._is_nobodys(digest):
+            self._mark(repository, (digest,))
+        return self.holds(repository, digest)
+
+    async def _is_nobodys(self, digest: Digest) -> bool:
+        return not self._proven.get(digest) and not (await self._links.repositories_of((digest,))).get(digest)
 
     async def missing(self, repository: Repository, digest: Digest) -> bool:
         """Whether upstream has to be asked before *digest*, which is here, is served under *repository*."""

@@ -7,6 +7,8 @@ from registry_cache.access.htpasswd import read_users
 from registry_cache.access.rules import EVERYTHING
 from registry_cache.doctor.check import Check
 from registry_cache.model.errors import SettingsError
+from registry_cache.model.registries import canonical
+from registry_cache.model.registry_patterns import RegistryPatterns
 from registry_cache.model.units import format_ago
 from registry_cache.settings.access import WhoSettings
 from registry_cache.settings.model import Settings
@@ -70,9 +72,14 @@ def users(settings: Settings) -> Iterator[Check]:
 
 
 def rules(settings: Settings) -> Iterator[Check]:
-    """Rules that never decide: one before them fits everybody that they fit, and everything; or a registry decides."""
+    """Rules that never decide: an earlier one fits all that they fit, a registry decides, or none such is served."""
+    served, unlisted = {settings.default_registry, *settings.upstreams}, RegistryPatterns(settings.allow_unlisted)
     for number, rule in enumerate(settings.access, 1):
-        registries = {pattern.partition("/")[0] for pattern in rule.repositories}
+        registries = {canonical(pattern.partition("/")[0]) for pattern in rule.repositories}
+        for registry in sorted(registries - served):
+            if "*" not in registry and registry not in unlisted:
+                text = f"ACCESS: rule {number} names {registry}, which is not served here"
+                yield Check("rules", "warning", text, "look at the spelling, or serve it (UPSTREAMS, ALLOW_UNLISTED)")
         if registries <= set(settings.forwarding) and not rule.deny and not rule.quiet:
             text = f"ACCESS: rule {number} allows what {', '.join(sorted(registries))} decides: access is forward there"
             yield Check("rules", "warning", text, "leave the rule out, or the access of that registry")

@@ -201,7 +201,7 @@ async def account(registry: RegistrySettings, image: str) -> AsyncIterator[Check
 async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
     client: Upstream, watch: _Watch, registry: RegistrySettings, image: str
 ) -> Check:
-    who = f"as {registry.username}" if registry.has_account else "anonymously"
+    who = f"as {_account(registry)}" if registry.has_account else "anonymously"
     asked = _made_up(registry)
     if image:
         name = Name.parse(image)
@@ -227,6 +227,12 @@ async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
     return Check("credential", "ok", f"upstream answers {who}{decides}")
 
 
+def _account(registry: RegistrySettings) -> str:
+    if registry.credential_helper:
+        return f"docker-credential-{registry.credential_helper} says"
+    return registry.username or f"{registry.client_cert} says"
+
+
 def _made_up(registry: RegistrySettings) -> Reference:
     """A name that nobody has: the registry's own no shows that it answers."""
     return Reference(Repository(registry.name, "registry-cache/doctor"), "none")
@@ -240,7 +246,7 @@ def _not_for(image: str, who: str, error: RegistryCacheError) -> Check:
 def _more_pulls(registry: RegistrySettings) -> str:
     """What to do about a quota, for who asks: an account or an address."""
     if registry.has_account:
-        who = f"the pulls are those of the account {registry.username}"
+        who = f"the pulls are those of the account {_account(registry)}"
         return f"{who}: wait until they are back, or give it a plan with more"
     return "no account is set: with USERNAME and PASSWORD_FILE there are more pulls than for this host's address alone"
 

@@ -1,7 +1,9 @@
 """JSON that others wrote: read whatever it holds, or refused in one way."""
 
 import functools
+import json
 import re
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
 import msgspec
@@ -38,6 +40,31 @@ def read_json(body: bytes | msgspec.Raw, kind: type[T]) -> T:
         except _FAILURES as error:
             raise ContentError(f"not readable as JSON: {error}") from error
     return value
+
+
+def is_unmistakable(body: bytes, known: AbstractSet[str]) -> bool:
+    """Whether every parser reads the same out of *body*: JSON without leniency, and each key once in its object.
+
+    Go's decoder takes a key for another that differs in case only, and of two the last one; others do not.
+
+    Args:
+        known: keys that matter, which have to be spelled like this.
+    """
+    folded = {key.casefold() for key in known}
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key.casefold() for key, _ in pairs]
+        if len(set(keys)) != len(keys) or any(
+            alike in folded and key not in known for alike, (key, _) in zip(keys, pairs, strict=True)
+        ):
+            raise ValueError("a key can be taken for another")
+        return {}
+
+    try:
+        json.loads(body.decode(), object_pairs_hook=check)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 @functools.cache

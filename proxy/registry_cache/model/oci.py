@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET
 
 from registry_cache.model.errors import ContentError, DigestInvalid, DigestMismatch, NameInvalid, TagInvalid
-from registry_cache.model.foreign import read_json
+from registry_cache.model.foreign import is_unmistakable, read_json
 
 # A client that says so is not sent elsewhere for a blob: it does not follow, or wants it brought here.
 STAY = {"Registry-Cache-Redirect": "no"}
@@ -43,6 +43,11 @@ _DOCKER_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 INDEX_TYPES = frozenset({DOCKER_LIST, OCI_INDEX})
 # Asked of upstream whatever the client sent: one answer a reference, not one for each spelling of Accept.
 MANIFEST_ACCEPT = f"{DOCKER_MANIFEST}, {DOCKER_LIST}, {OCI_MANIFEST}, {OCI_INDEX}, */*;q=0.1"
+
+_IMAGE_TYPES = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
+_IMAGE_CONFIGS = frozenset(
+    {"application/vnd.docker.container.image.v1+json", "application/vnd.oci.image.config.v1+json"}
+)
 
 T = TypeVar("T")
 _Field = msgspec.Raw | msgspec.UnsetType
@@ -171,11 +176,16 @@ class _RawManifest(msgspec.Struct):
     signatures: _Field = UNSET
 
 
+# Everything that says what a manifest names.
+_KEYS = frozenset({*_RawManifest.__struct_fields__, "digest", "blobSum", "urls"})
+
+
 class Manifest(NamedTuple):
     """What the cache reads out of a manifest; everything else passes through unread.
 
     ``children`` are manifests (of an index), ``blobs`` the config and the blobs that upstream itself holds, ``layers``
     those without the config, in the order in which clients ask for them. ``is_whole``: they are all that it names.
+    ``checked`` are those of them that any registry has looked for in the repository which it was pushed to.
     """
 
     media_type: str
@@ -183,6 +193,7 @@ class Manifest(NamedTuple):
     blobs: tuple[Descriptor, ...]
     layers: tuple[Descriptor, ...]
     is_whole: bool = True
+    checked: tuple[Digest, ...] = ()
 
     @property
     def is_index(self) -> bool:
@@ -218,7 +229,26 @@ class Manifest(NamedTuple):
         children, layers = children[:max_parts], layers[:max_parts]
         config = _descriptor(raw.config)
         blobs = layers if config is None else [config, *layers]
-        return cls(media_type or _shape(raw, version), tuple(children), tuple(blobs), tuple(layers), is_whole)
+        checked = _checked(body, raw, media_type, config, layers)
+        media_type = media_type or _shape(raw, version)
+        return cls(media_type, tuple(children), tuple(blobs), tuple(layers), is_whole, checked)
+
+
+def _checked(
+    body: bytes, raw: _RawManifest, media_type: str, config: Descriptor | None, layers: list[Descriptor]
+) -> tuple[Digest, ...]:
+    """Config and layers of an image that says itself that it is one, in words that nobody reads otherwise.
+
+    Registries look for nothing else: not for what an index names (sparse ones are allowed), nor an artifact (zot), nor
+    for layers that are distributed from elsewhere.
+    """
+    others = (raw.manifests, raw.blobs, raw.fsLayers, raw.signatures)
+    if media_type not in _IMAGE_TYPES or config is None or config.media_type not in _IMAGE_CONFIGS:
+        return ()
+    if any(other is not UNSET for other in others) or not is_unmistakable(body, _KEYS):
+        return ()
+    own = (layer for layer in layers if not re.search("foreign|nondistributable", layer.media_type, re.IGNORECASE))
+    return tuple(part.digest for part in (config, *own))
 
 
 def _shape(raw: _RawManifest, version: float | None) -> str:

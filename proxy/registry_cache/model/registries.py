@@ -33,8 +33,13 @@ def split(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
     if not slash or not (first in HUB_NAMES or looks_like_registry(first)):
         return HUB_NAMES[0], name
-    registry = normal(first)
-    return (HUB_NAMES[0] if registry in HUB_NAMES else registry), rest
+    return canonical(first), rest
+
+
+def canonical(name: str) -> str:
+    """*name* as it is looked up: :func:`normal`, and Docker Hub by its first name."""
+    name = normal(name)
+    return HUB_NAMES[0] if name in HUB_NAMES else name
 
 
 def normal(name: str) -> str:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import model_validator as model_check
 
 from registry_cache.access.limits import Limits
-from registry_cache.access.rules import EVERYTHING, Claims, Rule, Who, repository_pattern
+from registry_cache.access.rules import EVERYTHING, Claims, Rule, Who, claim_text, repository_pattern
 from registry_cache.settings.types import NetworkList, ReadableFile, Size, Url, Words, words
 
 # With less, a client loses its patience before its first bytes come.
@@ -23,12 +23,18 @@ def _patterns(value: list[str]) -> list[str]:
 Patterns = Annotated[list[str], BeforeValidator(words), AfterValidator(_patterns)]
 
 
+def _claim(value: object) -> str:
+    if not isinstance(value, str | bool | int):
+        raise ValueError(f"{value!r}: allowed are texts, whole numbers, true and false")  # noqa: TRY004 -- pydantic's
+    return claim_text(value)
+
+
 def _claims(value: object) -> object:
     """Names of claims, each with a list of patterns; what is not in that form pydantic refuses."""
     if not isinstance(value, dict) or not isinstance(value.get("issuer"), str) or len(value) == 1:
         raise ValueError('allowed is an issuer and at least one claim: { issuer = "github", repository = "org/*" }')
     found = {
-        name: [str(each) for each in claim] if isinstance(claim, list) else [str(claim)]
+        name: list(map(_claim, claim)) if isinstance(claim, list) else [_claim(claim)]
         for name, claim in value.items()
         if name != "issuer"
     }

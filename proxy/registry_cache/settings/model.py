@@ -39,7 +39,7 @@ from registry_cache.settings.types import (
     is_loopback,
     unit_credential,
 )
-from registry_cache.settings.upstreams import UpstreamSettings, by_name, check_upstreams, credential_of
+from registry_cache.settings.upstreams import UpstreamSettings, alias_owners, by_name, check_upstreams, credential_of
 
 ENV_PREFIX = "REGISTRY_CACHE_"
 
@@ -327,6 +327,17 @@ class Settings(FleetFields):
         return self
 
     @model_check(mode="after")
+    def _rules_can_fit(self) -> Self:
+        owners = alias_owners(self.upstreams, self.default_registry, self.aliases)
+        for number, rule in enumerate(self.access, 1):
+            for registry in {pattern.partition("/")[0] for pattern in rule.repositories} & owners.keys():
+                raise ValueError(
+                    f"ACCESS: rule {number} names {registry}, an alias: allowed is the registry that it is one of, "
+                    f"{owners[registry]}"
+                )
+        return self
+
+    @model_check(mode="after")
     def _certificate_is_whole(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             there, missing = ("TLS_CERT", "TLS_KEY") if self.tls_cert else ("TLS_KEY", "TLS_CERT")
@@ -393,13 +404,13 @@ class Settings(FleetFields):
     @property
     def lends_account(self) -> str:
         """What to say where whoever reaches the port could use the account, and nobody said so; empty elsewhere."""
-        accounts = [name for name in (self.username, *(table.username for table in self.upstreams.values())) if name]
+        accounts = [name for name in (self.username, *(table.account for table in self.upstreams.values())) if name]
         if self.is_loopback or self.open_to_all or self.has_rules or not accounts:
             return ""
         return (
-            f"LISTEN: {self.listen!r}: whoever reaches it could pull whatever {accounts[0]!r} can, private "
+            f"LISTEN: {self.listen!r}: whoever reaches it could pull whatever {accounts[0]} can, private "
             "repositories too: set LISTEN to 127.0.0.1:5000, say who may pull (ACCESS, HTPASSWD, CLIENT_CA), leave "
-            "USERNAME out, or set OPEN_TO_ALL=true if everybody there may"
+            "the account out, or set OPEN_TO_ALL=true if everybody there may"
         )
 
     @property

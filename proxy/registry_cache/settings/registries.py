@@ -60,7 +60,7 @@ class RegistrySettings(NamedTuple):
     @property
     def has_account(self) -> bool:
         """Whether it is asked with an account, which may read more than whoever asks the cache."""
-        return bool(self.credential_helper or (self.username and self.password_file))
+        return bool(self.credential_helper or self.client_cert or (self.username and self.password_file))
 
 
 # What a registry that is not the default one does not take from the settings for all: whom it is asked as, and where.

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
+from registry_cache.access.networks import network_from
 from registry_cache.model.errors import SettingsError
-from registry_cache.model.registries import HUB_NAMES, normal
+from registry_cache.model.registries import canonical, normal
 from registry_cache.model.registry_patterns import registry_pattern
 from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
 
@@ -47,7 +48,7 @@ def is_loopback(listen: str) -> bool:
 def _networks(value: list[str]) -> list[str]:
     for word in value:
         try:
-            ipaddress.ip_network(word)
+            network_from(word)
         except ValueError as error:
             raise ValueError(f"allowed are networks and addresses such as 10.1.0.0/16: {error}") from error
     return value
@@ -84,11 +85,11 @@ def registry_name(value: str) -> str:
     Raises:
         ValueError: it cannot be one.
     """
-    name = normal(value)
+    name = canonical(value)
     # Without a dot it might be a namespace: no client takes it for a registry.
     if not _REGISTRY.fullmatch(name) or ("." not in name and name != "localhost"):
         raise ValueError("allowed is a registry's name without scheme, port and path, such as docker.io or ghcr.io")
-    return HUB_NAMES[0] if name in HUB_NAMES else name
+    return name
 
 
 def _aliases(value: list[str]) -> list[str]:

@@ -116,6 +116,13 @@ class UpstreamSettings(BaseModel):
             raise ValueError(f"access is forward, but {own} is set: clients' own logins are used, and nothing else")
         return self
 
+    @property
+    def account(self) -> str:
+        """With whose rights it is asked, for people; empty if with nobody's."""
+        if self.credential_helper:
+            return f"the login of docker-credential-{self.credential_helper}"
+        return f"the certificate {self.client_cert}" if self.client_cert else self.username or ""
+
 
 # What would be read with more rights than whoever asks has.
 _OF_AN_ACCOUNT = ("username", "password_file", "credential_helper", "client_cert", "anonymous_fallback")
@@ -196,6 +203,11 @@ def check_upstreams(
                 raise ValueError(
                     f"{outside.upper()} and UPSTREAMS__{default}__{name.upper()} are the same setting: allowed is one"
                 )
+    alias_owners(tables, default, aliases)
+
+
+def alias_owners(tables: Mapping[str, UpstreamSettings], default: str, aliases: Sequence[str]) -> dict[str, str]:
+    """The registry that each alias is of; arguments and errors as of :func:`check_upstreams`."""
     owners = dict.fromkeys([default, *tables], "")
     named = [(alias, default) for alias in aliases]
     named += [(alias, name) for name, table in tables.items() for alias in table.aliases]
@@ -203,6 +215,7 @@ def check_upstreams(
         if (owners.get(alias, name) or alias) != name:
             raise ValueError(f"{alias} is an alias of {name}, and another registry's name")
         owners[alias] = name
+    return {alias: name for alias, name in owners.items() if name and alias != name}
 
 
 def credential_of(name: str, directory: str | None) -> Path | None:
