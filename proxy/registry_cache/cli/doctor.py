@@ -225,8 +225,8 @@ def _settings(settings: Settings, config: Path | None) -> Check:
     if settings.misnamed:
         text, _, remedy = settings.misnamed.rpartition(": ")
         return Check("settings", "warning", text, remedy)
-    if settings.open_to_all and settings.username and not settings.is_loopback:
-        text = f"valid; OPEN_TO_ALL: whoever reaches {settings.listen} can pull what {settings.username} can"
+    if settings.open_to_all and settings.accounts and not settings.is_loopback:
+        text = f"valid; OPEN_TO_ALL: whoever reaches {settings.listen} can pull what {settings.accounts[0]} can"
         return Check("settings", "ok", text)
     return Check("settings", "ok", "valid")
 

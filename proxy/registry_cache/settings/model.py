@@ -402,13 +402,17 @@ class Settings(FleetFields):
         )
 
     @property
+    def accounts(self) -> list[str]:
+        """With whose rights registries are asked, for people."""
+        return [name for name in (self.username, *(table.account for table in self.upstreams.values())) if name]
+
+    @property
     def lends_account(self) -> str:
         """What to say where whoever reaches the port could use the account, and nobody said so; empty elsewhere."""
-        accounts = [name for name in (self.username, *(table.account for table in self.upstreams.values())) if name]
-        if self.is_loopback or self.open_to_all or self.has_rules or not accounts:
+        if self.is_loopback or self.open_to_all or self.has_rules or not self.accounts:
             return ""
         return (
-            f"LISTEN: {self.listen!r}: whoever reaches it could pull whatever {accounts[0]} can, private "
+            f"LISTEN: {self.listen!r}: whoever reaches it could pull whatever {self.accounts[0]} can, private "
             "repositories too: set LISTEN to 127.0.0.1:5000, say who may pull (ACCESS, HTPASSWD, CLIENT_CA), leave "
             "the account out, or set OPEN_TO_ALL=true if everybody there may"
         )
