@@ -70,15 +70,14 @@ def test_pulls_are_counted_by_the_hour_and_given_back(clock):
     account = accounts(clock, counted_pulls_per_hour=2).of(CI)
     account.pulled()
     account.pulled()
-    assert not account.may_pull()
     assert account.pulls_used_up().retry_in_seconds == 3600
     account.pulled(-1)
-    assert account.may_pull()
+    assert account.pulls_used_up() is None
     clock.now += 3600
     account.pulled(-1)  # of the hour before
     account.pulled()
     account.pulled()
-    assert not account.may_pull()
+    assert account.pulls_used_up()
 
 
 def test_flights_and_connections_at_once(clock):
@@ -132,5 +131,5 @@ def test_who_makes_up_addresses_pushes_out_no_user_and_takes_no_memory(clock, mo
         them.of(Principal(f"10.1.1.{number}"))
         assert len(them) <= 9
         assert len(them._of) <= 16
-    assert not them.of(CI).may_pull()
+    assert them.of(CI).pulls_used_up()
     assert them.of(Principal("10.0.0.1")) is held  # its connections are counted back

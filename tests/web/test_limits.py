@@ -99,6 +99,58 @@ async def test_cold_bytes_of_a_day(start_cache, image):
     assert (await cache.manifest(NAME, "1")).status == 200
 
 
+async def test_whose_bytes_are_used_up_gets_what_is_here_and_nothing_else(start_cache, hub, image):
+    """Blobs, manifests, lists of tags and referrers, by GET and HEAD: what is here, however old, or 429."""
+    other = await hub.images.image("library/other", "1", [1000])
+    cache = await start_cache(limits=[{"cold_bytes_per_day": 50_000}], tag_ttl="0")
+    clock = stopped(cache)
+    known = [f"{NAME}/manifests/1", f"{NAME}/tags/list", f"{NAME}/referrers/{image.digest}"]
+    for path in known:
+        assert (await cache.get(f"/v2/{path}")).status == 200
+    assert (await cache.blob(NAME, image.layers[0].digest)).status == 200
+    await cache.settled()
+    hub.counters.records.clear()
+    unknown = [f"library/other/{what}/{other.digest}" for what in ("manifests", "referrers", "blobs")]
+    for path in ("library/other/manifests/1", "library/other/tags/list", *unknown):
+        reply = await cache.get(f"/v2/{path}")
+        assert is_refused(reply, "the limit of 127.0.0.1 is 50000 bytes from upstream a day"), path
+        assert reply.headers["Retry-After"] == "86400"
+    assert (await cache.manifest("library/other", "1", "HEAD")).status == 429
+    for path in known:
+        reply = await cache.get(f"/v2/{path}")
+        assert (reply.status, reply.cache_status) == (200, "registry-cache; hit; fwd=stale; detail=limit"), path
+    assert hub.counters.records == []
+    clock[0] += 86_400
+    for path in ("library/other/manifests/1", "library/other/tags/list", *known):
+        assert (await cache.get(f"/v2/{path}")).status == 200
+
+
+@pytest.mark.parametrize("what", ["manifests/1", "tags/list", "referrers/{digest}"])
+async def test_bytes_of_manifests_and_lists_count_too(start_cache, image, what):
+    cache = await start_cache(limits=[{"cold_bytes_per_day": "1GB"}])
+    account = cache.proxy.guard.access.accounts.of(HERE)
+    reply = await cache.get(f"/v2/{NAME}/{what.format(digest=image.digest)}")
+    assert (reply.status, account._bytes.used) == (200, len(reply.body))
+
+
+@pytest.mark.parametrize("what", ["manifests/1", "tags/list"])
+async def test_who_joins_the_question_of_another_has_its_bytes_too(start_cache, hub, image, what, monkeypatch):
+    cache = await start_cache(limits=[{"cold_bytes_per_day": "1GB"}])
+    account, pulls = cache.proxy.guard.access.accounts.of(HERE), cache.proxy.pull_through
+    questions = pulls._source._gets if what == "manifests/1" else pulls._lists._questions
+    asked, do = [], questions.do
+    monkeypatch.setattr(questions, "do", lambda key, work: asked.append(key) or do(key, work))
+    hub.faults.add(Fault(delay_seconds=60))
+    asking = [asyncio.create_task(cache.get(f"/v2/{NAME}/{what}")) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while len(asked) < 2:
+            await asyncio.sleep(0.005)
+    hub.faults.clear()
+    replies = await asyncio.gather(*asking)
+    assert sorted(cache.requests()) == ["collapsed", "miss"]
+    assert account._bytes.used == sum(len(reply.body) for reply in replies)
+
+
 async def test_what_was_fetched_ahead_is_no_way_round(start_cache, image):
     cache = await start_cache(limits=[{"cold_bytes_per_day": 350_000}], prefetch_concurrency=6)
     stopped(cache)

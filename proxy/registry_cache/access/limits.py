@@ -124,21 +124,24 @@ class Account:
             raise self._reached("requests_per_second", f"{rate:g} requests a second", early)
         self.asked()
 
-    def may_pull(self) -> bool:
-        """Whether a manifest may be fetched; :meth:`pulled` counts it."""
-        self._pulls.left_seconds(self._now())
-        limit = self._limits.counted_pulls_per_hour
-        return limit is None or self._pulls.used < limit
-
     def pulled(self, number: int = 1) -> None:
         """So many manifests are fetched; fewer than none where it was not done after all."""
         self._pulls.use(number, self._now())
         self._pulls.used = max(0, self._pulls.used)
 
-    def pulls_used_up(self) -> LimitReached:
-        """What to say where :meth:`may_pull` is false."""
-        text = f"{counted(self._limits.counted_pulls_per_hour or 0, 'pull')} from upstream an hour"
-        return self._reached("counted_pulls_per_hour", text, self._pulls.left_seconds(self._now()))
+    def pulls_used_up(self) -> LimitReached | None:
+        """What to say where no manifest may be fetched; None where one may, which :meth:`pulled` counts."""
+        limit, left = self._limits.counted_pulls_per_hour, self._pulls.left_seconds(self._now())
+        if limit is None or self._pulls.used < limit:
+            return None
+        return self._reached("counted_pulls_per_hour", f"{counted(limit, 'pull')} from upstream an hour", left)
+
+    def bytes_used_up(self) -> LimitReached | None:
+        """What to say where nothing may be fetched; None where it may, of which :meth:`received` counts the bytes."""
+        limit, left = self._limits.cold_bytes_per_day, self._bytes.left_seconds(self._now())
+        if limit is None or self._bytes.used < limit:
+            return None
+        return self._reached("cold_bytes_per_day", f"{limit} bytes from upstream a day", left)
 
     def board(self, flights: int) -> None:
         """A blob is about to be fetched, beside so many *flights* of its.
@@ -146,10 +149,9 @@ class Account:
         Raises:
             LimitReached: it must not be.
         """
-        limit = self._limits.cold_bytes_per_day
-        left = self._bytes.left_seconds(self._now())
-        if limit is not None and self._bytes.used >= limit:
-            raise self._reached("cold_bytes_per_day", f"{limit} bytes from upstream a day", left)
+        used_up = self.bytes_used_up()
+        if used_up is not None:
+            raise used_up
         if self._limits.flights is not None and flights >= self._limits.flights:
             raise self._reached(
                 "flights", f"{counted(self._limits.flights, 'blob')} from upstream at a time", _SOON_SECONDS

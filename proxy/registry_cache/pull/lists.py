@@ -1,7 +1,7 @@
 """Tags lists and referrers: always asked, the last good answer while upstream is away."""
 
 from registry_cache.model.clock import Clock
-from registry_cache.model.errors import CredentialRefused, RegistryCacheError, UpstreamError
+from registry_cache.model.errors import CredentialRefused, NotCached, RegistryCacheError, UpstreamError
 from registry_cache.model.oci import Repository
 from registry_cache.ports.index import Index
 from registry_cache.ports.names import Answer
@@ -26,7 +26,7 @@ class Lists:
 
     async def listing(self, repository: Repository, path: str) -> ListAnswer:
         """See :meth:`registry_cache.pull.pullthrough.PullThrough.listing`."""
-        timer, key = Timer(), f"{repository.registry}{path}"
+        timer, key = Timer(), _key(repository, path)
         kept = await self._index.answer(key)
         try:
             (answer, trouble), joined = await self._registries[repository.registry].asking.ask(
@@ -43,9 +43,18 @@ class Lists:
             return self._stale(answer, trouble, timer)
         return ListAnswer(answer, Served("collapsed" if joined else "miss", timer.seconds))
 
+    async def cached(self, repository: Repository, path: str) -> ListAnswer:
+        """See :meth:`registry_cache.pull.pullthrough.PullThrough.cached_listing`."""
+        kept = await self._index.answer(_key(repository, path))
+        if kept is None:
+            raise NotCached("the list is not cached")
+        return ListAnswer(kept, Served("stale", age_seconds=self._age(kept)))
+
+    def _age(self, kept: Answer) -> float:
+        return max(0.0, self._clock.now() - kept.fetched_at)
+
     def _stale(self, kept: Answer, error: RegistryCacheError, timer: Timer) -> ListAnswer:
-        age = max(0.0, self._clock.now() - kept.fetched_at)
-        return ListAnswer(kept, Served("stale", timer.seconds, age_seconds=age, detail=token(error)))
+        return ListAnswer(kept, Served("stale", timer.seconds, age_seconds=self._age(kept), detail=token(error)))
 
     async def _ask_once(self, repository: Repository, path: str, key: str) -> tuple[Answer, RegistryCacheError | None]:
         """The answer; and what is wrong, where upstream did not give it now."""
@@ -61,3 +70,7 @@ class Lists:
         registry.asking.answered()
         await self._index.put_answer(key, answer)
         return answer, None
+
+
+def _key(repository: Repository, path: str) -> str:
+    return f"{repository.registry}{path}"

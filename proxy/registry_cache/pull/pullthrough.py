@@ -166,3 +166,11 @@ class PullThrough:
             path: path and query, as upstream understands them.
         """
         return await self._lists.listing(repository, path)
+
+    async def cached_listing(self, repository: Repository, path: str) -> ListAnswer:
+        """The last good answer to :meth:`listing`, however old; upstream is not asked.
+
+        Raises:
+            NotCached: there is none.
+        """
+        return await self._lists.cached(repository, path)

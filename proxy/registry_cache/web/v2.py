@@ -50,7 +50,7 @@ from registry_cache.web.exchange import (
 from registry_cache.web.fast_connection import FastConnection
 from registry_cache.web.gate import Gate
 from registry_cache.web.identity import Identity
-from registry_cache.web.limited import limited_manifest
+from registry_cache.web.limited import limited_listing, limited_manifest
 from registry_cache.web.names import Registries
 from registry_cache.web.refusals import Refusals, refusal_kind
 from registry_cache.web.routes import Query, Route, hint, next_query, parse_path
@@ -184,7 +184,7 @@ class V2:
         exchange.reference = exchange.digest = digest or ""
         path = f"/v2/{repository.name}/{what}"
         question = self._continuations.get(_page(repository, path, query)) or query.question(route.kind)
-        answer: ListAnswer = await self._pull_through.listing(repository, path + question)
+        answer = await self._found_list(exchange, repository, path + question)
         exchange.check()
         exchange.served = answer.served
         headers = answer_headers(answer.served) | namespace(repository.registry)
@@ -199,6 +199,11 @@ class V2:
             headers["OCI-Filters-Applied"] = filters
         exchange.body_bytes = len(found.body)
         return web.Response(body=found.body, headers=headers)
+
+    async def _found_list(self, exchange: Exchange, repository: Repository, path: str) -> ListAnswer:
+        if exchange.account is None:
+            return await self._pull_through.listing(repository, path)
+        return await limited_listing(self._pull_through, exchange.account, repository, path)
 
     def _ns(self, name: str, repository: Repository, query: Query) -> str:
         """What a link to *name* needs to lead to the same repository."""
