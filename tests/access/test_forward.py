@@ -207,10 +207,46 @@ async def test_memory_is_bounded_and_forgets(forwarding, vault, clock, monkeypat
     # Who has asked last comes first.
     assert await forwarding.allows(login(vault, "user 2"), TAG, HERE)
     assert [one.login[0] for one in forwarding.of(APP)] == ["user 2", "user 4", "user 3"]
-    clock.now += 3600
+    clock.now += 7200
     assert [*forwarding.of(APP)] == []
     forwarding.forget_old()
     assert (len(forwarding._allows), len(forwarding._of), len(forwarding._noes)) == (0, 0, 0)
+
+
+async def test_what_is_fetched_may_go_on_with_a_login_whose_yes_is_over(vault, clock):
+    forwarding = Forwarding(allow_seconds=0, stale_seconds=0, patience_seconds=(60, 60), now=clock)
+    forwarding.registry = registry = Registry()
+    registry.readers[APP] = {"anna", "ben", "carl"}
+    anna, ben, carl = (login(vault, user) for user in ("anna", "ben", "carl"))
+    for each in (anna, ben):
+        assert await forwarding.allows(each, TAG, HERE)
+    clock.now += 1800
+    assert await forwarding.allows(carl, TAG, HERE)
+    assert [*forwarding.of(APP)] == [carl, ben, anna]
+    assert all(forwarding.stands(each, APP) for each in (anna, ben, carl))
+    assert not any(forwarding.at_hand(each, APP) for each in (anna, ben, carl))
+    forwarding.refused(ben, APP)
+    assert [*forwarding.of(APP)] == [carl, anna]
+    clock.now += 1800
+    assert [*forwarding.of(APP)] == [carl]
+    registry.is_away = True
+    with pytest.raises(UpstreamError):
+        await forwarding.allows(carl, TAG, HERE)
+    await forwarding.aclose()
+
+
+async def test_whose_yes_counts_comes_before_whose_is_over(vault, clock, forwarding):
+    forwarding.registry.readers[APP] = {"anna", "ben"}
+    anna, ben = login(vault), login(vault, "ben")
+    assert await forwarding.allows(anna, TAG, HERE)
+    clock.now += 2000
+    assert await forwarding.allows(ben, TAG, HERE)
+    forwarding.registry.is_away = True
+    for _ in range(2):  # the second time it is left alone, and she has asked last
+        assert await forwarding.allows(anna, TAG, HERE)
+    assert [*forwarding.of(APP)] == [anna, ben]
+    clock.now += 2000
+    assert [*forwarding.of(APP)] == [ben, anna]
 
 
 async def test_wrong_logins_of_one_user_and_of_one_address_are_held_back(forwarding, vault, clock):

@@ -3,6 +3,7 @@
 import asyncio
 import re
 
+import aiohttp
 import pytest
 
 from registry_cache.access.forward import Wanted
@@ -174,6 +175,58 @@ async def test_a_yes_counts_for_minutes(cache, images, hub, clock):
     clock[0] += 2
     assert await pull(cache, images[HERS], ANNA) == [404, 404, 404]
     assert await pull(cache, images[HERS], BEN) == [200, 200, 200]
+
+
+@pytest.mark.parametrize("stale", ["0", "1h"])
+async def test_a_registry_may_be_asked_each_time(start_cache, images, hub, stale):
+    cache = await start_cache(**settings(hub, forward_allow="0", forward_stale=stale))
+    assert await pull(cache, images[HERS], ANNA) == [200, 200, 200]
+    await cache.settled()
+    hub.counters.records.clear()
+    assert await pull(cache, images[HERS], ANNA) == [200, 200, 200]
+    assert len([one for one in asked(hub, "registry") if one.repository == HERS and one.status < 400]) >= 3
+    assert await pull(cache, images[HERS], BEN) == [404, 404, 404]
+    hub.make_private(HERS, "ben")
+    hub.expire_tokens()
+    assert await pull(cache, images[HERS], ANNA) == [404, 404, 404]
+
+
+async def waiting(cache, hub, image, **fault):
+    """Anna's pull of a cold blob, which upstream keeps waiting until her yes is over."""
+    clock = stopped(cache)
+    anna = await token(cache, ANNA)
+    assert (await cache.manifest(f"{REGISTRY}/{HERS}", "1", **anna)).status == 200
+    hub.faults.add(Fault(service="cdn", times=1, **fault))
+    asking = asyncio.create_task(cache.blob(f"{REGISTRY}/{HERS}", image.layers[1].digest, **anna))
+    await hub.counters.wait_for(lambda: hub.faults.waiting == 1)
+    clock[0] += 301
+    return asking
+
+
+async def test_what_began_with_a_yes_goes_on_after_it_where_it_breaks(start_cache, images, hub):
+    cache = await start_cache(**settings(hub, forward_stale="0"))
+    asking = await waiting(cache, hub, images[HERS], stall_after_bytes=1000, reset_after_bytes=50_000)
+    hub.faults.release()
+    assert (await asking).body == hub.images.read(images[HERS].layers[1].digest)
+    assert cache.seen(events.FlightResumed)
+
+
+async def test_what_began_with_a_yes_is_not_gone_on_with_for_whom_the_registry_refuses_now(start_cache, images, hub):
+    cache = await start_cache(**settings(hub, forward_stale="0"))
+    asking = await waiting(cache, hub, images[HERS], stall_after_bytes=1000, reset_after_bytes=50_000)
+    hub.make_private(HERS, "ben")
+    hub.expire_tokens()
+    hub.faults.release()
+    with pytest.raises(aiohttp.ClientError):
+        await asking
+
+
+async def test_a_question_about_another_takes_no_yes_from_who_waits_for_the_first_byte(start_cache, images, hub):
+    cache = await start_cache(**settings(hub, forward_stale="0"))
+    asking = await waiting(cache, hub, images[HERS], delay_seconds=60)
+    assert (await pull(cache, images[OPEN], BEN, OPEN))[0] == 200
+    hub.faults.release()
+    assert (await asking).status == 200
 
 
 async def test_what_the_registry_takes_back_counts_at_once(cache, images, hub):

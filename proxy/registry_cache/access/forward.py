@@ -29,6 +29,8 @@ _AGAIN_SECONDS = 30.0
 _KNOWN_SECONDS = 3600.0
 _KNOWN_MAX = 4096
 _HELD_SECONDS = 180.0
+# What began with a yes may have to be gone on with after it, by a GET that the registry judges anew.
+_OVER_SECONDS = 3600.0
 _WRONG_OF_A_USER, _WRONG_OF_AN_ADDRESS = 5, 10
 
 
@@ -130,11 +132,16 @@ class Forwarding:
         return (login, repository) in self._allows or (login.nobody, repository) in self._allows
 
     def of(self, repository: Repository) -> Iterator[ClientLogin]:
-        """Those who may pull from *repository*, as far as is known; who has asked last first."""
+        """As whom to fetch from *repository*: who may pull, as far as is known, and last asked for it, comes first.
+
+        Then come those whose yes has been over for a while: the registry judges them with what they are sent with.
+        """
         now = self._now()
-        for login, allow in reversed([*self._of.get(repository, {}).items()]):
-            if now < allow.said_at + self._kept_seconds:
-                yield login
+        known = [allow for allow in reversed(self._of.get(repository, {}).values()) if not self._is_gone(allow, now)]
+        yield from (allow.login for allow in sorted(known, key=lambda one: now >= one.said_at + self._kept_seconds))
+
+    def _is_gone(self, allow: _Allow, now: float) -> bool:
+        return now >= allow.said_at + self._kept_seconds + _OVER_SECONDS
 
     def refused(self, login: ClientLogin, repository: Repository) -> None:
         """The registry does not let *login* in any more."""
@@ -151,7 +158,7 @@ class Forwarding:
         now = self._now()
         while self._allows:
             key, allow = next(iter(self._allows.items()))
-            if now < allow.said_at + self._kept_seconds:
+            if not self._is_gone(allow, now):
                 break
             self._forget(key)
         while self._noes and next(iter(self._noes.values())) <= now:
