@@ -79,6 +79,23 @@ async def test_a_token_of_a_known_key_is_believed(issuers, key, kid, algorithm, 
     assert 650 < until - time.time() < 670  # with what clocks may differ by
 
 
+async def test_an_issuer_may_have_several_audiences_each_by_a_name_of_its_own(source):
+    keys = [Keys(source.fetch, failed=source.failed.append, now=lambda: source.now) for _ in range(2)]
+    made = Issuers([Issuer("ci", URL, AUDIENCE, keys[0]), Issuer("cluster", URL, "other", keys[1])], WANTED)
+    for audience, name in (
+        (AUDIENCE, "ci"),
+        ("other", "cluster"),
+        (["x", AUDIENCE], "ci"),
+        (["x", "other"], "cluster"),
+    ):
+        assert (await made.verify(token(aud=audience))).vouched.issuer == name
+    assert (await made.verify(token(aud=["other", AUDIENCE]))).vouched.issuer == "ci"  # the first in the settings
+    for audience in ("x", [], ["x"], [[AUDIENCE]], {AUDIENCE: 1}, 1):
+        with pytest.raises(LoginNeeded):
+            await made.verify(token(aud=audience))
+    await made.aclose()
+
+
 async def test_what_rules_ask_for_is_kept_and_nothing_else(issuers):
     claims = {"groups": ["x", "team-a", "team-b"], "repository_owner": "org", "protected": True, "secret": "s", "n": 1}
     vouched, _ = await issuers.verify(token(**claims))

@@ -103,6 +103,27 @@ async def test_a_token_of_an_issuer_is_a_login(cache, issuer):
         assert files_with(forms_of("jwt", secret), [cache.root], but=[])[1] == []
 
 
+async def test_rules_of_each_audience_of_an_issuer_count(start_cache, issuer, hub):
+    for name in (NAME, OTHERS):
+        await hub.images.image(name, "1", [1000])
+    cache = await start_cache(
+        oidc={name: {"issuer": issuer.url, "audience": name} for name in ("first", "second")},
+        access=[
+            {"oidc": {"issuer": "first", "sub": "repo:bad/*"}, "deny": True},
+            {"oidc": {"issuer": "first", "sub": "*"}, "repositories": ["docker.io/org/**"]},
+            {"oidc": {"issuer": "second", "sub": "*"}, "repositories": ["docker.io/other/**"]},
+        ],
+        hosts="*",
+    )
+    for said, statuses in (
+        ({"aud": "first"}, [200, 404]),
+        ({"aud": "second"}, [404, 200]),
+        ({"aud": "first", "sub": "repo:bad/x"}, [404, 404]),
+    ):
+        headers, _ = await bearer(cache, issuer.token(**said))
+        assert [(await cache.manifest(name, "1", **headers)).status for name in (NAME, OTHERS)] == statuses
+
+
 async def test_our_token_ends_with_theirs(cache, issuer):
     _, seconds = await bearer(cache, issuer.token(exp=time.time() + 30))
     assert 80 <= seconds <= 90  # clocks may differ by a minute
@@ -215,6 +236,7 @@ async def test_with_another_audience_tokens_from_before_are_none(start_cache, is
     [
         ({"oidc": {"ci": {"issuer": "https://x"}}}, "OIDC__CI__AUDIENCE"),
         ({"oidc": {"ci": {"issuer": "http://x", "audience": "a"}}}, "allowed is https"),
+        ({"oidc": {name: {"issuer": "https://x", "audience": "a"} for name in "ab"}}, "the audience of OIDC__a"),
         ({"oidc": {"c i": {"issuer": "https://x", "audience": "a"}}}, "OIDC"),
         ({"access": [{"oidc": {"issuer": "ci", "sub": "x"}}]}, "no such OIDC"),
         ({"access": [{"oidc": {"issuer": "ci"}}]}, "at least one claim"),

@@ -53,11 +53,12 @@ class Issuers:
     """See the module. Whoever makes it closes it.
 
     Args:
+        issuers: who made a token for several audiences is the first of these.
         wanted: what rules ask for: other claims are not kept.
     """
 
     def __init__(self, issuers: Sequence[Issuer], wanted: Sequence[Claims]) -> None:
-        self._by_url = {issuer.url: issuer for issuer in issuers}
+        self._issuers = issuers
         self._by_name = {issuer.name: issuer for issuer in issuers}
         self._wanted = wanted
 
@@ -93,17 +94,24 @@ class Issuers:
             said = jwt.decode(token, options={"verify_signature": False})
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             raise LoginNeeded(_WRONG) from error
-        issuer = self._by_url.get(str(said.get("iss")))
         kid, algorithm = header.get("kid", ""), header.get("alg")
-        if issuer is None or not isinstance(kid, str) or not isinstance(algorithm, str) or "crit" in header:
+        if not isinstance(kid, str) or not isinstance(algorithm, str) or "crit" in header:
             raise LoginNeeded(_WRONG)
         if algorithm not in _KIND_OF:
             raise LoginNeeded(_WRONG)
-        for key in [key for key in await issuer.keys.of(kid) if (key.kty, key.crv) == _KIND_OF[algorithm]][:_TRIES_MAX]:
-            claims = _verified(token, key, algorithm, issuer)
-            if claims is not None:
-                return self._login(issuer, claims)
+        for issuer in self._named_by(said):
+            keys = [key for key in await issuer.keys.of(kid) if (key.kty, key.crv) == _KIND_OF[algorithm]]
+            for key in keys[:_TRIES_MAX]:
+                claims = _verified(token, key, algorithm, issuer)
+                if claims is not None:
+                    return self._login(issuer, claims)
         raise LoginNeeded(_WRONG)
+
+    def _named_by(self, said: Mapping[str, Any]) -> list[Issuer]:
+        """Whose a token says that it is; of the same issuer there is one for each audience."""
+        audiences = said.get("aud")
+        those = audiences if isinstance(audiences, list) else [audiences]
+        return [issuer for issuer in self._issuers if issuer.url == said.get("iss") and issuer.audience in those]
 
     def _login(self, issuer: Issuer, claims: Mapping[str, Any]) -> Login:
         subject = claims["sub"]

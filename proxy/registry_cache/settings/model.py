@@ -299,6 +299,17 @@ class Settings(FleetFields):
         return self
 
     @model_check(mode="after")
+    def _issuers_are_told_apart(self) -> Self:
+        names: dict[tuple[str, str], str] = {}
+        for name, table in self.oidc.items():
+            first = names.setdefault((table.issuer, table.audience), name)
+            if first != name:
+                raise ValueError(
+                    f"OIDC__{name} has the issuer and the audience of OIDC__{first}: each token would be the latter's"
+                )
+        return self
+
+    @model_check(mode="after")
     def _rules_can_be_kept(self) -> Self:
         if self.open_to_all and self.has_rules:
             raise ValueError(
