@@ -313,6 +313,8 @@ async def test_without_limits_there_are_no_accounts(start_cache):
         ({"flights": 1, "certificates": ["x"]}, "CLIENT_CA is not set"),
         ({"flights": 1, "networks": []}, "fits nobody"),
         ({"flights": 1, "repositories": ["**"]}, "no such setting"),
+        ({"connections": 1, "users": ["ci"]}, "connections are counted before there is a login"),
+        ({"connections": 1, "oidc": {"issuer": "ci", "sub": "*"}}, "in a table of their own"),
     ],
 )
 def test_limits_that_could_not_be_kept_are_refused(table, said):

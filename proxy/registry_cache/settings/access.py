@@ -150,6 +150,11 @@ class LimitSettings(WhoSettings):
             raise ValueError(f"it limits nothing: allowed are {', '.join(Limits._fields)}")
         if self.bytes_per_second is not None and self.bytes_per_second < _SLOWEST:
             raise ValueError(f"bytes_per_second is {self.bytes_per_second}: allowed is {_SLOWEST} or more")
+        if self.connections is not None and (self.users is not None or self.oidc is not None):
+            raise ValueError(
+                "connections are counted before there is a login, so that users and oidc never fit: allowed are "
+                "connections in a table of their own, for networks, certificates or uids"
+            )
         return self
 
     def limits(self) -> tuple[Who, Limits]:
