@@ -122,3 +122,25 @@ access = "forward"
 def test_a_registry_that_decides_itself(check, arguments, code, said):
     found, text = check(FORWARD, *arguments)
     assert (found, said in text) == (code, True), text
+
+
+def test_a_rule_denies_what_a_token_says_before_such_a_registry_is_asked(check):
+    rules = """
+[oidc.github]
+issuer = "https://token.example"
+audience = "cache"
+[[access]]
+oidc = { issuer = "github", org = "bad" }
+deny = true
+[[access]]
+oidc = { issuer = "github", sub = "*" }
+[upstreams."ghcr.io"]
+access = "forward"
+"""
+    said = ("-", "ghcr.io/x/y", "--issuer", "github", "--claim")
+    assert check(rules, *said, "org=bad") == (
+        1, "ghcr.io/x/y: no, rule 1 of 2 says so, before ghcr.io is asked"
+    )  # fmt: skip
+    code, text = check(rules, *said, "org=good")
+    assert (code, "ghcr.io decides" in text) == (0, True)
+    assert check(rules, "-", "ghcr.io/x/y", "--issuer", "gitlab", "--claim", "org=bad")[0] == 2

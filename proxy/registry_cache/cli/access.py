@@ -66,16 +66,16 @@ def command(
         repository = _repository(settings, image)
     except RegistryCacheError as error:
         raise click.UsageError(str(error)) from error
+    vouched = _vouched(settings, issuer, claims)
     if repository.registry in settings.forwarding:
         is_known = access is not None and access.logins is not None and access.logins.users.hash_of(user) is not None
-        here = Principal("" if uid is not None else address, certificates, user if is_known else "", uid=uid)
+        here = Principal("" if uid is not None else address, certificates, user if is_known else "", vouched, uid)
         allowed, text = _by_registry(settings, here, repository)
         say(f"{repository}: {text}")
         sys.exit(0 if allowed else _REFUSED)
     if access is None or not settings.has_rules:
         say(f"{repository}: yes, there are no rules: whoever reaches {settings.listen} may pull everything")
         return
-    vouched = _vouched(settings, issuer, claims)
     principal = Principal(
         "" if uid is not None else address, certificates, "" if user == _NOBODY else user, vouched, uid
     )
