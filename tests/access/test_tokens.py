@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry_cache.access.rules import Vouched
 from registry_cache.access.tokens import TOKEN_SECONDS, Tokens, kept_key
+from registry_cache.model.errors import LoginNeeded
 
 HASHES = {"ci": b"hash of ci", "ü:.x": b"other"}
 
@@ -46,6 +48,20 @@ def test_it_dies_with_the_password_and_with_the_user(tokens, clock):
 
 def test_a_token_of_somebody_who_is_none_is_none(tokens):
     assert tokens.holder(tokens.make("nobody")[0]) is None
+
+
+@pytest.mark.parametrize("length", [1000, 9000, 22_000])
+def test_a_token_that_is_given_counts_however_much_rules_ask_for(clock, length):
+    tokens = Tokens(b"k" * 32, lambda _: b"mark", clock)
+    claims = tuple(("groups", f"{number:0200}") for number in range(length // 212))
+    holder = Vouched("ci", "repo:org/app", claims)
+    assert tokens.holder(tokens.make(holder)[0]) == (holder, clock.now + TOKEN_SECONDS)
+
+
+def test_one_that_no_request_could_bring_is_not_given(clock):
+    tokens = Tokens(b"k" * 32, lambda _: b"mark", clock)
+    with pytest.raises(LoginNeeded, match="more of this token than fits into one of ours: log in with each request"):
+        tokens.make(Vouched("ci", "repo:org/app", (("groups", "x" * 25_000),)))
 
 
 @given(st.integers(0, 200), st.characters(codec="latin-1"))

@@ -124,6 +124,22 @@ async def test_rules_of_each_audience_of_an_issuer_count(start_cache, issuer, hu
         assert [(await cache.manifest(name, "1", **headers)).status for name in (NAME, OTHERS)] == statuses
 
 
+@pytest.mark.parametrize(("number", "length"), [(30, 220), (35, 200), (1400, 2)])
+async def test_a_token_for_many_claims_counts_or_is_not_given(start_cache, issuer, hub, number, length):
+    await hub.images.image(NAME, "1", [1000])
+    groups = [f"{each:x}".rjust(length, "g") for each in range(number)]
+    rules = [{"oidc": {"issuer": "ci", "groups": groups}}]
+    cache = await start_cache(oidc={"ci": {"issuer": issuer.url, "audience": "cache.corp"}}, access=rules)
+    given = issuer.token(groups=groups)
+    reply = await cache.get("/token?scope=x", **basic(given))
+    if number == 1400:
+        assert (reply.status, b"log in with each request" in reply.body) == (401, True)
+    else:
+        headers, _ = await bearer(cache, given)
+        assert (await cache.manifest(NAME, "1", **headers)).status == 200
+    assert (await cache.manifest(NAME, "1", **basic(given))).status == 200
+
+
 async def test_our_token_ends_with_theirs(cache, issuer):
     _, seconds = await bearer(cache, issuer.token(exp=time.time() + 30))
     assert 80 <= seconds <= 90  # clocks may differ by a minute

@@ -194,7 +194,11 @@ class Access:
         return self.vault.sealed(registry, user, password)
 
     def make_token(self, holder: Holder, until: float = float("inf")) -> tuple[str, int]:
-        """A token, and for how many seconds it is good; of nobody, where *holder* is empty."""
+        """A token, and for how many seconds it is good; of nobody, where *holder* is empty.
+
+        Raises:
+            LoginNeeded: it would be too long to be sent.
+        """
         return self._tokens.make(holder, until=until)
 
     def token_holder(self, token: bytes) -> Holder | None:

@@ -16,11 +16,12 @@ import msgspec
 
 from registry_cache.access.client_login import ClientLogin, Vault
 from registry_cache.access.rules import Vouched
+from registry_cache.model.errors import LoginNeeded
 
 TOKEN_SECONDS = 300
 _USER, _VOUCHED, _CLIENT = "rc1", "rc2", "rc3"
 _KEY_BYTES = 32
-_TOKEN_MAX = 8192
+_TOKEN_MAX = 30_000  # a header of a request holds it (web/connection.py); some in front of a cache hold less
 Holder = str | Vouched | ClientLogin
 
 
@@ -53,11 +54,17 @@ class Tokens:
         Args:
             holder: a user, what an issuer vouches for, or a sealed login at a registry; nobody, where it is empty.
             until: the longest that it may be good (Unix seconds).
+
+        Raises:
+            LoginNeeded: it would be too long to be sent.
         """
         now = int(self._now())
         end = max(now, int(min(until, now + TOKEN_SECONDS)))
         said = f"{_written(holder)}.{end}"
-        return f"{said}.{self._signature(said, holder)}", end - now
+        token = f"{said}.{self._signature(said, holder)}"
+        if len(token) > _TOKEN_MAX:
+            raise LoginNeeded("rules ask for more of this token than fits into one of ours: log in with each request")
+        return token, end - now
 
     def holder(self, token: str) -> tuple[Holder, float] | None:
         """Whose it is (empty: nobody's), and until when (Unix seconds); None if it is none, or over."""

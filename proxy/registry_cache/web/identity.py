@@ -90,7 +90,7 @@ class Identity:
         """The token endpoint: a login, or none, for a token."""
         try:
             self._gate.check(request)
-            holder, until = await self._who_wants_a_token(request)
+            token, seconds = self.access.make_token(*await self._who_wants_a_token(request))
         except RegistryCacheError as error:
             status, body, headers = rendered(error, "other")
             if isinstance(error, LoginNeeded):
@@ -101,7 +101,6 @@ class Identity:
             if isinstance(error, Barred) and isinstance(request.protocol, FastConnection):
                 request.protocol.learn_refusal(request, response, None)
             return response
-        token, seconds = self.access.make_token(holder, until)
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         answer = {"token": token, "access_token": token, "expires_in": seconds, "issued_at": now}
         return web.Response(body=msgspec.json.encode(answer), headers={**INERT, **JSON, **_NO_STORE})
