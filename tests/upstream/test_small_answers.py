@@ -68,6 +68,31 @@ async def test_a_manifest_is_one_by_its_body(registry, what):
         assert found.digest in (None, DIGEST)
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+CUT = {
+    "short of its length": reply(200, MANIFEST[:-50], [JSON, ("Connection", "close")], length=len(MANIFEST)),
+    "in a chunk": CHUNKED + b"%x\r\n" % len(MANIFEST) + MANIFEST[:-50],
+}
+
+
+@pytest.mark.parametrize("cut", CUT)
+async def test_what_breaks_off_is_asked_for_once_more(registry, cut):
+    """As a blob is resumed. The second answer is the last: a manifest counts upstream each time."""
+    answers = [CUT[cut], reply(200, MANIFEST, [JSON])]
+    client, server = await registry(lambda _: answers.pop(0))
+    assert (await client.manifest(NAME)).body == MANIFEST
+    answers += [CUT[cut], CUT[cut]]
+    with pytest.raises(UpstreamError):
+        await client.manifest(NAME)
+    assert len(server.targets("GET")) == 4
+
+
+async def test_203_is_a_success(registry):
+    client, server = await registry(lambda _: reply(203, MANIFEST, [JSON]))
+    assert (await client.manifest(NAME)).body == MANIFEST
+    assert len(server.targets("GET")) == 1
+
+
 async def test_by_digest_any_bytes_that_have_it_are_served(registry):
     for body in (b"no manifest at all", b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}", gzip.compress(b"x"), b""):
         client, _ = await registry(lambda _, body=body: reply(200, body, [("Content-Encoding", "gzip")]))

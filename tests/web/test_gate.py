@@ -242,6 +242,7 @@ async def test_only_what_the_specification_knows_is_part_of_a_question(cache, hu
     ("last=b&n=5&ns=docker.io&x=y", "?n=5&last=b", ""),
     ("artifactType=a%2Fb&n=5", "?n=5", "?artifactType=a%2Fb"),
     ("n=1&n=2", "?n=1", ""),
+    ("next_page=a&n=1", "?n=1&next_page=a", ""),
     ("n=%ff%00&last=", "?n=%EF%BF%BD%00&last=", ""),
     ("&".join(["a=b"] * 5000), "", ""),
 ])  # fmt: skip
@@ -258,6 +259,15 @@ async def test_a_next_page_is_asked_for_as_upstream_told_it(cache, hub):
     hub.faults.add(Fault(service="registry", kind="tags", headers={"Link": link}))
     assert "next_page=abc" in (await cache.get(f"{path}?n=1")).headers["Link"]
     await cache.get(f"{path}?n=1&next_page=abc")
-    await cache.get(f"{path}?n=1&next_page=made-up")
+    await cache.get(f"{path}?n=1&page=made-up")
     asked = [event.url.partition("?")[2] for event in cache.seen(events.UpstreamRequest) if "tags/list" in event.url]
     assert asked == ["n=1", "n=1&next_page=abc", "n=1"]
+
+
+@pytest.mark.parametrize("page", ["next_page=abc", "last=" + "x" * 3000])
+async def test_a_next_page_that_another_replica_told_is_no_first_one(cache, hub, page):
+    """Behind a balancer nothing is remembered: with the first page again, clients go on for ever."""
+    await hub.images.image(NAME, "1", [1000])
+    await cache.get(f"/v2/{NAME}/tags/list?n=1&{page}")
+    (asked,) = [event.url.partition("?")[2] for event in cache.seen(events.UpstreamRequest) if "tags/list" in event.url]
+    assert asked == f"n=1&{page}"

@@ -1,11 +1,12 @@
 """Layers are fetched before they are asked for: only for pulls, within bounds, at nobody's cost."""
 
 import asyncio
+import json
 
 import pytest
 
 from registry_cache.model import events
-from registry_cache.model.oci import Digest
+from registry_cache.model.oci import OCI_MANIFEST, Digest
 from registry_cache.pull import prefetch
 from tests.cache import open_content
 from tests.hub import Fault
@@ -195,6 +196,21 @@ async def test_its_failure_harms_nobody(start_cache, hub, fault):
         reply = await cache.blob(image.repository, layer.digest)
         assert (reply.status, reply.body) == (200, hub.images.read(layer.digest))
     assert "error" not in cache.requests()
+
+
+async def test_layers_that_do_not_exist_are_not_asked_for_by_the_hundred(start_cache, hub):
+    """Their author would spend what the host may ask upstream."""
+    cache = await start_cache(prefetch_concurrency=2)
+    image = await an_image(hub, "real", layers=2)
+    made_up = [{**image.layers[0].document(), "digest": f"sha256:{number:064x}"} for number in range(200)]
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": image.config.document()}
+    text = json.dumps({**document, "layers": [image.layers[0].document(), *made_up]})
+    headers = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": Digest.of(text.encode())}
+    hub.faults.add(Fault(kind="manifest", method="GET", status=200, body=text, headers=headers))
+    assert (await begin(cache, image)).status == 200
+    await landed(cache)
+    asked = {event.url for event in cache.seen(events.UpstreamRequest) if "blobs/sha256:0000" in event.url}
+    assert 3 <= len(asked) <= 4  # the last of them at the same time
 
 
 async def test_cap_holds_and_the_pull_succeeds(start_cache, hub):

@@ -182,6 +182,10 @@ class TransferStalled(UpstreamError):
     """Nothing has come for longer than is waited."""
 
 
+class BrokenOff(UpstreamError):
+    """An answer ended before its end."""
+
+
 class OriginDown(UpstreamError):
     """The circuit breaker is open: nothing was sent."""
 

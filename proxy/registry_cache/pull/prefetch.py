@@ -12,7 +12,6 @@ fail. Flights that clients started never wait for it: it has slots of its own.
 import asyncio
 import functools
 from collections.abc import Collection
-from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from registry_cache.catalog.manifests import ManifestReader
@@ -29,6 +28,8 @@ _PLANS = 256
 _PLANNED_LAYERS = 16_384
 # An image with more layers than any daemon can unpack is none: nothing of it is fetched ahead.
 _LAYERS_MAX = 1000
+# Of an image so many layers in a row are tried that upstream does not give.
+_FAILURES_MAX = 3
 # Layers that wait for a slot or for a client, over all pulls.
 _AHEAD = 512
 # What a client waits for comes first, if it comes soon: asking for the layers behind it takes the same processor.
@@ -54,11 +55,23 @@ class _Ahead:
 _Key = tuple[Repository, Digest]
 
 
-class _Plan(NamedTuple):
-    """The layers of a manifest in their order, and where each of them is among them."""
+class _Plan:
+    """The layers of a manifest in their order, and where each of them is among them.
 
-    layers: tuple[Descriptor, ...]
-    places: dict[Digest, int]
+    ``failures``: so many of them in a row could not be fetched ahead.
+    """
+
+    __slots__ = ("failures", "layers", "places")
+
+    def __init__(self, layers: tuple[Descriptor, ...]) -> None:
+        self.layers = layers
+        self.places = {layer.digest: place for place, layer in reversed([*enumerate(layers)])}
+        self.failures = 0
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether upstream may have what it names; what its author made up would be asked for a thousand times."""
+        return self.failures < _FAILURES_MAX
 
 
 class Prefetcher:
@@ -118,6 +131,7 @@ class Prefetcher:
         key = (repository, digest)
         plan = self._plans.pop(key, None)
         if plan is not None:
+            plan.failures = 0
             self._plans[key] = plan
         else:
             self._manifests.read(digest, body, functools.partial(self._plan, key))
@@ -129,7 +143,7 @@ class Prefetcher:
         if len(layers) > _LAYERS_MAX:
             self._manifests.opaque.name(key[1], f"it names more than {_LAYERS_MAX} layers: none is fetched ahead")
             layers = ()
-        self._plans[key] = _Plan(layers, {layer.digest: place for place, layer in reversed([*enumerate(layers)])})
+        self._plans[key] = _Plan(layers)
         self._planned_layers += len(layers)
         while len(self._plans) > _PLANS or self._planned_layers > _PLANNED_LAYERS:
             self._planned_layers -= len(self._plans.pop(next(iter(self._plans))).layers)
@@ -157,7 +171,8 @@ class Prefetcher:
         """Choose as many layers behind *digest* as the bounds allow."""
         if not self._enabled:
             return
-        for layer in self._behind(repository, digest):
+        plan, behind = self._behind(repository, digest)
+        for layer in behind:
             size_bytes = max(0, layer.size_bytes)
             if layer.digest in self._ahead or self._flights.get(layer.digest) is not None:
                 continue
@@ -167,26 +182,31 @@ class Prefetcher:
                 return  # in order: what comes first is asked for first; the next request goes on from there
             self._ahead[layer.digest] = ahead = _Ahead(size_bytes)
             self._ahead_bytes += size_bytes
-            fetch = self._fetch(repository, layer.digest, ahead, after_seconds)
+            fetch = self._fetch(repository, layer.digest, ahead, plan, after_seconds)
             task = asyncio.create_task(fetch, name=f"prefetch {layer.digest}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _behind(self, repository: Repository, digest: Digest) -> tuple[Descriptor, ...]:
-        """The layers that follow *digest* in the manifest that was served last and has it."""
+    def _behind(self, repository: Repository, digest: Digest) -> tuple[_Plan, tuple[Descriptor, ...]]:
+        """The manifest that was served last and has *digest*, and its layers behind that."""
         for key in reversed(self._plans):
             if key[0] == repository:
                 plan = self._plans[key]
                 if (place := plan.places.get(digest)) is not None:
-                    return plan.layers[place + 1 :]
-        return ()
+                    return plan, plan.layers[place + 1 :] if plan.is_worth_it else ()
+        return _Plan(()), ()
 
-    async def _fetch(self, repository: Repository, digest: Digest, ahead: _Ahead, after_seconds: float) -> None:
+    async def _fetch(
+        self, repository: Repository, digest: Digest, ahead: _Ahead, plan: _Plan, after_seconds: float
+    ) -> None:
         """Fetch one layer, unless it is here or a client has asked for it meanwhile."""
         await asyncio.sleep(after_seconds)
         slots = self._slots.setdefault(repository.registry, asyncio.Semaphore(self._concurrency))
         async with slots:
             if self._ahead.get(digest) is not ahead:
+                return
+            if not plan.is_worth_it:
+                self._forget_this(digest, ahead)
                 return
             if self._elsewhere is not None and await self._elsewhere.has(repository, digest, ahead.size_bytes):
                 self._forget_this(digest, ahead)
@@ -205,8 +225,10 @@ class Prefetcher:
                     ahead.size_bytes = size_bytes
                 await reader.landed()
             except RegistryCacheError:
+                plan.failures += 1
                 self._forget_this(digest, ahead)  # the flight has said why; a client that asks gets a new one
             else:
+                plan.failures = 0
                 ahead.is_shared = reader.flight.is_shared
                 self._landed(digest, ahead, stored=not reader.flight.unstored)
             finally:

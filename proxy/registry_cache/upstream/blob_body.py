@@ -8,6 +8,7 @@ from registry_cache.model.ranges import ContentRange
 from registry_cache.ports.blobs import Origin, Piece
 from registry_cache.upstream.bulk import BulkReply
 from registry_cache.upstream.headers import content_length, is_page
+from registry_cache.upstream.judged import WHOLE
 
 
 class BlobBody:
@@ -38,7 +39,7 @@ class BlobBody:
             UpstreamError: it is a part that nobody asked for.
         """
         length = content_length(reply.headers)
-        if reply.status == 200:  # noqa: PLR2004 -- HTTP
+        if reply.status in WHOLE:
             if asked_start is not None and is_page(reply.headers):
                 raise RangeRefused("upstream answered a range with a web page")
             return cls(reply, 0, length, length, received)

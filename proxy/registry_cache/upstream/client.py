@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from registry_cache.model import events
 from registry_cache.model.bus import Events
 from registry_cache.model.errors import (
+    BrokenOff,
     HeadRefused,
     RangeRefused,
     RateLimited,
@@ -41,7 +42,7 @@ from registry_cache.upstream.exchange import Exchange
 from registry_cache.upstream.forward import chosen_proxy
 from registry_cache.upstream.headers import Link, age_seconds, content_digest, content_length, is_page, media_type
 from registry_cache.upstream.helper import HelperCredential
-from registry_cache.upstream.judged import message_of
+from registry_cache.upstream.judged import WHOLE, message_of
 from registry_cache.upstream.ratelimit import RateLimit, parse_retry_after
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.reply import Reply
@@ -226,13 +227,13 @@ class Upstream:
         Raises:
             ManifestUnknown, NameUnknown, Denied, CredentialRefused, RateLimited, UpstreamError.
         """
-        async with self._small("manifest_get", "GET", _manifest_path(reference), reference, attempts) as reply:
-            body = await self._body(reply, MANIFEST_MAX_BYTES, reference.digest)
-            digest, kind = content_digest(reply.headers), await manifest_type(body)
-            if reference.digest is None and kind is None:
-                raise UpstreamError("upstream answered with something that is no manifest")
-            kind = self._type(reply) or kind or _UNKNOWN_TYPE
-            return FetchedManifest(body, kind, digest, age_seconds(reply.headers))
+        path, limit = _manifest_path(reference), MANIFEST_MAX_BYTES
+        reply, body = await self._whole("manifest_get", path, reference, limit, reference.digest, attempts)
+        digest, kind = content_digest(reply.headers), await manifest_type(body)
+        if reference.digest is None and kind is None:
+            raise UpstreamError("upstream answered with something that is no manifest")
+        kind = self._type(reply) or kind or _UNKNOWN_TYPE
+        return FetchedManifest(body, kind, digest, age_seconds(reply.headers))
 
     async def blob_head(self, repository: Repository, digest: Digest) -> int:
         """The size of a blob, in bytes; found out by a GET of one byte where a HEAD does not tell.
@@ -252,7 +253,7 @@ class Upstream:
     async def _size_by_get(self, path: str, repository: Repository, digest: Digest, *, range_: str | None) -> int:
         async with self._small("blob_get", "GET", path, repository, range_=range_) as reply:
             span = ContentRange.parse(reply.headers.only("content-range"))
-            length = content_length(reply.headers) if reply.status == 200 else span and span.total  # noqa: PLR2004
+            length = content_length(reply.headers) if reply.status in WHOLE else span and span.total
             if length is None or is_page(reply.headers):
                 raise UpstreamError("upstream does not say how long the blob is")
             _check_empty(digest, length, UpstreamError)
@@ -268,18 +269,17 @@ class Upstream:
             NameUnknown, ManifestUnknown, Denied, CredentialRefused, UpstreamRefused, RateLimited, UpstreamError.
         """
         kind: ListKind = "referrers" if "/referrers/" in path else "tags"
-        async with self._small("other", "GET", path, repository) as reply:
-            body = await self._body(reply, LIST_MAX_BYTES, None)
-            if not await is_list(body, kind):
-                raise UpstreamError(f"upstream answered with something that is no list of {kind}")
-            if await asyncio.to_thread(self.redactor.is_in_body, body):
-                raise UpstreamError(f"upstream's list of {kind} has a secret of this cache in it")
-            content_type = self._type(reply) or "application/json"
-            filters = reply.headers.get("oci-filters-applied")
-            link = _link(reply, path)
-            if link is not None and self.redactor.is_in(link):
-                link = None
-            return FetchedList(body, content_type, link, filters and self.redactor.clean(filters)[:200])
+        reply, body = await self._whole("other", path, repository, LIST_MAX_BYTES)
+        if not await is_list(body, kind):
+            raise UpstreamError(f"upstream answered with something that is no list of {kind}")
+        if await asyncio.to_thread(self.redactor.is_in_body, body):
+            raise UpstreamError(f"upstream's list of {kind} has a secret of this cache in it")
+        content_type = self._type(reply) or "application/json"
+        filters = reply.headers.get("oci-filters-applied")
+        link = _link(reply, path)
+        if link is not None and self.redactor.is_in(link):
+            link = None
+        return FetchedList(body, content_type, link, filters and self.redactor.clean(filters)[:200])
 
     @contextlib.asynccontextmanager
     async def blob(
@@ -344,6 +344,26 @@ class Upstream:
         finally:
             await reply.aclose()
 
+    async def _whole(
+        self,
+        kind: events.UpstreamKind,
+        path: str,
+        of: Repository | Reference,
+        limit: int,
+        digest: Digest | None = None,
+        attempts: int = _SMALL_ATTEMPTS,
+    ) -> tuple[Reply, bytes]:
+        """A small exchange and its :meth:`_body`; asked once more where that breaks off."""
+        async with self._small(kind, "GET", path, of, attempts) as reply:
+            try:
+                return reply, await self._body(reply, limit, digest)
+            except BrokenOff as error:
+                if attempts == 1:
+                    raise
+                self._events.emit(events.UpstreamFailed(origin=self.origin, reason=str(error), attempt=1))
+        async with self._small(kind, "GET", path, of, 1) as reply:
+            return reply, await self._body(reply, limit, digest)
+
     async def _body(self, reply: Reply, limit: int, digest: Digest | None) -> bytes:
         """A small body as it was meant: without an encoding that somebody in between put on it.
 
@@ -354,7 +374,7 @@ class Upstream:
         self._received(len(body))
         length, encoding = content_length(reply.headers), reply.headers.get("content-encoding", "")
         if length is not None and length != len(body):
-            raise UpstreamError(f"upstream announced {length} bytes and sent {len(body)}")
+            raise BrokenOff(f"upstream announced {length} bytes and sent {len(body)}")
         plain = not encoding and not is_gzip(body)
         if plain or (digest is not None and await _hashed(body, digest.algorithm) == digest):
             return body

@@ -26,7 +26,7 @@ from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.auth import Authenticator
 from registry_cache.upstream.authorized import Elsewhere
 from registry_cache.upstream.decoding import decoded
-from registry_cache.upstream.judged import NOES, meaning, message_of, refuses_head, refuses_range
+from registry_cache.upstream.judged import NOES, WHOLE, meaning, message_of, refuses_head, refuses_range
 from registry_cache.upstream.odd import OddNoes
 from registry_cache.upstream.ratelimit import Question, RateLimit
 from registry_cache.upstream.redact import Redactor
@@ -35,7 +35,7 @@ from registry_cache.upstream.reply import SHORT_MAX_BYTES, Reply
 from registry_cache.upstream.shapes import oci_error
 from registry_cache.upstream.watched import Breakers, pause_after
 
-_SUCCESSES = (200, 206)
+_SUCCESSES = (*WHOLE, 206)
 
 
 class Exchange:

@@ -29,6 +29,10 @@ NOES = frozenset({401, 403, 404})
 _CODES = {401: "UNAUTHORIZED", 403: "DENIED", 405: "UNSUPPORTED", 429: "TOOMANYREQUESTS"}
 
 
+# The whole of what was asked for; with 203 somebody in between has changed it (RFC 9110, section 15.3.4).
+WHOLE = frozenset({200, 203})
+
+
 def refuses_range(status: int) -> bool:
     """Whether *status*, no success, may be meant for the range only: anything but a limit and trouble, even a 404."""
     return status != 429 and (status < 500 or status in (501, 505))  # noqa: PLR2004 -- HTTP

@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from registry_cache.model.errors import HeadRefused, UpstreamError, reason_of
+from registry_cache.model.errors import BrokenOff, HeadRefused, UpstreamError, reason_of
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.dialling import HEADERS, Dialling
@@ -118,7 +118,8 @@ def translated(redactor: Redactor) -> Iterator[None]:
         what = "connect" if isinstance(error, httpx.ConnectTimeout) else "answer"
         raise UpstreamError(f"upstream took too long to {what}") from error
     except httpx.TransportError as error:
-        raise UpstreamError(redactor.clean(str(error))[:300]) from error
+        kind = BrokenOff if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError) else UpstreamError
+        raise kind(redactor.clean(str(error))[:300]) from error
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
         raise UpstreamError(redactor.clean(f"{type(error).__name__}: {error}")[:300]) from error
 

@@ -13,11 +13,10 @@ from registry_cache.model.events import Kind
 from registry_cache.model.oci import DOCKER_HUB, Digest, Reference, Repository
 from registry_cache.web.names import Registries
 
-_QUERY_MAX = 2048
 _FIELDS_MAX = 50
-_VALUE_MAX = 256
 # What of a query is part of a question. Anything else would make a new question, which is asked upstream and kept.
-_QUESTION: Mapping[Kind, tuple[str, ...]] = {"tags": ("n", "last"), "referrers": ("artifactType",)}
+# `next_page` is Quay's: a page that another replica, or this one before its restart, has told of is no first page.
+_QUESTION: Mapping[Kind, tuple[str, ...]] = {"tags": ("n", "last", "next_page"), "referrers": ("artifactType",)}
 
 
 class Route(NamedTuple):
@@ -74,12 +73,12 @@ class Query:
     """The query of a request, as far as anybody looks at it.
 
     Args:
-        raw: percent-encoded.
+        raw: percent-encoded; the server takes a few kilobytes at most.
     """
 
     def __init__(self, raw: str) -> None:
         self.raw = raw
-        pairs = raw[:_QUERY_MAX].split("&", _FIELDS_MAX)[:_FIELDS_MAX]
+        pairs = raw.split("&", _FIELDS_MAX)[:_FIELDS_MAX]
         # As it came but for the registry, which upstream has not written into its links.
         self.without_ns = "&".join(pair for pair in pairs if pair != "ns" and not pair.startswith("ns="))
         self._values = dict(reversed(parse_qsl("&".join(pairs), keep_blank_values=True)))
@@ -91,7 +90,7 @@ class Query:
 
     def question(self, kind: Kind) -> str:
         """The part that upstream is asked: what the specification knows, in one order; empty, or with a ``?``."""
-        asked = [(name, self._values[name][:_VALUE_MAX]) for name in _QUESTION[kind] if name in self._values]
+        asked = [(name, self._values[name]) for name in _QUESTION[kind] if name in self._values]
         return "?" + urlencode(asked) if asked else ""
 
 
