@@ -6,7 +6,7 @@ A registry's name is the host that its images are called by, in lower case and w
 import re
 
 # Docker Hub by its API's hosts; the first is the name that its images have.
-HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io")
+HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
 _HUB_URL = "https://registry-1.docker.io"
 
 _DEFAULT_PORTS = (":443", ":80")

@@ -134,9 +134,10 @@ class Registries:
         return Repository.parse(name, DOCKER_HUB)
 
     def _registry_called(self, prefix: str) -> str | None:
-        registry = self._names.get(prefix)
-        if registry is None and prefix not in self._own_names:
-            registry = self._unlisted.named(prefix)
+        name = normal(prefix) if looks_like_registry(prefix) else prefix
+        registry = self._names.get(name)
+        if registry is None and name not in self._own_names:
+            registry = self._unlisted.named(name)
         return registry
 
     def _is_own(self, name: str, host: str) -> bool:
