@@ -26,6 +26,7 @@ from registry_cache.settings.model import Settings
 from registry_cache.settings.registries import RegistrySettings, registries
 from registry_cache.settings.types import host_and_port
 from registry_cache.store.index import SqliteIndex
+from registry_cache.web.refusals import Refusals
 
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -195,6 +196,7 @@ async def open_port(
         yield
         return
     from registry_cache.fleet.port import FleetPort  # noqa: PLC0415 -- as above
+    from registry_cache.fleet.port_server import PeerServer  # noqa: PLC0415 -- as above
 
     async with contextlib.AsyncExitStack() as stack:
         reads = Threads("fleet", 4)
@@ -211,7 +213,10 @@ async def open_port(
             spaces=fleet.spaces,
         )
         host, number = host_and_port(settings.fleet_listen)
-        server = web.Server(_without(settings.forwarding, port.handle), handler_cancellation=True, access_log=None)
+        refusals = Refusals(bus)
+        stack.callback(refusals.close)
+        handle = _without(settings.forwarding, port.handle)
+        server = PeerServer(handle, refusals, client_timeout_seconds=settings.client_timeout)
         runner = web.ServerRunner(server, shutdown_timeout=0.001)  # clients here have had their grace already
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

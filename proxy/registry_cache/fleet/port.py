@@ -12,6 +12,7 @@ from aiohttp import web
 
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.peers import DIRECT, PROVEN
+from registry_cache.fleet.port_server import PeerConnection
 from registry_cache.fleet.serving import Follower, Serving, size_of
 from registry_cache.fleet.signature import ANSWER, HEADER, Signer
 from registry_cache.fleet.spaces import Spaces
@@ -81,6 +82,8 @@ class FleetPort:
         if peer is None:
             self._counts.refused += 1
             return web.Response(status=401)
+        if isinstance(request.protocol, PeerConnection):
+            request.protocol.has_shown_the_key()
         try:
             repository, digest = (
                 Repository.parse(match[2], self._spaces.heard(match[1]) or _NOT_OURS),

@@ -1,4 +1,4 @@
-"""The HTTP server: which handler a request goes to, and how many connections there may be.
+"""The HTTP servers: which handler a request goes to.
 
 aiohttp's low-level server, without its router and middlewares: paths of the distribution API are parsed once, by us,
 and the plain application took twice the time for a hit.
@@ -6,12 +6,11 @@ and the plain application took twice the time for a hit.
 
 import asyncio
 import functools
-from typing import Any, cast
 
 from aiohttp import web
 
+from registry_cache.web.bounded import BoundedServer
 from registry_cache.web.connection import Connection
-from registry_cache.web.errors import error_body
 from registry_cache.web.fast_connection import FastConnection, missing_attributes
 from registry_cache.web.fast_path import FastPath
 from registry_cache.web.identity import TOKEN_PATH, Identity
@@ -22,43 +21,25 @@ from registry_cache.web.v2 import V2
 
 # Of operators and what collects their figures.
 _OPS_CONNECTIONS = 64
-_BUSY_BODY = error_body("TOOMANYREQUESTS", "too many connections")
-_BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; sandbox\r\n"
-    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BUSY_BODY), _BUSY_BODY)
-)
 
 
-class _Refusal(asyncio.Protocol):
-    """One connection too many: told so, and closed."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.WriteTransport, transport).write(_BUSY)  # which uvloop's do not inherit
-        transport.close()
-
-
-class OpsServer(web.Server):
+class OpsServer(BoundedServer):
     """The operators' pages on an address of their own.
 
     Args:
-        client_timeout_seconds: as for :class:`Server`.
+        client_timeout_seconds: as for :class:`BoundedServer`.
     """
 
     def __init__(self, ops: Ops, refusals: Refusals, *, client_timeout_seconds: float) -> None:
         super().__init__(
-            ops.handle, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
+            ops.handle,
+            functools.partial(Connection, refusals=refusals, client_timeout_seconds=client_timeout_seconds),
+            max_connections=_OPS_CONNECTIONS,
+            client_timeout_seconds=client_timeout_seconds,
         )
-        self._connection = functools.partial(Connection, self, refusals, client_timeout_seconds=client_timeout_seconds)
-
-    def __call__(self) -> Any:
-        """The protocol of a new connection."""
-        if len(self.connections) >= _OPS_CONNECTIONS:
-            return _Refusal()
-        return self._connection(loop=self._loop, **self._kwargs)
 
 
-class Server(web.Server):
+class Server(BoundedServer):
     """See the module.
 
     Args:
@@ -76,19 +57,19 @@ class Server(web.Server):
         max_connections: int,
         client_timeout_seconds: float,
     ) -> None:
-        # keepalive_timeout also bounds the wait for the first request of a connection, and for the rest of a slow one.
-        super().__init__(
-            self._dispatch, handler_cancellation=True, access_log=None, keepalive_timeout=client_timeout_seconds
-        )
         kind = functools.partial(Connection) if missing_attributes() else functools.partial(FastConnection, fast=fast)
         accounts = identity.access.accounts if identity is not None else None
-        self._connection = functools.partial(
-            kind, self, refusals, client_timeout_seconds=client_timeout_seconds, accounts=accounts
+        super().__init__(
+            self._dispatch,
+            functools.partial(
+                kind, refusals=refusals, client_timeout_seconds=client_timeout_seconds, accounts=accounts
+            ),
+            max_connections=max_connections,
+            client_timeout_seconds=client_timeout_seconds,
         )
         self._v2 = v2
         self._ops = ops
         self._identity = identity
-        self._max_connections = max_connections
 
     def forget_certificates(self) -> None:
         """Have clients show them anew: what they are answered now is the last on their connections."""
@@ -109,9 +90,3 @@ class Server(web.Server):
         if self._identity is not None and request.rel_url.raw_path == TOKEN_PATH:
             return await self._identity.token(request)
         return await self._ops.handle(request)
-
-    def __call__(self) -> Any:
-        """The protocol of a new connection."""
-        if len(self.connections) >= self._max_connections:
-            return _Refusal()
-        return self._connection(loop=self._loop, **self._kwargs)
