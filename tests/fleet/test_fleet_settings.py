@@ -74,6 +74,17 @@ def test_what_is_wrong_is_one_line(tmp_path, key_file, given, says):
     assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.parametrize(("content", "size"), [(b"short" + b"\n" * 40, 5), (b" " * 32, 0), (b"k" * 31 + b"\n", 31)])
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_key_is_measured_without_the_blanks_around_it(tmp_path, monkeypatch, content, size, is_given):
+    file = tmp_path / "fleet.key"
+    file.write_bytes(content)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    given = {"fleet_key_file": file} if is_given else {}
+    with pytest.raises(SettingsError, match=f"FLEET_KEY_FILE: .*at least 32 bytes.*has {size}$"):
+        load_settings(None, {"fleet_redis_url": URL, **given})
+
+
 @pytest.mark.program
 def test_a_wrong_one_ends_the_command_with_2(tmp_path):
     done = run_to_end(*flags({"cache_dir": str(tmp_path / "cache"), "fleet_redis_url": "redis://:secret@r"}))

@@ -45,7 +45,7 @@ def _bucket_url(value: str) -> str:
 
 
 def _key_file(value: Path) -> Path:
-    size = value.stat().st_size
+    size = len(value.read_bytes().strip())  # as it is used
     if size < KEY_MIN_BYTES:
         raise ValueError(f"allowed is a file of at least {KEY_MIN_BYTES} bytes, the same for all; this one has {size}")
     return value
@@ -86,6 +86,7 @@ class FleetFields(BaseSettings):
     )
     fleet_key_file: KeyFile | None = Field(
         default_factory=lambda: unit_credential("fleet.key", "FLEET_KEY_FILE"),
+        validate_default=True,
         description="File of at least 32 bytes, the same for all replicas: who has it may fetch from them (default: "
         "the credential `fleet.key` of a systemd unit).",
     )
