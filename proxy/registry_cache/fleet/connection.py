@@ -1,9 +1,11 @@
 """The connection to Redis or Valkey, and when it is left alone: no pull waits for it longer than a quarter of a second.
 
 One that fails is not asked again for two seconds; then one question tries, while all others go on without it.
+A script that fails by what somebody else has written there is no failure of Redis: only its own question has no answer.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnecti
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from registry_cache.fleet.leases import RedisDown
 from registry_cache.fleet.sentinels import behind_sentinels
@@ -33,6 +35,8 @@ _TOLD_SECONDS = 60.0
 _CONNECTIONS = 4
 # The last is uvloop's word for what is written to a connection that has been closed meanwhile.
 _TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError)
+# What a script says that has met something of another kind. All else may be Redis's own: OOM, READONLY, BUSY, rights.
+_FOREIGN = re.compile(r"WRONGTYPE |is not an integer|is not a valid float|would overflow|user_script:\d+: attempt to ")
 
 
 class _Credentials(CredentialProvider):
@@ -123,6 +127,7 @@ class FleetRedis:
         self._client = client or connect(url, password_file)
         self._clock = clock
         self._scripts: dict[str, Any] = {}
+        self._warned: set[str] = set()  # scripts whose failure has been told
         self._events = events
         self.ahead_seconds = 0.0  # of its clock, before ours
         self._told_at = float("-inf")  # when that was found, by our clock
@@ -176,15 +181,27 @@ class FleetRedis:
         try:
             answer = await self._bounded(script, keys, args, _PATIENT_SECONDS if patiently else _WAITS_SECONDS)
         except _TROUBLE as error:
-            self._failed(error)
-            raise RedisDown(self.trouble) from error
+            if not (isinstance(error, ResponseError) and _FOREIGN.search(str(error))):
+                self._failed(error)
+                raise RedisDown(self.trouble) from error
+            self._works()
+            self._warn(script, str(error)[:200])
+            raise RedisDown(str(error)[:200]) from error
         finally:
             if is_probe:
                 self._is_probing = False
+        self._works()
+        return answer
+
+    def _works(self) -> None:
         if self.trouble:
             self.trouble = ""
             self._events.emit(events.FleetRedisUp())
-        return answer
+
+    def _warn(self, script: str, reason: str) -> None:
+        if script not in self._warned:
+            self._warned.add(script)
+            self._events.emit(events.Warned(message=f"what is in Redis is not of this fleet: {reason}"))
 
     async def _bounded(
         self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], waits: Sequence[float]
