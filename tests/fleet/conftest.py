@@ -14,9 +14,16 @@ import redis as redis_py
 import redis.asyncio
 
 from registry_cache.fleet import connection, peers, source
+from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.connection import FleetRedis
+from registry_cache.fleet.counts import Counts
+from registry_cache.fleet.eviction import Evictor
 from registry_cache.fleet.leases import Leases
+from registry_cache.fleet.s3 import S3
+from registry_cache.fleet.s3_signing import KeyFile
 from registry_cache.fleet.signature import Signer
+from registry_cache.fleet.sweep import Sweeper
+from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model.bus import Events
 from tests.cache import Cache, Reply
 from tests.e2e.command import free_port, until
@@ -258,3 +265,22 @@ async def stocked(start_sharing, make_blob, hub):
     await first.wire.set("refuses")
     hub.reset_counters()
     return digest, data, await start_sharing()
+
+
+class Part:
+    """What one replica evicts and sweeps with."""
+
+    def __init__(self, bucket, index, replica):
+        self.bucket, self.index, self.seen, self.counts = bucket, index, replica.seen, Counts()
+        self.evictor = Evictor(bucket, index, cap_bytes=1000, counts=self.counts, bus=replica.bus)
+        self.sweeper = Sweeper(bucket, index, bus=replica.bus)
+
+
+@pytest.fixture
+async def clients(stand_in, credentials, fleet_name, replicas):
+    """Of two replicas: what each evicts and sweeps with."""
+    async with S3(stand_in.url, region="us-east-1", key_file=KeyFile(credentials), tls=None) as s3:
+        yield [
+            Part(Bucket(s3, name=fleet_name, bus=one.bus), TierIndex(one.redis, name=fleet_name), one)
+            for one in replicas
+        ]

@@ -39,7 +39,7 @@ class Both:
         mine = dice.choice(self.leases)
         if what == "claim":
             lost = dice.choice(["", "", *self.leases, *self.addresses])
-            rest = [f"{self.prefix}{name}" for name in ("size", "lru", "going", "meta")]
+            rest = [f"{self.prefix}{name}" for name in scripts.INDEX_KEYS]
             address = mine.partition("|")[2]
             args = [mine, address, lost, LEASE_MS, scripts.AT_SECONDS, b"\x01\x02", dice.choice((0, 1))]
             return what, scripts.CLAIM, [*self.keys(digest), *rest], args

@@ -6,13 +6,8 @@ import pytest
 import redis
 
 from registry_cache.fleet import bucket as bucket_module
-from registry_cache.fleet.bucket import Bucket
 from registry_cache.fleet.connection import FleetRedis
-from registry_cache.fleet.counts import Counts
-from registry_cache.fleet.eviction import Evictor
-from registry_cache.fleet.s3 import S3
-from registry_cache.fleet.s3_signing import KeyFile
-from registry_cache.fleet.sweep import Seen, Sweeper
+from registry_cache.fleet.sweep import Seen
 from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
 from registry_cache.model.bus import Events
@@ -27,23 +22,6 @@ BLOBS = [Digest.of(b"%d" % number) for number in range(300)]
 @pytest.fixture
 def index(replicas, fleet_name):
     return TierIndex(replicas[0].redis, name=fleet_name)
-
-
-@pytest.fixture
-async def clients(stand_in, credentials, fleet_name, replicas):
-    """Of two replicas: what each evicts and sweeps with."""
-    async with S3(stand_in.url, region="us-east-1", key_file=KeyFile(credentials), tls=None) as s3:
-        yield [
-            Part(Bucket(s3, name=fleet_name, bus=one.bus), TierIndex(one.redis, name=fleet_name), one)
-            for one in replicas
-        ]
-
-
-class Part:
-    def __init__(self, bucket, index, replica):
-        self.bucket, self.index, self.seen, self.counts = bucket, index, replica.seen, Counts()
-        self.evictor = Evictor(bucket, index, cap_bytes=1000, counts=self.counts, bus=replica.bus)
-        self.sweeper = Sweeper(bucket, index, bus=replica.bus)
 
 
 async def value_of(index, digest):

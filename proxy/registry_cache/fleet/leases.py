@@ -140,7 +140,7 @@ class Leases:
     ) -> tuple[Any, bytes]:
         what, value, seconds, microseconds = await self._redis.run(
             scripts.CLAIM,
-            [*self._keys(repository, digest), *(self._prefix + name for name in ("size", "lru", "going", "meta"))],
+            [*self._keys(repository, digest), *(self._prefix + name for name in scripts.INDEX_KEYS)],
             [
                 mine,
                 self.address,

@@ -30,11 +30,49 @@ end
 local function tell(news) redis.call('SET', news, string.format('%.0f', now_us())) end
 """
 
-# KEYS: l, at, x, size, lru, going, meta. ARGV: mine, my address, what was just seen to be dead, lease in ms, seconds of
-# at, the digest's bytes, 1 if the bucket may bring it (tier_scripts.py).
+# The keys of the bucket's index (tier_scripts.py), as each script that asks it has them.
+INDEX_KEYS = ("size", "lru", "going", "bytes", "gen", "meta")
+
+# What is no index goes: of another type, no number, or without sizes. Then a sweep is due, which makes it anew.
+# counts: what is a number as Redis itself writes them, of 16 digits at most. field: such a one of meta.
+INDEX = (
+    PREFACE
+    + """
+local function counts(value)
+  return value and #value <= 16 and (value == '0' or string.match(value, '^[1-9]%d*$')) and tonumber(value)
+end
+local function number(key) return counts(kept(key, 16)) end
+local function field(meta, name)
+  return redis.call('HSTRLEN', meta, name) <= 16 and counts(redis.call('HGET', meta, name))
+end
+local function heal(size, lru, going, bytes, gen, meta)
+  local lost = false
+  for key, kind in pairs({[size] = 'hash', [lru] = 'zset', [going] = 'zset', [meta] = 'hash'}) do
+    local found = redis.call('TYPE', key).ok
+    if found ~= kind and found ~= 'none' then
+      redis.call('UNLINK', key)
+      lost = true
+    end
+  end
+  local total = number(bytes)
+  if redis.call('HLEN', size) > 0 then
+    if not total then redis.call('SET', bytes, '0') end
+    lost = lost or not total
+  elseif total ~= 0 and redis.call('UNLINK', bytes, lru, going) > 0 then
+    redis.call('HDEL', meta, 'since')
+    lost = true
+  end
+  if redis.call('EXISTS', gen) == 1 and not number(gen) then redis.call('SET', gen, redis.call('TIME')[1]) end
+  if lost then redis.call('HDEL', meta, 'complete') end
+end
+"""
+)
+
+# KEYS: l, at, x, and those of the index. ARGV: mine, my address, what was just seen to be dead, lease in ms, seconds
+# of at, the digest's bytes, 1 if the bucket may bring it (tier_scripts.py).
 # A lease or a place at one's own address that is not known here is of an earlier life.
 CLAIM = (
-    PREFACE
+    INDEX
     + f"""
 local function answer(what, value)
   local now = redis.call('TIME')
@@ -42,6 +80,7 @@ local function answer(what, value)
 end
 local mine, address, lost = ARGV[1], ARGV[2], ARGV[3]
 if ARGV[7] == '1' then
+  heal(unpack(KEYS, 4))
   local shared = redis.call('HGET', KEYS[4], ARGV[6])
   if shared and not redis.call('ZSCORE', KEYS[6], ARGV[6]) then
     redis.call('ZADD', KEYS[5], 'XX', 'GT', redis.call('TIME')[1], ARGV[6])
@@ -66,7 +105,7 @@ if not held then
   if no then return answer('failed', no) end
 end
 redis.call('SET', KEYS[1], mine, 'PX', ARGV[4])
-if ARGV[7] == '1' and redis.call('HEXISTS', KEYS[7], 'complete') == 0 then return answer('yours', 'look') end
+if ARGV[7] == '1' and redis.call('HEXISTS', KEYS[9], 'complete') == 0 then return answer('yours', 'look') end
 return answer('yours', '')
 """
 )

@@ -88,11 +88,12 @@ class Sweeper:
         turn = await self._index.turn("sweep")
         if not turn.is_mine:
             return
-        if not turn.complete_at or turn.now - turn.complete_at >= _EVERY_SECONDS:
+        if not 0 <= turn.now - turn.complete_at < _EVERY_SECONDS:
+            count = await self._index.recount()
             seen, adopted = await self._adopt_all()
-            forgotten = await self._forget_all(seen, turn.generation)
-            await self._index.complete()
-            self._events.emit(events.FleetSwept(objects=len(seen), adopted=adopted, forgotten=forgotten))
+            forgotten = await self._forget_all(seen)
+            if await self._index.complete(count):
+                self._events.emit(events.FleetSwept(objects=len(seen), adopted=adopted, forgotten=forgotten))
         await self._index.turn_over("sweep")
 
     async def _adopt_all(self) -> tuple[Seen, int]:
@@ -108,20 +109,12 @@ class Sweeper:
                 return seen, adopted
             await self._index.turn("sweep")
 
-    async def _forget_all(self, seen: Seen, generation: int) -> int:
-        """What has come into the index after the sweep began may be in the bucket unseen."""
+    async def _forget_all(self, seen: Seen) -> int:
+        """What has come into the index since the count began may be in the bucket unseen: it is not among these."""
         cursor, count = 0, 0
         while True:
             cursor, entries = await self._index.scan(cursor)
-            lost = [
-                (digest, value) for digest, value in entries if digest not in seen and _generation(value) <= generation
-            ]
-            count += await self._index.forget(lost)
+            count += await self._index.forget([one for one in entries if one[0] not in seen])
             if not cursor:
                 return count
             await self._index.turn("sweep")
-
-
-def _generation(value: str) -> int:
-    text = value.partition(":")[2]
-    return int(text[:18]) if text.isdecimal() else 0
