@@ -25,6 +25,7 @@ HEADS = {
     "a web page": reply(200, b"", [("Content-Type", "text/html"), GOOD[1]], length=500),
     "no type": reply(200, b"", [GOOD[1]], length=len(MANIFEST)),
     "no content": reply(204, b"", GOOD, length=None),
+    "gzip, compressed length": reply(200, b"", [*GOOD, ("Content-Encoding", "gzip")], length=len(MANIFEST) - 10),
 }
 
 
@@ -61,8 +62,10 @@ async def test_a_tag_that_moved_moves_without_heads(start_cache, stand_in):
     assert (await cache.manifest(NAME, "1", "HEAD")).headers["Content-Length"] == str(len(MANIFEST) + 1)
 
 
-async def test_a_good_head_costs_no_get(registry):
-    client, server = await registry(lambda _: reply(200, b"", GOOD, length=len(MANIFEST)))
+@pytest.mark.parametrize("label", [None, "identity", "aws-chunked", "None", ""])
+async def test_a_good_head_costs_no_get(registry, label):
+    fields = GOOD if label is None else [*GOOD, ("Content-Encoding", label)]
+    client, server = await registry(lambda _: reply(200, b"", fields, length=len(MANIFEST)))
     assert await client.head(NAME) == (DIGEST, OCI, len(MANIFEST), 0)
     assert server.targets("GET") == []
 
@@ -95,7 +98,9 @@ async def test_a_404_that_is_no_json_is_confirmed_by_get(registry, fields):
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize(
-    "head", [reply(status) for status in (400, 401, 403, 404, 405, 501)] + [reply(200, b"", length=None), reply(200)]
+    "head",
+    [reply(status) for status in (400, 401, 403, 404, 405, 501)]
+    + [reply(200, b"", length=None), reply(200), reply(200, b"", [("Content-Encoding", "gzip")], length=99)],
 )
 async def test_a_blobs_size_is_found_out_by_one_byte(registry, head, ranges):
     def says(request):

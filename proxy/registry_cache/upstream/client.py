@@ -36,7 +36,7 @@ from registry_cache.upstream.blob_body import BlobBody
 from registry_cache.upstream.bulk import BulkClient, BulkReply
 from registry_cache.upstream.challenges import Challenge, parse_challenges
 from registry_cache.upstream.credential import Credential, FileCredential, RealmTrust
-from registry_cache.upstream.decoding import decoded, is_gzip
+from registry_cache.upstream.decoding import decoded, is_gzip, plain_length
 from registry_cache.upstream.dialling import Dialling
 from registry_cache.upstream.exchange import Exchange
 from registry_cache.upstream.forward import chosen_proxy
@@ -213,7 +213,7 @@ class Upstream:
             ManifestUnknown, CredentialRefused, RateLimited, UpstreamError.
         """
         async with self._small("manifest_head", "HEAD", _manifest_path(reference), reference, attempts) as reply:
-            size = content_length(reply.headers) or None
+            size = plain_length(reply.headers) or None
             if size is not None and size > MANIFEST_MAX_BYTES:
                 raise UpstreamError(f"the manifest is longer than {MANIFEST_MAX_BYTES} bytes")
             kind = self._type(reply) or _UNKNOWN_TYPE
@@ -244,7 +244,7 @@ class Upstream:
         path = _blob_path(repository, digest)
         with contextlib.suppress(HeadRefused):
             async with self._small("blob_head", "HEAD", path, repository) as reply:
-                if (length := content_length(reply.headers)) and not is_page(reply.headers):
+                if (length := plain_length(reply.headers)) and not is_page(reply.headers):
                     return length
         with contextlib.suppress(RangeRefused):
             return await self._size_by_get(path, repository, digest, range_="bytes=0-0")

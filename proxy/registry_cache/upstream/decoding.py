@@ -3,8 +3,10 @@
 import zlib
 
 from registry_cache.model.errors import UpstreamError
+from registry_cache.upstream.headers import Headers, content_length
 
-_PLAIN = frozenset({"", "identity", "none"})
+# S3 calls so how it was sent a file, not how it sends it.
+_PLAIN = frozenset({"", "identity", "none", "aws-chunked"})
 _MAX_LAYERS = 3
 # Members of a gzip file; one is usual. What is behind each is copied, so a hundred thousand empty ones take minutes.
 _MAX_MEMBERS = 64
@@ -21,7 +23,7 @@ def decoded(body: bytes, encoding: str, limit: int) -> bytes:
     Raises:
         UpstreamError: more come out, or the encoding is not known here.
     """
-    names = [name for part in encoding.lower().split(",") if (name := part.strip()) not in _PLAIN]
+    names = _names(encoding)
     if len(names) > _MAX_LAYERS:
         raise UpstreamError("upstream encoded its answer more often than makes sense")
     if not names and is_gzip(body):
@@ -36,9 +38,18 @@ def decoded(body: bytes, encoding: str, limit: int) -> bytes:
     return body
 
 
+def plain_length(headers: Headers) -> int | None:
+    """The length of what was meant, without its encodings; None where ``Content-Length`` does not tell that."""
+    return None if _names(headers.get("content-encoding", "")) else content_length(headers)
+
+
 def is_gzip(body: bytes) -> bool:
     """Whether *body* begins as gzip does, whatever it is called."""
     return body.startswith(b"\x1f\x8b")
+
+
+def _names(encoding: str) -> list[str]:
+    return [name for part in encoding.lower().split(",") if (name := part.strip()) not in _PLAIN]
 
 
 def _inflated(body: bytes, limit: int, window_bits: int) -> bytes:
