@@ -1,5 +1,6 @@
 """A server that says byte for byte what a test wants: a registry, a token service or a CDN with habits of its own."""
 
+import asyncio
 import ssl
 from collections.abc import Callable, Iterable
 
@@ -29,6 +30,7 @@ class StandIn:
         self.says = says
         self.seen: list[Request] = []
         self.holds = False  # keep connections open whatever was said
+        self.drips = False  # a byte now and then behind each answer, until the client hangs up
         self._listener = Listener(host, 0, self._exchange, contexts)
         self.url = self._listener.url
 
@@ -51,5 +53,8 @@ class StandIn:
         if request.method == "HEAD" and b"X-Body-To-Head" not in said:
             said = said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         await connection.send(said)
+        while self.drips:
+            await connection.send(b" ")
+            await asyncio.sleep(0.02)
         framed = b"Content-Length" in said or b"chunked" in said
         return self.holds or (framed and b"Connection: close" not in said)

@@ -73,6 +73,15 @@ async def ask(tmp_path, hub):
 
 
 @pytest.fixture
+async def stand_in():
+    """A registry that says what a test wants, for a cache in front of it."""
+    server = StandIn(lambda _: b"")
+    await server.start()
+    yield server
+    await server.close()
+
+
+@pytest.fixture
 async def registry(ask):
     """Start a client of a plain registry that says what a test wants; several in one test are several registries."""
     async with contextlib.AsyncExitStack() as stack:

@@ -7,7 +7,7 @@ import pytest
 
 from registry_cache.model.errors import Denied, HeadRefused, NameUnknown, UpstreamError, UpstreamRefused
 from registry_cache.model.oci import Digest, Repository
-from tests.hub.stand_in import StandIn, reply
+from tests.hub.stand_in import reply
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
 OCI = "application/vnd.oci.image.manifest.v1+json"
@@ -27,15 +27,6 @@ HEADS = {
     "no content": reply(204, b"", GOOD, length=None),
     "gzip, compressed length": reply(200, b"", [*GOOD, ("Content-Encoding", "gzip")], length=len(MANIFEST) - 10),
 }
-
-
-@pytest.fixture
-async def stand_in():
-    """A registry that says what a test wants, for a cache in front of it."""
-    server = StandIn(lambda _: b"")
-    await server.start()
-    yield server
-    await server.close()
 
 
 @pytest.mark.parametrize("what", HEADS)

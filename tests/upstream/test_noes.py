@@ -49,6 +49,16 @@ NOT_OURS = {
         "body": json.dumps({"errors": [{"code": "DENIED", "message": "token has expired"}]}),
     },
     "a 407": {"status": 407, "body": ""},
+    **{
+        f"{code} as a 404": {"status": 404, "body": json.dumps({"errors": [{"code": code, "message": "no"}]})}
+        for code in ("UNKNOWN", "UNAVAILABLE", "UNSUPPORTED")
+    },
+}
+TOO_MANY = json.dumps({"errors": [{"code": "TOOMANYREQUESTS", "message": "slow down"}]})
+SECONDARY = json.dumps({"errors": [{"code": "DENIED", "message": "You have exceeded a secondary rate limit"}]})
+LIMITS = {
+    **{f"TOOMANYREQUESTS as a {status}": {"status": status, "body": TOO_MANY} for status in (400, 401, 403, 404)},
+    "a 403 that names a time": {"status": 403, "body": SECONDARY, "headers": {"Retry-After": "30"}},
 }
 
 
@@ -71,6 +81,38 @@ async def test_only_a_registrys_own_no_forgets_a_tag(cached, hub, what):
         assert "fwd=stale" in reply.cache_status
     hub.faults.clear()
     assert "revalidated" in (await cache.manifest("library/kept", "1")).cache_status
+
+
+@pytest.mark.parametrize("what", LIMITS)
+async def test_a_limit_forgets_no_tag_and_is_heeded(cached, hub, what):
+    """By whatever status it is told: what is cached is served, and nothing is asked until it is over."""
+    cache, image = cached
+    hub.faults.add(Fault(kind="manifest", service="registry", **LIMITS[what]))
+    before = len(hub.counters.select(kind="manifest"))
+    for method in ("HEAD", "GET", "GET"):
+        reply = await cache.manifest("library/kept", "1", method)
+        assert (reply.status, reply.headers["Docker-Content-Digest"]) == (200, image.digest)
+        assert "fwd=stale" in reply.cache_status
+    for number in range(5):
+        reply = await cache.manifest(f"library/other{number}", "1")
+        assert (reply.status, reply.error_code) == (429, "TOOMANYREQUESTS")
+    assert len(hub.counters.select(kind="manifest")) - before <= 4  # a HEAD and a GET, each once more with a new token
+    assert (await cache.stats())["store"]["tags"] == 1
+
+
+async def test_a_limit_of_the_token_service_is_one_whatever_its_status(start_cache, hub):
+    cache = await start_cache(rate_limit_wait="100ms")
+    await hub.images.image("library/limited", "1", [10])
+    hub.faults.add(Fault(kind="token", status=403, body=TOO_MANY))
+    reply = await cache.manifest("library/limited", "1")
+    assert (reply.status, reply.error_code) == (429, "TOOMANYREQUESTS")
+
+
+async def test_a_404_without_a_no_is_passed_on_by_its_own_name(start_cache, hub):
+    cache = await start_cache()
+    hub.faults.add(Fault(kind="manifest", challenges=True, **NOT_OURS["UNAVAILABLE as a 404"]))
+    reply = await cache.manifest("library/any", "1")
+    assert (reply.status, reply.error_code) == (404, "UNAVAILABLE")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -224,6 +224,36 @@ async def test_a_429_is_heeded_whatever_it_says(registry, what, method):
     assert client.upstream.answered_at is not None
 
 
+@pytest.fixture
+def soon(monkeypatch):
+    """The body of an error is not waited for as long as outside of tests."""
+    monkeypatch.setattr("registry_cache.upstream.reply.SHORT_MAX_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("drips", [False, True])
+@pytest.mark.parametrize("status", [429, 403])
+@pytest.mark.parametrize("path", ["manifests/1", "tags/list", f"blobs/{DIGEST}"])
+async def test_a_limit_is_heeded_though_its_body_does_not_come(start_cache, stand_in, path, status, drips):
+    stand_in.says = lambda _: reply(status, b'{"err', [("Retry-After", "60")], length=60_000)
+    stand_in.drips = drips
+    cache = await start_cache(upstream=stand_in.url, request_timeout="10s", rate_limit_wait="100ms")
+    for name in ("library/one", "library/two"):
+        found = await cache.get(f"/v2/{name}/{path}")
+        assert (found.status, found.error_code) == (429, "TOOMANYREQUESTS")
+        assert int(found.headers["Retry-After"]) > 30
+    assert len(stand_in.seen) == 1
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("path", ["manifests/1", f"blobs/{DIGEST}"])
+async def test_the_words_of_a_no_are_not_waited_for(start_cache, stand_in, path):
+    stand_in.says = lambda _: reply(404, b'{"err', length=60_000)
+    stand_in.drips = True
+    cache = await start_cache(upstream=stand_in.url, request_timeout="10s")
+    assert (await cache.get(f"/v2/{NAME}/{path}")).status == 404
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -26,9 +26,11 @@ from registry_cache.upstream.authorized import Authorized
 from registry_cache.upstream.challenges import Challenge
 from registry_cache.upstream.client import Upstream
 from registry_cache.upstream.headers import content_digest, is_json, is_page
+from registry_cache.upstream.judged import own_words
+from registry_cache.upstream.ratelimit import is_limit
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.redirected import REDIRECTS
-from registry_cache.upstream.reply import SHORT_MAX_BYTES, Reply
+from registry_cache.upstream.reply import Reply, error_body
 from registry_cache.upstream.shapes import oci_error, parsed_json
 
 # Whose tokens are kept; who asks again later brings the login along.
@@ -225,16 +227,15 @@ class AsClients(Upstream):
     async def _no(self, reply: Reply) -> bool | None:
         """False, where an answer that is no yes is a no; None where it is not known whose words they are."""
         status = reply.status
-        if status == 429:  # noqa: PLR2004 -- HTTP
-            raise self.limits.refused(reply.headers, "too many requests", "head")
         if status == 401:  # noqa: PLR2004 -- HTTP
             return False
+        body = await error_body(reply)
+        if is_limit(status, reply.headers, body):
+            raise self.limits.refused(reply.headers, "too many requests", "head")
         if status // 100 == 5 and status != 501:  # noqa: PLR2004 -- HTTP
             raise UpstreamError(f"upstream answered {status}")
-        if status in (403, 404) and is_json(reply.headers):
-            return False
-        body = await reply.read_small(SHORT_MAX_BYTES)
-        return False if status in (403, 404) and oci_error(body) is not None else None
+        is_no = is_json(reply.headers) if oci_error(body) is None else own_words(status, body) is not None
+        return False if status in (403, 404) and is_no else None
 
     # --- as whom ----------------------------------------------------------------------------------------------------
 

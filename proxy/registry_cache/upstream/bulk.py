@@ -25,7 +25,7 @@ from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.dialling import HEADERS, Dialling
 from registry_cache.upstream.forward import ForwardProxy
 from registry_cache.upstream.headers import Headers, content_length
-from registry_cache.upstream.reply import SHORT_MAX_BYTES
+from registry_cache.upstream.reply import SHORT_MAX_BYTES, drained
 from registry_cache.upstream.urls import path_and_query
 from registry_cache.upstream.wire import CALL, Call, OpenSockets, drop_idle, narrow, pools, shut, window
 
@@ -72,7 +72,9 @@ class BulkReply:
         self._ahead: list[Piece] = []  # what comes next, with b"" for the end
         self._interrupted = False
         length = content_length(self.headers)
-        if length is not None and length <= _WITH_HEAD_BYTES:
+        # That of another error may never come, and its status counts without it.
+        is_due = self.status < 400 or self.status == 401  # noqa: PLR2004 -- HTTP
+        if is_due and length is not None and length <= _WITH_HEAD_BYTES:
             with contextlib.suppress(UpstreamError):  # the first read() meets it again
                 self._ahead.append(self._next())
                 if getattr(response, "length_remaining", None) == 0:
@@ -183,13 +185,8 @@ class BulkReply:
 
     async def aclose(self) -> None:
         """See :class:`registry_cache.upstream.reply.Reply`."""
-        done = False
         length = content_length(self.headers)
-        if length is not None and length <= SHORT_MAX_BYTES:
-            with contextlib.suppress(UpstreamError):
-                await self.read_small(SHORT_MAX_BYTES + 1)  # so that the connection can be used again
-                done = True
-        self.close(reuse=done)
+        self.close(reuse=length is not None and length <= SHORT_MAX_BYTES and await drained(self))
 
     def close(self, *, reuse: bool = False) -> None:
         """Give the connection back if its body was read to the end (*reuse*), else close it."""

@@ -43,9 +43,9 @@ from registry_cache.upstream.forward import chosen_proxy
 from registry_cache.upstream.headers import Link, age_seconds, content_digest, content_length, is_page, media_type
 from registry_cache.upstream.helper import HelperCredential
 from registry_cache.upstream.judged import WHOLE, message_of
-from registry_cache.upstream.ratelimit import RateLimit, parse_retry_after
+from registry_cache.upstream.ratelimit import RateLimit, is_limit, parse_retry_after
 from registry_cache.upstream.redact import Redactor
-from registry_cache.upstream.reply import Reply
+from registry_cache.upstream.reply import Reply, error_body
 from registry_cache.upstream.resilience import backoff_seconds
 from registry_cache.upstream.shapes import ListKind, is_list, manifest_type
 from registry_cache.upstream.tls import own_context, show, tls_context
@@ -398,13 +398,12 @@ class Upstream:
                 reply = await self._watched(ask.with_authorization(authorization))
                 try:
                     status = reply.status
-                    body = await reply.read_small(_TOKEN_MAX_BYTES)
-                    with contextlib.suppress(UpstreamError):
-                        body = decoded(body, reply.headers.get("content-encoding", ""), _TOKEN_MAX_BYTES)
-                    if status == 429 and origin_of(url) == self.origin:  # noqa: PLR2004 -- HTTP
+                    body = await self._token_body(reply)
+                    is_limited = is_limit(status, reply.headers, body)
+                    if is_limited and origin_of(url) == self.origin:
                         raise self.limits.refused(reply.headers, message_of(body, self.redactor), "other")
                     wait = parse_retry_after(reply.headers) or 0.0
-                    return TokenReply(status, body, reply.headers.first("location"), wait)
+                    return TokenReply(429 if is_limited else status, body, reply.headers.first("location"), wait)
                 finally:
                     await reply.aclose()
         finally:
@@ -415,13 +414,22 @@ class Upstream:
                 )
             )
 
+    @staticmethod
+    async def _token_body(reply: Reply) -> bytes:
+        if reply.status >= 400:  # noqa: PLR2004 -- HTTP
+            return await error_body(reply)
+        body = await reply.read_small(_TOKEN_MAX_BYTES)
+        with contextlib.suppress(UpstreamError):
+            body = decoded(body, reply.headers.get("content-encoding", ""), _TOKEN_MAX_BYTES)
+        return body
+
     async def _ping(self, authorization: str | None) -> tuple[int, list[Challenge]]:
         """The status of upstream's ``/v2/``, and what it challenges with: what a login is tried against."""
         async with self._bounded():
             ask = Ask("GET", self._exchange.base_url + "/v2/", "").with_authorization(authorization)
             reply = await self._watched(ask)
             try:
-                if reply.status == 429:  # noqa: PLR2004 -- HTTP
+                if is_limit(reply.status, reply.headers):
                     raise self.limits.refused(reply.headers, "upstream limits logins", "other")
                 if reply.status not in (200, 401, 403, 404):
                     raise UpstreamError(f"upstream answered {reply.status} to a login")

@@ -5,7 +5,6 @@
 Each step is one concern and a :data:`.ask.Send` of its own. The chain is built once for each HTTP client.
 """
 
-import contextlib
 import time
 from collections.abc import Callable
 from urllib.parse import quote
@@ -25,14 +24,12 @@ from registry_cache.upstream.addresses import AddressRules
 from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.auth import Authenticator
 from registry_cache.upstream.authorized import Elsewhere
-from registry_cache.upstream.decoding import decoded
-from registry_cache.upstream.judged import NOES, WHOLE, meaning, message_of, refuses_head, refuses_range
+from registry_cache.upstream.judged import NOES, WHOLE, meaning, message_of, own_words, refuses_head, refuses_range
 from registry_cache.upstream.odd import OddNoes
-from registry_cache.upstream.ratelimit import Question, RateLimit
+from registry_cache.upstream.ratelimit import Question, RateLimit, is_limit
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.redirected import Redirected
-from registry_cache.upstream.reply import SHORT_MAX_BYTES, Reply
-from registry_cache.upstream.shapes import oci_error
+from registry_cache.upstream.reply import Reply, error_body
 from registry_cache.upstream.watched import Breakers, pause_after
 
 _SUCCESSES = (*WHOLE, 206)
@@ -117,21 +114,19 @@ class Exchange:
 
     async def _judge(self, kind: events.UpstreamKind, ask: Ask, reply: Reply, question: Question) -> None:
         """Raise what an answer that is no success means."""
-        key = (ask.repository, ask.url)
-        if reply.status < 500 and reply.status != 429:  # noqa: PLR2004 -- HTTP
-            self._limits.observe(reply.headers, question)
-        if reply.status in _SUCCESSES:
-            self._answered()
-            self.odd.answered(key)
-            return
-        if "Range" in ask.headers and refuses_range(reply.status):
-            raise RangeRefused(f"upstream answered {reply.status} to a range")
-        if ask.method == "HEAD" and refuses_head(reply.status, reply.headers):
-            raise HeadRefused(f"upstream answered {reply.status} to HEAD")
-        body = await self._error_body(reply)
-        if reply.status == 429:  # noqa: PLR2004 -- HTTP
+        is_success, refusal = reply.status in _SUCCESSES, self._refusal(ask, reply)
+        body = b"" if is_success or refusal is not None else await error_body(reply)
+        if is_limit(reply.status, reply.headers, body):
             self._answered()
             raise self._limited(reply, body, question)
+        if reply.status < 500:  # noqa: PLR2004 -- HTTP
+            self._limits.observe(reply.headers, question)
+        if is_success:
+            self._answered()
+            self.odd.answered((ask.repository, ask.url))
+            return
+        if refusal is not None:
+            raise refusal
         error = self._no(kind, ask, reply.status, body)
         if isinstance(error, CredentialRefused):
             self._auth.expired()
@@ -139,12 +134,23 @@ class Exchange:
             error.retry_in_seconds = error.told_seconds = pause_after(reply)
         raise error
 
+    @staticmethod
+    def _refusal(ask: Ask, reply: Reply) -> UpstreamError | None:
+        """The error for an answer that may be meant for the way of asking only; another one has to find out."""
+        if reply.status in _SUCCESSES or is_limit(reply.status, reply.headers):
+            return None
+        if "Range" in ask.headers and refuses_range(reply.status):
+            return RangeRefused(f"upstream answered {reply.status} to a range")
+        if ask.method == "HEAD" and refuses_head(reply.status, reply.headers):
+            return HeadRefused(f"upstream answered {reply.status} to HEAD")
+        return None
+
     def _limited(self, reply: Reply, body: bytes, question: Question) -> RegistryCacheError:
         message = message_of(body, self._redactor) or "too many requests"
         return self._limits.refused(reply.headers, message, question)
 
     def _no(self, kind: events.UpstreamKind, ask: Ask, status: int, body: bytes) -> RegistryCacheError:
-        key, is_own = (ask.repository, ask.url), oci_error(body) is not None
+        key, is_own = (ask.repository, ask.url), own_words(status, body) is not None
         error = self._meaning(kind, ask, status, body)
         if status in NOES and not is_own and ask.method != "HEAD":
             if not self.odd.is_believed(key, status):
@@ -165,15 +171,6 @@ class Exchange:
             with_account=self._with_account,
             redactor=self._redactor,
         )
-
-    @staticmethod
-    async def _error_body(reply: Reply) -> bytes:
-        """As far as it can be had: what a status means does not depend on it."""
-        body = b""
-        with contextlib.suppress(UpstreamError):
-            body = await reply.read_small(SHORT_MAX_BYTES)
-            body = decoded(body, reply.headers.get("content-encoding", ""), SHORT_MAX_BYTES)
-        return body
 
 
 def _question(kind: events.UpstreamKind) -> Question:

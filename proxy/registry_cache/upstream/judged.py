@@ -1,4 +1,4 @@
-"""What an answer that is no success means: a registry's own no, a limit, a refusal of the question, or trouble.
+"""What an answer that is no success means: a registry's own no, a refusal of the question, or trouble.
 
 Only a no in a registry's own words counts as one. A firewall's page, a proxy's 403 and a load balancer's 404 say
 nothing of an image: they are trouble, in which what is cached is served.
@@ -26,6 +26,8 @@ _MESSAGE_MAX_CHARACTERS = 500
 _EXPIRED = re.compile(r"expired|reauthenticate|re-authenticate", re.IGNORECASE)
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{1,63}")
 NOES = frozenset({401, 403, 404})
+# Codes of trouble, which some registries send with a 404.
+_TROUBLE = frozenset({"UNKNOWN", "UNAVAILABLE", "UNSUPPORTED"})
 _CODES = {401: "UNAUTHORIZED", 403: "DENIED", 405: "UNSUPPORTED", 429: "TOOMANYREQUESTS"}
 
 
@@ -45,6 +47,13 @@ def refuses_head(status: int, headers: Headers) -> bool:
     return (status // 100 in (2, 4) and status != 429) or status == 501  # noqa: PLR2004 -- HTTP
 
 
+def own_words(status: int, body: bytes) -> OciError | None:
+    """A registry's own no; None where *body* is another's, or tells of trouble."""
+    said = oci_error(body)
+    is_trouble = said is not None and status == 404 and said.code in _TROUBLE  # noqa: PLR2004 -- HTTP
+    return None if is_trouble else said
+
+
 def message_of(body: bytes, redactor: Redactor) -> str:
     """What an error's body says, fit to be shown."""
     return redactor.clean(" ".join(refusal_message(body).split()))[:_MESSAGE_MAX_CHARACTERS]
@@ -53,17 +62,17 @@ def message_of(body: bytes, redactor: Redactor) -> str:
 def meaning(
     kind: UpstreamKind, status: int, body: bytes, *, repository: str, with_account: bool, redactor: Redactor
 ) -> RegistryCacheError:
-    """The error that stands for an answer which is neither a success nor a 429."""
-    message, oci = message_of(body, redactor), oci_error(body)
-    if status in NOES and oci is not None:
-        return own_no(kind, status, oci, message, repository=repository, with_account=with_account)
+    """The error that stands for an answer which is neither a success nor a limit."""
+    message, oci, own = message_of(body, redactor), oci_error(body), own_words(status, body)
+    if status in NOES and own is not None:
+        return own_no(kind, status, own, message, repository=repository, with_account=with_account)
     if status == 404 and kind.endswith("head"):  # noqa: PLR2004 -- HTTP
         return unknown(kind, "")
     text = f"upstream answered {status}" + (f": {message}" if message else "")
     if status // 100 == 4 and status not in (401, 407, 408):  # noqa: PLR2004 -- HTTP
         said = redactor.clean(oci.code) if oci is not None else ""
-        code = said if _CODE.fullmatch(said) else _CODES.get(status, "UNSUPPORTED")
-        return UpstreamRefused(text, status=status, code=_unknown_code(kind) if status == 404 else code)  # noqa: PLR2004
+        named = _unknown_code(kind) if status == 404 else _CODES.get(status, "UNSUPPORTED")  # noqa: PLR2004 -- HTTP
+        return UpstreamRefused(text, status=status, code=said if _CODE.fullmatch(said) else named)
     return UpstreamError(text)
 
 

@@ -17,7 +17,7 @@ from registry_cache.model.bus import Events
 from registry_cache.model.errors import RateLimited
 from registry_cache.upstream.headers import Headers, number
 from registry_cache.upstream.redact import Redactor
-from registry_cache.upstream.shapes import parsed_json
+from registry_cache.upstream.shapes import oci_error, parsed_json
 
 _DEFAULT_SECONDS = 60.0
 _DEFAULT_MAX_SECONDS = 900.0
@@ -86,6 +86,17 @@ def _unix_seconds(date: str) -> float | None:
         except (ValueError, OverflowError, TypeError, IndexError):
             continue
     return None
+
+
+def is_limit(status: int, headers: Headers, body: bytes = b"") -> bool:
+    """Whether upstream says that it is asked too much: by 429, by a 403 that names a time, by a code under another 4xx.
+
+    Source: GitHub, "Rate limits for the REST API", on secondary ones; OCI distribution spec, "Error Codes".
+    """
+    if status == 429 or (status == 403 and parse_retry_after(headers) is not None):  # noqa: PLR2004 -- HTTP
+        return True
+    said = oci_error(body) if status // 100 == 4 else None  # noqa: PLR2004 -- HTTP
+    return said is not None and said.code == "TOOMANYREQUESTS"
 
 
 def refusal_message(body: bytes) -> str:
@@ -195,7 +206,7 @@ class RateLimit:
             self.pulls.check()
 
     def observe(self, headers: Headers, question: Question) -> None:
-        """Take note of an answer that is no 429."""
+        """Take note of an answer that is no limit."""
         self.requests.passed()
         if question != "other":
             self.pulls.passed(question)
@@ -207,7 +218,7 @@ class RateLimit:
             )
 
     def refused(self, headers: Headers, message: str, question: Question) -> RateLimited:
-        """Take note of a 429; the error to raise."""
+        """Take note of a limit (:func:`is_limit`); the error to raise."""
         if quota := parse_quota(headers, self._redactor):
             self.quota = quota
         gate = self.pulls if question != "other" else self.requests

@@ -7,6 +7,7 @@ from registry_cache.model.errors import RegistryCacheError, UpstreamError
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.headers import is_json
+from registry_cache.upstream.ratelimit import is_limit
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.urls import joined, origin_of, repository_in, shown
@@ -22,7 +23,7 @@ class Redirected:
         own: to upstream's own origin.
         elsewhere: to any other.
         redactor: learns queries that may be signatures, which are credentials.
-        limited: the error for a URL whose origin has answered 429.
+        limited: the error for a URL whose origin limits us.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Redirected:
 
         Signed URLs expire, and CDNs refuse for reasons of their own.
         """
-        if reply.status == 429:  # noqa: PLR2004 -- HTTP
+        if is_limit(reply.status, reply.headers):
             return self._limited(ask.url)
         is_question = ask.method == "HEAD" or "Range" in ask.headers or is_json(reply.headers)
         if reply.status // 100 != 4 or is_question:  # noqa: PLR2004 -- HTTP

@@ -22,7 +22,7 @@ from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.dialling import HEADERS, Dialling
 from registry_cache.upstream.headers import Headers, content_length
 from registry_cache.upstream.redact import Redactor
-from registry_cache.upstream.reply import SHORT_MAX_BYTES
+from registry_cache.upstream.reply import SHORT_MAX_BYTES, drained
 from registry_cache.upstream.urls import origin_of
 
 # A redirect to a signed URL is a long line; what stands in front of a registry may add lines of its own.
@@ -103,8 +103,7 @@ class SmallReply:
         length = content_length(self.headers)
         is_head = self._response.request.method == "HEAD"
         if not self._response.is_stream_consumed and not is_head and length is not None and length <= SHORT_MAX_BYTES:
-            with contextlib.suppress(UpstreamError):
-                await self.read_small(SHORT_MAX_BYTES)  # so that the connection can be used again
+            await drained(self)
         with contextlib.suppress(UpstreamError), translated(self._redactor):
             await self._response.aclose()
 

@@ -11,7 +11,7 @@ from registry_cache.model import events
 from registry_cache.model.bus import Events
 from registry_cache.model.errors import HeadRefused, RegistryCacheError, UpstreamError
 from registry_cache.upstream.ask import Ask, Send
-from registry_cache.upstream.ratelimit import Gate, parse_retry_after
+from registry_cache.upstream.ratelimit import Gate, is_limit, parse_retry_after
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.resilience import Breaker
 from registry_cache.upstream.urls import origin_of
@@ -108,7 +108,7 @@ class Breakers:
 
     def _limit(self, origin: str, reply: Reply) -> None:
         gate = self._gates.get(origin)
-        if reply.status == 429:  # noqa: PLR2004 -- HTTP
+        if is_limit(reply.status, reply.headers):
             gate = self._gates.setdefault(origin, Gate())
             seconds = gate.close(f"{origin} limits us", parse_retry_after(reply.headers))
             self._events.emit(
@@ -118,7 +118,7 @@ class Breakers:
             gate.passed()
 
     def refusal(self, url: str) -> RegistryCacheError:
-        """The error for a 429 of another origin than upstream's own."""
+        """The error for a limit of another origin than upstream's own."""
         gate = self._gates.get(origin_of(url))
         return gate.refusal() if gate is not None else UpstreamError("upstream's limit was met elsewhere")
 
