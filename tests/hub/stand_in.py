@@ -50,7 +50,7 @@ class StandIn:
     async def _exchange(self, request: Request, connection: Connection) -> bool:
         self.seen.append(request)
         said = self.says(request)
-        if request.method == "HEAD" and b"X-Body-To-Head" not in said:
+        if said and request.method == "HEAD" and b"X-Body-To-Head" not in said:
             said = said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         await connection.send(said)
         while self.drips:

@@ -1,6 +1,7 @@
 """A breaker's probe belongs to nobody."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -159,3 +160,33 @@ async def test_an_origin_that_is_down_is_left_alone_for_the_time_that_it_names(n
         await breakers.around(origin)(Ask("GET", URL + "/v2/", ""))
     assert breakers.down == [URL]
     assert breakers.of(URL).retry_in_seconds == 20
+
+
+@pytest.mark.parametrize("status", [0, 500, 502, 503])
+async def test_a_head_that_no_get_follows_counts(now, status):
+    origin = Origin()
+    origin.status = status
+    breakers = Breakers(URL, Events())
+    for _ in range(3):
+        with contextlib.suppress(UpstreamError):
+            await breakers.around(origin)(Ask("HEAD", URL + "/v2/x/manifests/1", ""))
+    assert breakers.down == [URL]
+
+
+@pytest.mark.parametrize("status", [500, 502])
+async def test_a_failed_head_counts_once_something_else_has_failed(now, status):
+    origin = Origin()
+    origin.status = status
+    breakers = Breakers(URL, Events())
+    send, head = breakers.around(origin), Ask("HEAD", URL + "/v2/x/manifests/1", "", get_follows=True)
+    for _ in range(5):
+        await send(head)
+    assert breakers.of(URL).is_well
+    await send(Ask("GET", URL + "/v2/x/manifests/1", ""))
+    for _ in range(2):
+        assert breakers.down == []
+        await send(head)
+    assert breakers.down == [URL]
+    now.now += 60
+    await send(head)  # which finds out whether it is back, and says no
+    assert breakers.of(URL).retry_in_seconds > 0

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from registry_cache.model import events
 from registry_cache.model.errors import Denied, HeadRefused, NameUnknown, UpstreamError, UpstreamRefused
 from registry_cache.model.oci import Digest, Repository
 from tests.hub.stand_in import reply
@@ -16,7 +17,8 @@ GOOD = [("Content-Type", OCI), ("Docker-Content-Digest", DIGEST)]
 NAME = "library/head"
 
 HEADS = {
-    **{f"status {status}": reply(status) for status in (400, 401, 403, 404, 405, 406, 410, 418, 501)},
+    **{f"status {status}": reply(status) for status in (400, 401, 403, 404, 405, 406, 410, 418, 500, 501, 502, 503)},
+    "no answer": b"",
     "no length": reply(200, b"", GOOD, length=None) + b"",
     "length 0": reply(200, b"", GOOD, length=0),
     "no digest": reply(200, b"", [("Content-Type", OCI)], length=len(MANIFEST)),
@@ -44,13 +46,54 @@ async def test_a_head_that_does_not_tell_is_asked_by_get(start_cache, stand_in, 
     assert len(stand_in.targets("GET")) == 2
 
 
-async def test_a_tag_that_moved_moves_without_heads(start_cache, stand_in):
+@pytest.mark.parametrize("head", [reply(405), reply(500), reply(502), reply(503), b""])
+async def test_a_tag_that_moved_moves_without_heads(start_cache, stand_in, head):
     said = [MANIFEST]
-    stand_in.says = lambda request: reply(405) if request.method == "HEAD" else reply(200, said[-1], GOOD[:1])
+    stand_in.says = lambda request: head if request.method == "HEAD" else reply(200, said[-1], GOOD[:1])
     cache = await start_cache(upstream=stand_in.url, tag_ttl="0")
     assert (await cache.manifest(NAME, "1")).body == MANIFEST
     said.append(MANIFEST + b" ")
     assert (await cache.manifest(NAME, "1", "HEAD")).headers["Content-Length"] == str(len(MANIFEST) + 1)
+
+
+@pytest.mark.parametrize("head", [reply(500), reply(502), reply(503), b""])
+async def test_heads_that_fail_alone_hold_back_no_get(start_cache, stand_in, head):
+    stand_in.says = lambda request: head if request.method == "HEAD" else reply(200, MANIFEST, GOOD)
+    cache = await start_cache(upstream=stand_in.url)
+    for number in range(6):
+        assert (await cache.manifest(NAME, str(number), "HEAD")).status == 200
+    assert cache.seen(events.UpstreamDown) == []
+
+
+@pytest.mark.parametrize("said", [reply(500), reply(502), b""])
+async def test_where_gets_fail_as_well_upstream_is_down_as_ever(start_cache, stand_in, said):
+    """One GET finds out: what fails afterwards counts, whatever it asks."""
+    stand_in.says = lambda request: said
+    cache = await start_cache(upstream=stand_in.url)
+    assert (await cache.manifest(NAME, "1", "HEAD")).status == 502
+    assert [request.method for request in cache.seen(events.UpstreamRequest)] == ["HEAD", "GET", "GET", "GET"]
+    assert len(cache.seen(events.UpstreamDown)) == 1
+    assert (await cache.stats())["upstream"]["reachable"] is False
+
+
+@pytest.mark.parametrize(("status", "fields"), [(503, [("Retry-After", "20")]), (504, [])])
+async def test_trouble_that_is_not_heads_alone_is_none_for_a_get(registry, status, fields):
+    client, server = await registry(lambda _: reply(status, b"", fields))
+    for _ in range(3):
+        with pytest.raises(UpstreamError) as raised:
+            await client.head(NAME, attempts=1)
+        assert not isinstance(raised.value, HeadRefused)
+    assert client.upstream.breakers.down == [server.url]
+
+
+async def test_an_upstream_that_is_away_costs_heads_no_get(registry):
+    client, server = await registry(lambda _: b"")
+    await server.close()
+    for _ in range(3):
+        with pytest.raises(UpstreamError, match="cannot connect") as raised:
+            await client.head(NAME, attempts=1)
+        assert not isinstance(raised.value, HeadRefused)
+    assert client.upstream.breakers.down == [server.url]
 
 
 @pytest.mark.parametrize("label", [None, "identity", "aws-chunked", "None", ""])
@@ -90,8 +133,8 @@ async def test_a_404_that_is_no_json_is_confirmed_by_get(registry, fields):
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize(
     "head",
-    [reply(status) for status in (400, 401, 403, 404, 405, 501)]
-    + [reply(200, b"", length=None), reply(200), reply(200, b"", [("Content-Encoding", "gzip")], length=99)],
+    [reply(status) for status in (400, 401, 403, 404, 405, 500, 501, 502, 503)]
+    + [reply(200, b"", length=None), reply(200), reply(200, b"", [("Content-Encoding", "gzip")], length=99), b""],
 )
 async def test_a_blobs_size_is_found_out_by_one_byte(registry, head, ranges):
     def says(request):

@@ -23,6 +23,7 @@ from registry_cache.model.errors import (
     CredentialRefused,
     EngineError,
     EngineUnreachable,
+    HeadFailed,
     HeadRefused,
     RateLimited,
     RegistryCacheError,
@@ -213,9 +214,9 @@ async def _credential(  # noqa: PLR0911 -- one for each thing that can be wrong
     except RateLimited as error:
         remedy = f"{_more_pulls(registry)}; cached images are served meanwhile"
         return Check("quota", "broken", f"upstream limits us: {error}", remedy)
-    except HeadRefused as error:
-        return _not_for(image, who, error)
     except UpstreamError as error:
+        if isinstance(error, HeadRefused) and not isinstance(error, HeadFailed):
+            return _not_for(image, who, error)
         if watch.token_status not in (None, 200):
             remedy = "is the token service's host (auth.docker.io for Docker Hub) allowed by the firewall?"
             return Check("token service", "broken", str(error), remedy)

@@ -216,6 +216,10 @@ class HeadRefused(UpstreamError):
     """Upstream does not answer HEAD as it may answer GET (refused, a no that may be another's, a body): ask by GET."""
 
 
+class HeadFailed(HeadRefused):
+    """A HEAD met trouble that nothing else has met since the last good answer: it may be HEAD's alone."""
+
+
 class PeerLost(UpstreamError):
     """Bytes came from another replica and come no more: the source is asked again at once, and costs no try."""
 

@@ -3,7 +3,12 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
+from registry_cache.model.errors import UpstreamError
 from registry_cache.upstream.reply import Reply
+
+
+class AnswerLost(UpstreamError):
+    """The connection was there, and ended before an answer."""
 
 
 class Ask(NamedTuple):
@@ -11,6 +16,7 @@ class Ask(NamedTuple):
 
     Attributes:
         asked_for: the repository that was asked for in the beginning, wherever upstream leads.
+        get_follows: it is a HEAD, and whoever asks finds out by GET what it does not tell.
     """
 
     method: str
@@ -19,6 +25,7 @@ class Ask(NamedTuple):
     headers: Mapping[str, str] = {}
     body: bytes = b""  # of a POST to a token service; nothing else has one
     asked_for: str = ""
+    get_follows: bool = False
 
     def with_authorization(self, value: str | None) -> "Ask":
         """The same request with an ``Authorization`` header, or without one."""

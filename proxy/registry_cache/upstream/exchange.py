@@ -13,6 +13,7 @@ from registry_cache.model import events
 from registry_cache.model.bus import Events
 from registry_cache.model.errors import (
     CredentialRefused,
+    HeadFailed,
     HeadRefused,
     RangeRefused,
     RegistryCacheError,
@@ -91,7 +92,7 @@ class Exchange:
         question = _question(kind)
         self._limits.check(question)
         url = self.base_url + quote(path, safe="/:?&=%@+,;~-._")
-        ask = Ask(method, url, repository.name, headers, asked_for=repository.name)
+        ask = Ask(method, url, repository.name, headers, asked_for=repository.name, get_follows=method == "HEAD")
         began, status = time.monotonic(), 0
         try:
             reply = await send(ask)
@@ -134,8 +135,7 @@ class Exchange:
             error.retry_in_seconds = error.told_seconds = pause_after(reply)
         raise error
 
-    @staticmethod
-    def _refusal(ask: Ask, reply: Reply) -> UpstreamError | None:
+    def _refusal(self, ask: Ask, reply: Reply) -> UpstreamError | None:
         """The error for an answer that may be meant for the way of asking only; another one has to find out."""
         if reply.status in _SUCCESSES or is_limit(reply.status, reply.headers):
             return None
@@ -143,6 +143,8 @@ class Exchange:
             return RangeRefused(f"upstream answered {reply.status} to a range")
         if ask.method == "HEAD" and refuses_head(reply.status, reply.headers):
             return HeadRefused(f"upstream answered {reply.status} to HEAD")
+        if self._breakers.fails_as_head(ask, reply):
+            return HeadFailed(f"upstream answered {reply.status} to HEAD")
         return None
 
     def _limited(self, reply: Reply, body: bytes, question: Question) -> RegistryCacheError:

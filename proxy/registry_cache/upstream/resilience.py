@@ -50,6 +50,11 @@ class Breaker:
         return self._opened_times > 0
 
     @property
+    def is_well(self) -> bool:
+        """Whether nothing has failed since the last good answer."""
+        return not self._failures
+
+    @property
     def retry_in_seconds(self) -> float:
         """Until the next request may pass; 0 when it may now."""
         return max(0.0, self._open_until - time.monotonic())

@@ -18,7 +18,7 @@ from yarl import URL
 
 from registry_cache.model.errors import BrokenOff, HeadRefused, UpstreamError, reason_of
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
-from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.ask import AnswerLost, Ask
 from registry_cache.upstream.dialling import HEADERS, Dialling
 from registry_cache.upstream.headers import Headers, content_length
 from registry_cache.upstream.redact import Redactor
@@ -72,6 +72,8 @@ class SmallClient:
                 if ask.method != "HEAD":
                     raise
                 raise HeadRefused(self._redactor.clean(str(error))[:300]) from error
+            except httpx.ReadError as error:
+                raise AnswerLost(self._redactor.clean(str(error))[:300]) from error
         return SmallReply(response, self._redactor)
 
     async def aclose(self) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from registry_cache.model import events
 from registry_cache.model.bus import Events
-from registry_cache.model.errors import HeadRefused, RegistryCacheError, UpstreamError
-from registry_cache.upstream.ask import Ask, Send
+from registry_cache.model.errors import HeadFailed, HeadRefused, RegistryCacheError, UpstreamError
+from registry_cache.upstream.ask import AnswerLost, Ask, Send
 from registry_cache.upstream.ratelimit import Gate, is_limit, parse_retry_after
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.resilience import Breaker
@@ -20,6 +20,8 @@ _BREAKERS_MAX = 1000  # CDN hosts come and go; the healthy ones are forgotten
 _FORGOTTEN_AFTER_SECONDS = 600.0
 # Whatever a failure names: it may be one server's of many, and clients hang for as long as they are told.
 _PAUSE_MAX_SECONDS = 30.0
+# What a server says that stumbles over HEAD. A 504 is said of what stands behind it, and took its time.
+_HEADS_OWN = frozenset({500, 502, 503})
 
 
 def pause_after(reply: Reply) -> float:
@@ -90,10 +92,14 @@ class Breakers:
                 passage.succeeded()  # it is there, and does not understand HEAD
                 raise
             except UpstreamError as error:
+                if isinstance(error, AnswerLost) and ask.get_follows and breaker.is_well:
+                    raise HeadFailed(str(error)) from error
                 passage.failed(str(error), quiet=quiet)
                 self._note(breaker)
                 raise
-            if reply.status >= 500 and reply.status != 501:  # noqa: PLR2004 -- HTTP; 501 is an answer
+            if self.fails_as_head(ask, reply):
+                pass  # the GET that follows counts
+            elif reply.status >= 500 and reply.status != 501:  # noqa: PLR2004 -- HTTP; 501 is an answer
                 passage.failed(f"status {reply.status}", quiet=quiet, pause_seconds=pause_after(reply))
                 self._note(breaker)
             else:
@@ -101,6 +107,11 @@ class Breakers:
             if breaker.origin != self._own:
                 self._limit(breaker.origin, reply)
             return reply
+
+    def fails_as_head(self, ask: Ask, reply: Reply) -> bool:
+        """Whether it is trouble that may be HEAD's alone: a GET follows, and nothing has failed since a good answer."""
+        is_told = ask.get_follows and reply.status in _HEADS_OWN and not pause_after(reply)
+        return is_told and self.of(ask.url).is_well
 
     def _note(self, breaker: Breaker) -> None:
         if breaker.is_open:
