@@ -234,6 +234,14 @@ async def test_token_service_that_fails(doctor, hub):
     assert (code, checks["token service"]["state"]) == (1, "broken")
 
 
+@pytest.mark.parametrize("fault", [{"status": 503}, {"drop_connection": True}])
+async def test_a_registry_that_fails_is_no_matter_of_the_image(doctor, hub, fault):
+    hub.faults.add(Fault(service="registry", kind="manifest", **fault))
+    code, checks = await doctor()
+    assert (code, checks["credential"]["state"]) == (1, "broken")
+    assert "does not answer" in checks["credential"]["text"]
+
+
 async def test_realm_that_is_not_trusted(doctor, hub):
     hub.behaviour.untrusted_realm = True
     code, checks = await doctor()
