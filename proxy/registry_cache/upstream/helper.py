@@ -17,9 +17,11 @@ import msgspec
 
 from registry_cache.model.errors import ContentError, CredentialRefused
 from registry_cache.model.foreign import read_json
+from registry_cache.runtime.threads import finish
 from registry_cache.upstream.credential import Login
 
 _SECONDS = 20.0
+_ENDING_SECONDS = 1.0
 _ANSWER_MAX_BYTES = 64 * 1024
 # After a refused secret the helper is asked again, once in so long.
 _AGAIN_SECONDS = 60.0
@@ -100,9 +102,7 @@ class HelperCredential:
         except TimeoutError as error:
             raise CredentialRefused(f"{self._program} did not answer within {_SECONDS:g} s") from error
         finally:
-            if process.returncode is None:  # else its number may be somebody else's by now
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+            await finish(_ended(process))
         if status:
             said = answer[:200].decode(errors="replace").strip() or f"exit code {status}"
             raise CredentialRefused(f"{self._program} has no account for {self._server}: {said}")
@@ -134,6 +134,18 @@ class HelperCredential:
         ends = _jwt_end(secret)
         left = self._lifetime_seconds if ends is None else ends - time.time() - _MARGIN_SECONDS
         return max(0.0, min(left, self._lifetime_seconds))
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Kill it, if it runs, and wait until nothing of it is left here: its pipe closes once it has been read."""
+    if process.returncode is None:  # else its number may be somebody else's by now
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):  # somebody whom it started, and who has left its group, has the pipe
+        async with asyncio.timeout(_ENDING_SECONDS):
+            while process.stdout is not None and await process.stdout.read(_ANSWER_MAX_BYTES):
+                pass
+            await process.wait()
 
 
 def _jwt_end(secret: bytes) -> float | None:
