@@ -69,6 +69,11 @@ class Replica:
     def url(self) -> str:
         return f"http://{self.settings['listen']}"
 
+    def told_of(self, path: str) -> list[str]:
+        """The last that its log says of what is at *path*."""
+        text = path.rpartition("/")[2]
+        return [line for line in self.command.stdout.read_text().splitlines() if text in line][-6:]
+
     async def begin(self) -> None:
         self.command = await asyncio.to_thread(start, self.settings)
         await asyncio.to_thread(self.command.wait_until_ready)
@@ -164,7 +169,7 @@ class Soak:
             elif isinstance(error, aiohttp.ClientPayloadError) and (was_rotten or self.has_rotted(wanted, since=began)):
                 self.tally.of_rotten += 1
             else:
-                self.fault(f"{what}, after {time.monotonic() - began:.1f} s")
+                self.fault(f"{what}, after {time.monotonic() - began:.1f} s; {replica.told_of(wanted.path)}")
             return
         seconds = time.monotonic() - began
         if response.status not in (200, 206):
