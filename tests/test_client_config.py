@@ -263,3 +263,21 @@ def test_what_no_client_could_use_is_refused(config, identity, flags, said):
         "client-config", "podman", "--config", config, *(identity.ca if flag == "CA" else flag for flag in flags)
     )
     assert (done.returncode, said in " ".join(done.stderr.split())) == (2, True)
+
+
+@pytest.mark.parametrize("flag", ["--ca", "--client-cert", "--client-key", "--login-file"])
+def test_a_file_that_is_no_text_is_refused(config, identity, tmp_path, flag):
+    (tmp_path / "binary").write_bytes(b"\x30\x82\xff")
+    flags = {"--ca": identity.ca, "--client-cert": identity.ca, "--client-key": identity.ca}
+    flags[flag] = tmp_path / "binary"
+    done = run(
+        "client-config",
+        "containerd",
+        "--config",
+        config,
+        "--url",
+        SECURE,
+        *(part for pair in flags.items() for part in pair),
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{flag}: {tmp_path}/binary: it is no text" in done.stderr

@@ -84,6 +84,22 @@ def test_mistyped_variable_suggests_the_right_one_and_others_are_left_alone(monk
         load_settings()
 
 
+@pytest.mark.parametrize("name", ["c.toml", "c.yml", "c"])
+@pytest.mark.parametrize(
+    "content",
+    ["# für alle\n".encode("latin-1"), b"a = " + b"[" * 3000, b"a: " + b"[" * 3000],
+    ids=["latin-1", "[", ": ["],
+)
+def test_a_file_that_cannot_be_read_as_settings_is_one_line(tmp_path, name, content):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(
+        SettingsError, match=r"^--config: .* (is not TOML|is YAML, but no|cannot be read as YAML)"
+    ) as caught:
+        load_settings(file)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["", "ghcr", "ghcr.io:5000", "ghcr.io/org", "gh cr.io", ".io", "*.gcr.io", "[::1]"])
 def test_a_registrys_name_is_a_host(name):
     with pytest.raises(SettingsError, match=r"DEFAULT_REGISTRY: .* such as docker\.io or ghcr\.io$"):

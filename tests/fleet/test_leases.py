@@ -188,6 +188,11 @@ async def test_the_password_is_read_from_its_file_and_told_to_nobody(tmp_path, r
     with pytest.raises(RedisDown):
         await redis.run("return 1", ["{rc1:acl}:x"], [])
     await redis.aclose()
+    file.write_bytes(b"\xfc-password")
+    redis = FleetRedis(f"redis://{user}@127.0.0.1:{redis_port}", password_file=file, events=bus)
+    with pytest.raises(RedisDown, match="it is no text"):
+        await redis.run("return 1", ["{rc1:acl}:x"], [])
+    await redis.aclose()
     assert password not in str(seen)
     assert "wrong-password" not in str(seen)
     await database.acl_deluser(user)

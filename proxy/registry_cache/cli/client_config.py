@@ -95,13 +95,23 @@ def _identity(
         raise click.UsageError(f"{cache} has no TLS: certificates are for an https address (--url)")
     if (certificate is None) != (key is None):
         raise click.UsageError("--client-cert and --client-key: allowed is both or neither")
+    for option, path in (("--ca", ca), ("--client-cert", certificate), ("--client-key", key)):
+        if path is not None:
+            _text_of(option, path)
     login: tuple[str, str] | tuple[()] = ()
     if login_file is not None:
-        user, colon, password = login_file.read_text().strip().partition(":")
+        user, colon, password = _text_of("--login-file", login_file).strip().partition(":")
         if not (user and colon and password) or not (user + password).isprintable():
             raise click.UsageError("--login-file: allowed is one line, USER:PASSWORD")
         login = (user, password)
     return Identity(str(ca or ""), (str(certificate), str(key)) if certificate else (), login)
+
+
+def _text_of(option: str, path: Path) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{option}: {path}: it is no text") from error
 
 
 def _write(made: Client, root: Path) -> list[Written]:

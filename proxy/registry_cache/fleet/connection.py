@@ -47,7 +47,11 @@ class _Credentials(CredentialProvider):
         self._password_file = password_file
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        password = self._password_file.read_text().strip() if self._password_file else ""
+        try:
+            password = self._password_file.read_text().strip() if self._password_file else ""
+        except UnicodeDecodeError:
+            # Not the error's own words: they quote the password.
+            raise RedisError(f"{self._password_file}: it is no text") from None
         return (self._username, password) if self._username else (password,)
 
 

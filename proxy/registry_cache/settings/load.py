@@ -62,6 +62,10 @@ def load_settings(
         configured = Configured(**_without_none(flags or {}))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--config: {str(config)!r} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"--config: {str(config)!r} is not TOML: it is not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise SettingsError(f"--config: {str(config)!r} is not TOML: it is nested too deep") from error
     except ValidationError as error:
         raise SettingsError(_one_line(error) + (_place(error, config) if is_toml else "")) from error
     # The subclass exists only to name the sources; callers get the plain class.
@@ -172,7 +176,7 @@ def _place(error: ValidationError, config: Path | None) -> str:
     """`` (in FILE)`` where what is wrong is a key of that file; flags and the environment win over it."""
     if config is None:
         return ""
-    place: Any = tomllib.loads(config.read_text())
+    place: Any = tomllib.loads(config.read_text(encoding="utf-8"))
     first = error.errors(include_url=False)[0]
     for part in first["loc"]:
         place = place.get(part) if isinstance(place, dict) else None

@@ -168,12 +168,12 @@ def password_file(secret: SecretStr) -> Path:
 def _document(path: Path) -> dict[object, object]:
     try:
         # Every scalar as the text that it is, which is what a Go string takes: a password 0123 is no octal number.
-        document = yaml.load(path.read_text(), yaml.BaseLoader)  # noqa: S506 -- it makes text, lists and mappings only
+        document = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 -- it makes text, lists and mappings only
     except yaml.MarkedYAMLError as error:
         # Not the library's own words: they quote the file, which may hold the password.
         where = f": look at line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise SettingsError(f"--config: {str(path)!r} is not YAML{where}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise SettingsError(f"--config: {str(path)!r} cannot be read as YAML") from error
     if not isinstance(document, dict) or not {*_TOP} & {*document}:
         raise SettingsError(
