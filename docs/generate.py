@@ -47,7 +47,7 @@ keep = ["postgres:*"]
 
 | kind | how it is written |
 |---|---|
-| duration | `500ms`, `30s`, `15m`, `12h`, `7d`, `1h30m`; a number alone is seconds |
+| duration | `500ms`, `30s`, `15m`, `12h`, `7d`, `1h30m`; a number alone is seconds; ten years at most |
 | size | `500MB`, `20GB` (decimal), `1.5TiB` (binary); a number alone is bytes |
 | list | TOML: `["a", "b"]`; environment: `a b` or `a,b`; flag: repeat it |
 | yes or no | TOML: `true`; environment: `true`, `1`; flag: `--name`, `--no-name` |

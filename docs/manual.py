@@ -38,7 +38,7 @@ _WRONG = (
     "page has its other codes."
 )
 _VALUES = {
-    "DURATION": "500ms, 30s, 15m, 12h, 7d, 1h30m; a number alone is seconds.",
+    "DURATION": "500ms, 30s, 15m, 12h, 7d, 1h30m; a number alone is seconds; ten years at most.",
     "SIZE": "500MB, 20GB (decimal), 1.5TiB (binary); a number alone is bytes.",
     "LIST": '["a", "b"] in the file, "a b" or "a,b" in the environment; as a flag it is repeated.',
 }

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_cache.cli import main
+from registry_cache.cli.common import metavar
 from registry_cache.model.errors import SettingsError
 from registry_cache.model.units import Threshold, parse_duration, parse_threshold
 from registry_cache.settings.load import load_settings
-from registry_cache.settings.model import Settings
+from registry_cache.settings.model import PruneSettings, Settings
 from registry_cache.settings.suggestions import unknown_environment
+from registry_cache.settings.upstreams import UpstreamSettings
 
 
 @pytest.fixture(autouse=True)
@@ -246,3 +248,43 @@ def test_thresholds(text, size):
     threshold = parse_threshold(text)
     assert isinstance(threshold, Threshold)
     assert threshold.bytes_of(1000) == size
+
+
+PLACES = [
+    (*place, name)
+    for place, model in [((), Settings), (("prune",), PruneSettings), (("upstreams", "ghcr.io"), UpstreamSettings)]
+    for name, field in model.model_fields.items()
+    if metavar(field) == "DURATION"
+]
+POSITIVE = ("connect_timeout", "read_timeout", "request_timeout", "client_timeout")
+
+
+def flags_of(place, value):
+    for name in reversed(place):
+        value = {name: value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "value", [float("inf"), float("nan"), -1, "99999999999w", "9" * 400, "11000w", True, "1h30", "5 5"]
+)
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_no_duration_is_without_bounds_or_of_two_meanings(place, value):
+    with pytest.raises(SettingsError, match="allowed is a duration such as"):
+        load_settings(None, flags_of(place, value))
+
+
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_only_what_nothing_could_end_within_is_no_zero(place):
+    if place[-1] in POSITIVE:
+        with pytest.raises(SettingsError, match="allowed is a duration above zero"):
+            load_settings(None, flags_of(place, "0"))
+    else:
+        load_settings(None, flags_of(place, "0"))
+
+
+@pytest.mark.parametrize("value", [True, float("inf"), float("nan"), -1, "٣GB"])
+@pytest.mark.parametrize("name", ["max_size", "min_free", "prefetch_max_size", "scrub_rate"])
+def test_a_size_is_a_finite_number(name, value):
+    with pytest.raises(SettingsError, match=f"{name.upper()}: .*: allowed is a size"):
+        load_settings(None, {name: value})

@@ -1,32 +1,39 @@
 """Sizes, durations and parts of a filesystem as people write them, and back."""
 
+import math
 import re
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ByteSize, ConfigDict
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", re.IGNORECASE | re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_SIZE = re.compile(r"\d+(?:\.\d+)?\s*([kmgtpe]i?)?b?", re.IGNORECASE)
+_SIZE = re.compile(r"\d+(?:\.\d+)?\s*([kmgtpe]i?)?b?", re.IGNORECASE | re.ASCII)
+# Ten years: what waits for longer waits for ever, and clocks of libraries overflow.
+_LONGEST_SECONDS = 10 * 366 * 86400.0
 
 
 def parse_duration(value: object) -> float:
-    """Seconds from ``90``, ``"90s"``, ``"15m"``, ``"1h30m"`` or ``"7d"``."""
+    """Seconds from ``90``, ``"90s"``, ``"15m"``, ``"1h30m"`` or ``"7d"``; ten years at most."""
+    seconds = -1.0
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if value >= 0:
-            return float(value)
+        seconds = value
     elif isinstance(value, str):
         text = value.strip()
         parts = _DURATION.findall(text)
-        if parts and _DURATION.sub("", text).strip() == "":
-            return sum(float(number) * _SECONDS[(unit or "s").lower()] for number, unit in parts)
-    raise ValueError("allowed is a duration such as 500ms, 30s, 15m, 12h or 7d")
+        # Nobody can tell what the last number of "1h30" is.
+        is_clear = len(parts) == 1 or all(unit for _, unit in parts)
+        if parts and is_clear and _DURATION.sub("", text).strip() == "":
+            seconds = sum(float(number) * _SECONDS[(unit or "s").lower()] for number, unit in parts)
+    if not 0 <= seconds <= _LONGEST_SECONDS:
+        raise ValueError("allowed is a duration such as 500ms, 30s, 15m, 12h or 7d, up to ten years")
+    return float(seconds)
 
 
 def parse_size(value: object) -> object:
     if isinstance(value, str) and not _SIZE.fullmatch(value.strip()):
         raise ValueError("allowed is a size such as 500MB, 20GB or 1.5TiB")
-    if isinstance(value, int | float) and value < 0:
+    if isinstance(value, bool) or (isinstance(value, int | float) and not 0 <= value < math.inf):
         raise ValueError("allowed is a size of zero or more, such as 20GB")
     return value.strip() if isinstance(value, str) else value
 

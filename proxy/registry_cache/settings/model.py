@@ -29,6 +29,7 @@ from registry_cache.settings.types import (
     HostNames,
     IssuerName,
     NetworkList,
+    PositiveDuration,
     ReadableFile,
     RegistryName,
     RegistryPatternList,
@@ -207,9 +208,11 @@ class Settings(FleetFields):
     keep_deleted_tags: bool = Field(
         False, description="Keep serving a cached tag that upstream has deleted or made private."
     )
-    connect_timeout: Duration = Field(5.0, description="For the connection to upstream, TLS included.")
-    read_timeout: Duration = Field(15.0, description="A read from upstream that stalls this long counts as broken.")
-    request_timeout: Duration = Field(
+    connect_timeout: PositiveDuration = Field(5.0, description="For the connection to upstream, TLS included.")
+    read_timeout: PositiveDuration = Field(
+        15.0, description="A read from upstream that stalls this long counts as broken."
+    )
+    request_timeout: PositiveDuration = Field(
         25.0, description="The longest a client waits for the first byte of uncached content, retries included."
     )
     stale_timeout: Duration = Field(
@@ -238,7 +241,7 @@ class Settings(FleetFields):
         description="The most bytes fetched ahead that no client has asked for yet (at most a quarter of MAX_SIZE).",
     )
     max_connections: int = Field(2048, ge=8, le=65536, description="Client connections served at the same time.")
-    client_timeout: Duration = Field(
+    client_timeout: PositiveDuration = Field(
         60.0, description="A client that neither sends its request nor takes a byte for this long is dropped."
     )
     scrub_rate: Size = Field(

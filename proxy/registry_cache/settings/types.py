@@ -16,6 +16,12 @@ from registry_cache.model.registry_patterns import registry_pattern
 from registry_cache.model.units import Threshold, parse_duration, parse_size, parse_threshold
 
 
+def _above_zero(value: float) -> float:
+    if value <= 0:
+        raise ValueError("allowed is a duration above zero, such as 5s: nothing is done within none")
+    return value
+
+
 def _listen(value: str) -> str:
     host, colon, port = value.rpartition(":")
     host = host.strip("[]")
@@ -154,6 +160,7 @@ def unit_credential(name: str, setting: str) -> Path | None:
 DIRECT = "direct"
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+PositiveDuration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_above_zero)]
 Size = Annotated[ByteSize, BeforeValidator(parse_size)]
 DiskThreshold = Annotated[Threshold, BeforeValidator(parse_threshold)]
 Words = Annotated[list[str], BeforeValidator(words)]

@@ -15,6 +15,7 @@ from registry_cache.settings.types import (
     Duration,
     Environment,
     HelperName,
+    PositiveDuration,
     ProxyUrl,
     ReadableFile,
     RepositoryPattern,
@@ -76,9 +77,9 @@ class UpstreamSettings(BaseModel):
     )
     tag_ttl: Duration | None = Field(None, description="As TAG_TTL, for its tags.")
     keep_deleted_tags: bool | None = Field(None, description="As KEEP_DELETED_TAGS, for its tags.")
-    connect_timeout: Duration | None = Field(None, description="As CONNECT_TIMEOUT.")
-    read_timeout: Duration | None = Field(None, description="As READ_TIMEOUT.")
-    request_timeout: Duration | None = Field(None, description="As REQUEST_TIMEOUT.")
+    connect_timeout: PositiveDuration | None = Field(None, description="As CONNECT_TIMEOUT.")
+    read_timeout: PositiveDuration | None = Field(None, description="As READ_TIMEOUT.")
+    request_timeout: PositiveDuration | None = Field(None, description="As REQUEST_TIMEOUT.")
     stale_timeout: Duration | None = Field(None, description="As STALE_TIMEOUT.")
     rate_limit_wait: Duration | None = Field(None, description="As RATE_LIMIT_WAIT.")
     negative_ttl: Duration | None = Field(None, description="As NEGATIVE_TTL.")
