@@ -1,5 +1,6 @@
 """Commands find the one running cache without being told where it is."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from registry_cache.cli import admin
 from registry_cache.cli.admin import SOCKET_NAME, settings_of
 from registry_cache.runtime.pointers import announced, running_caches, runtime_directory
+from registry_cache.runtime.unix_sockets import bound
 from tests.e2e.command import PROGRAM, environment, free_port, until
 
 
@@ -24,27 +26,41 @@ def runtime(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-def a_cache(directory):
-    directory.mkdir()
-    (directory / SOCKET_NAME).touch()
-    return directory
+@pytest.fixture
+def a_cache():
+    """Makes directories in which something listens."""
+    with contextlib.ExitStack() as stack:
+
+        def make(directory):
+            directory.mkdir()
+            stack.enter_context(bound(directory / SOCKET_NAME, mode=0o600))
+            return directory
+
+        yield make
 
 
-def test_the_one_that_runs_is_found_and_forgotten_when_it_ends(runtime, tmp_path):
+def test_the_one_that_runs_is_found_and_forgotten_when_it_ends(runtime, tmp_path, a_cache):
     with announced(runtime, a_cache(tmp_path / "mine")):
         assert settings_of(None, None).cache_dir == tmp_path / "mine"
     assert settings_of(None, None).cache_dir == tmp_path / "default"
     assert list(runtime.iterdir()) == []
 
 
-def test_what_is_named_wins_and_so_does_one_at_the_usual_place(runtime, tmp_path):
+def test_what_is_named_wins_and_so_does_one_at_the_usual_place(runtime, tmp_path, a_cache):
     with announced(runtime, a_cache(tmp_path / "mine")):
         assert settings_of(None, tmp_path / "other").cache_dir == tmp_path / "other"
         a_cache(tmp_path / "default")
         assert settings_of(None, None).cache_dir == tmp_path / "default"
 
 
-def test_of_several_one_has_to_be_chosen(runtime, tmp_path):
+def test_a_socket_that_a_crash_left_at_the_usual_place_hides_none(runtime, tmp_path, a_cache):
+    (tmp_path / "default").mkdir()
+    bound(tmp_path / "default" / SOCKET_NAME, mode=0o600).close()
+    with announced(runtime, a_cache(tmp_path / "mine")):
+        assert settings_of(None, None).cache_dir == tmp_path / "mine"
+
+
+def test_of_several_one_has_to_be_chosen(runtime, tmp_path, a_cache):
     runtime.mkdir()
     for name in ("one", "two"):
         a_cache(tmp_path / name)
@@ -56,7 +72,7 @@ def test_of_several_one_has_to_be_chosen(runtime, tmp_path):
         settings_of(None, None)
 
 
-def test_what_a_crash_left_is_passed_over_and_tidied_up(runtime, tmp_path):
+def test_what_a_crash_left_is_passed_over_and_tidied_up(runtime, tmp_path, a_cache):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     runtime.mkdir()

@@ -130,9 +130,9 @@ def settings_of(config: Path | None, cache_dir: Path | None) -> Settings:
     is_named = "cache_dir" in settings.model_fields_set
     if config == INSTALLED_CONFIG and not is_named:
         settings = settings.model_copy(update={"cache_dir": INSTALLED_CACHE})  # whoever asks
-    if is_named or _is_there(settings.cache_dir / SOCKET_NAME):
+    if is_named or _is_there(settings.cache_dir):
         return settings
-    found = [each for each in running_caches(runtime_directory(os.environ)) if _is_there(each / SOCKET_NAME)]
+    found = [each for each in running_caches(runtime_directory(os.environ)) if _is_there(each)]
     if len(found) > 1:
         raise click.UsageError(
             f"several caches run here, in {', '.join(map(str, found))}: choose one with --cache-dir."
@@ -140,9 +140,18 @@ def settings_of(config: Path | None, cache_dir: Path | None) -> Settings:
     return settings.model_copy(update={"cache_dir": found[0]}) if found else settings
 
 
-def _is_there(path: Path) -> bool:
-    """Not exists(): it raises where a folder on the way is closed to this user."""
-    return os.access(path, os.F_OK)
+def _is_there(directory: Path) -> bool:
+    """Whether something listens there, to this user or to others: a crash leaves its socket behind."""
+    connection = _Connection(directory)
+    try:
+        connection.connect()
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        return False
+    except OSError:
+        return True  # whoever asks it is told why that cannot be
+    finally:
+        connection.close()
+    return True
 
 
 def service(config: Path | None, cache_dir: Path | None) -> Service:
