@@ -152,7 +152,7 @@ def test_mistyped_key_of_the_settings_file(tmp_path, text, meant):
 
 def as_somebody_else(*arguments):
     # Imported before: the program itself may be where nobody else can go.
-    modules = "registry_cache.cli.serve, registry_cache.cli.stats"
+    modules = "registry_cache.cli.serve, registry_cache.cli.stats, registry_cache.cli.verify"
     script = f"import os, {modules}; from registry_cache.cli import main; os.setgroups([]); os.setuid(65534); main()"
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment())
@@ -177,6 +177,16 @@ def test_who_may_not_ask_the_service_is_told_so(tmp_path):
     done = as_somebody_else("stats", "--cache-dir", str(tmp_path / "cache"))
     assert done.returncode == 3
     assert done.stderr.endswith("only root and the user that runs the cache may ask it: try sudo\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("closed", ["cache", "cache/blobs", "cache/blobs/sha256"])
+def test_who_may_not_read_the_cache_is_told_so_by_verify(tmp_path, closed):
+    (tmp_path / "cache/blobs/sha256/aa").mkdir(parents=True)
+    (tmp_path / closed).chmod(0o700)
+    done = as_somebody_else("verify", "--cache-dir", str(tmp_path / "cache"))
+    assert done.returncode == 3
+    assert done.stderr.endswith("only root and the user that runs the cache may read it: try sudo\n")
 
 
 @pytest.mark.parametrize(("uid", "taken"), [(0, True), (1000, False)])

@@ -18,7 +18,7 @@ from aiohttp import web
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from registry_cache.assembly.proxy import open_proxy
-from registry_cache.cli.admin import Running, cache_dir_option, json_option, running, settings_of
+from registry_cache.cli.admin import Running, ServiceUnreachable, cache_dir_option, json_option, running, settings_of
 from registry_cache.cli.common import own_user_agent, say, service_config_option
 from registry_cache.cli.output import console
 from registry_cache.model.bus import Events
@@ -53,10 +53,15 @@ Examples:
 def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_json: bool) -> None:
     """Re-hash every stored blob; may run beside a running cache.
 
-    Exit codes: 0 when everything is as it was stored, 1 when rot was found (repaired or not), 2 for wrong settings.
+    Exit codes: 0 when everything is as it was stored, 1 when rot was found (repaired or not), 2 for wrong settings,
+    3 when this user may not read the cache.
     """
     service = running(settings_of(config, cache_dir))
     settings = service.settings
+    if not _may_read(settings.cache_dir):
+        raise ServiceUnreachable(
+            f"{settings.cache_dir}: only root and the user that runs the cache may read it: try sudo"
+        )
     if not (settings.cache_dir / "blobs").is_dir():
         raise click.UsageError(f"there is no cache in {settings.cache_dir}: name it with --cache-dir")
     count, size_bytes, rotten = _rehash_all(settings.cache_dir, show=not as_json)
@@ -74,6 +79,18 @@ def command(config: Path | None, cache_dir: Path | None, *, repair: bool, as_jso
         done = f"; {sum(repaired.values())} of the others repaired" if repair else "; --repair fetches the others anew"
         say(good + (done if rotten else ""))
     sys.exit(1 if rotten else 0)
+
+
+def _may_read(root: Path) -> bool:
+    """Where nothing is, nothing is closed; a folder that is closed looks empty to a search in it."""
+    try:
+        return all(
+            os.access(folder, os.R_OK | os.X_OK)
+            for folder in (root, root / "blobs", root / "blobs/sha256", root / "blobs/sha512")
+            if folder.exists()
+        )
+    except PermissionError:  # not even whether it is there
+        return False
 
 
 def _rehash_all(root: Path, *, show: bool) -> tuple[int, int, list[Rot]]:
