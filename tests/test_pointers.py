@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -12,7 +14,7 @@ import pytest
 
 from registry_cache.cli import admin
 from registry_cache.cli.admin import SOCKET_NAME, settings_of
-from registry_cache.runtime.pointers import announced, running_caches, runtime_directory
+from registry_cache.runtime.pointers import announced, places, running_caches, runtime_directory
 from registry_cache.runtime.unix_sockets import bound
 from tests.e2e.command import PROGRAM, environment, free_port, until
 
@@ -20,7 +22,7 @@ from tests.e2e.command import PROGRAM, environment, free_port, until
 @pytest.fixture
 def runtime(tmp_path, monkeypatch):
     """A runtime directory of this test's own, and no cache at the default place."""
-    monkeypatch.setattr(admin, "runtime_directory", lambda _environ: tmp_path / "run")
+    monkeypatch.setattr(admin, "places", lambda _environ: [(tmp_path / "run", os.geteuid())])
     monkeypatch.delenv("REGISTRY_CACHE_CACHE_DIR", raising=False)
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "default"))
     return tmp_path / "run"
@@ -77,22 +79,82 @@ def test_what_a_crash_left_is_passed_over_and_tidied_up(runtime, tmp_path, a_cac
     ended.wait()
     runtime.mkdir()
     (runtime / f"{ended.pid}.cache-dir").write_text(str(a_cache(tmp_path / "gone")))
-    assert running_caches(runtime) == []
+    assert running_caches(runtime, os.geteuid()) == []
     with announced(runtime, tmp_path / "mine"):
         assert [note.name for note in runtime.iterdir()] == [f"{os.getpid()}.cache-dir"]
 
 
 def test_a_directory_that_cannot_be_written_is_no_trouble(tmp_path):
     (tmp_path / "file").touch()
-    with announced(tmp_path / "file" / "run", tmp_path), announced(None, tmp_path):
+    with announced(tmp_path / "file" / "run", tmp_path):
         pass
-    assert running_caches(tmp_path / "missing") == running_caches(None) == []
+    assert running_caches(tmp_path / "missing", os.geteuid()) == []
 
 
 def test_users_have_their_own(monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_001)
     assert runtime_directory({"XDG_RUNTIME_DIR": "/run/user/1000"}) == Path("/run/user/1000/registry-cache")
-    assert runtime_directory({}) is None
+    assert runtime_directory({}) == Path("/tmp/registry-cache-4000001")
+
+
+def test_root_goes_by_the_notes_of_who_called_sudo_and_of_nobody_else(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    roots = (Path("/run/registry-cache"), 0)
+    assert places({}) == places({"SUDO_UID": "0"}) == places({"SUDO_UID": "../1"}) == [roots]
+    user = [(Path("/run/user/1000/registry-cache"), 1000), (Path("/tmp/registry-cache-1000"), 1000)]
+    assert places({"SUDO_UID": "1000"}) == [roots, *user]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert places({"SUDO_UID": "1001", "XDG_RUNTIME_DIR": "/x"}) == [(Path("/x/registry-cache"), 1000)]
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_what_others_could_have_put_there_is_not_gone_by(runtime, tmp_path, mode):
+    runtime.mkdir()
+    (runtime / f"{os.getpid()}.cache-dir").write_text(str(tmp_path / "theirs"))
+    assert running_caches(runtime, os.geteuid()) == [tmp_path / "theirs"]
+    assert running_caches(runtime, os.geteuid() + 1) == []
+    (tmp_path / "link").symlink_to(runtime)
+    assert running_caches(tmp_path / "link", os.geteuid()) == []
+    runtime.chmod(mode)
+    assert running_caches(runtime, os.geteuid()) == []
+    with announced(runtime, tmp_path / "mine"):
+        assert (runtime / f"{os.getpid()}.cache-dir").read_text() == str(tmp_path / "theirs")
+
+
+def test_no_pipe_is_waited_for_and_no_link_followed(runtime, tmp_path):
+    runtime.mkdir()
+    (tmp_path / "secret").write_text("/secret")
+    (runtime / f"{os.getpid()}.cache-dir").symlink_to(tmp_path / "secret")
+    os.mkfifo(runtime / f"{os.getppid()}.cache-dir")
+    assert running_caches(runtime, os.geteuid()) in ([], [Path()])
+
+
+@pytest.mark.program
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_root_finds_what_the_caller_of_sudo_runs():
+    uid = 4_000_000 + os.getpid()
+    script = (
+        "import os, encodings.idna, registry_cache.cli.serve; from registry_cache.cli import main; "
+        f"os.setgroups([]); os.setgid({uid}); os.setuid({uid}); main()"
+    )
+    # Imported before: the program itself may be where nobody else can go.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, uid, uid)
+        cache = Path(folder, "cache")
+        environ = {name: value for name, value in environment().items() if name != "XDG_RUNTIME_DIR"}
+        command = [sys.executable, "-c", script, "serve", "--cache-dir", cache, "--listen", f"127.0.0.1:{free_port()}"]
+        with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE) as process:
+            try:
+                asked = places({"SUDO_UID": str(uid)})[1:]
+                until(lambda: [cache] == [each for place in asked for each in running_caches(*place)], "its note")
+                told = subprocess.run(
+                    [PROGRAM, "stats", "--cache-dir", cache], check=False, env=environ, capture_output=True
+                )
+            finally:
+                process.terminate()
+                process.communicate()
+                shutil.rmtree(f"/tmp/registry-cache-{uid}", ignore_errors=True)
+        assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.program
@@ -101,11 +163,11 @@ def test_serve_leaves_a_note(tmp_path):
     command = [PROGRAM, "serve", "--cache-dir", tmp_path / "cache", "--listen", f"127.0.0.1:{port}"]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) as process:
         try:
-            until(lambda: tmp_path / "cache" in running_caches(runtime_directory(os.environ)), "its note")
+            until(lambda: tmp_path / "cache" in running_caches(runtime_directory(os.environ), os.geteuid()), "its note")
         finally:
             process.terminate()
             process.communicate()
-    assert tmp_path / "cache" not in running_caches(runtime_directory(os.environ))
+    assert tmp_path / "cache" not in running_caches(runtime_directory(os.environ), os.geteuid())
 
 
 @pytest.mark.program

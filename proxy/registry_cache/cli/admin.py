@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import click
 
 from registry_cache.cli.common import INSTALLED_CACHE, INSTALLED_CONFIG
-from registry_cache.runtime.pointers import running_caches, runtime_directory
+from registry_cache.runtime.pointers import places, running_caches
 from registry_cache.settings.load import as_running, load_settings
 from registry_cache.settings.model import Settings
 
@@ -132,7 +132,8 @@ def settings_of(config: Path | None, cache_dir: Path | None) -> Settings:
         settings = settings.model_copy(update={"cache_dir": INSTALLED_CACHE})  # whoever asks
     if is_named or _is_there(settings.cache_dir):
         return settings
-    found = [each for each in running_caches(runtime_directory(os.environ)) if _is_there(each)]
+    noted = {each for directory, owner in places(os.environ) for each in running_caches(directory, owner)}
+    found = sorted(filter(_is_there, noted))
     if len(found) > 1:
         raise click.UsageError(
             f"several caches run here, in {', '.join(map(str, found))}: choose one with --cache-dir."

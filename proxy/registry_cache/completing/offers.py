@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from registry_cache.runtime.pointers import running_caches, runtime_directory
+from registry_cache.runtime.pointers import places, running_caches
 
 VARIABLE = "_REGISTRY_CACHE_COMPLETE"
 IMAGES, FILES, ANYTHING = ":images", ":files", ":anything"
@@ -79,8 +79,8 @@ def _cached(before: list[str], environ: Mapping[str, str]) -> list[str]:
     """The names of what is cached, of the cache that is meant; nothing where none answers."""
     named = before[before.index("--cache-dir") + 1] if "--cache-dir" in before[:-1] else ""
     named = named or environ.get("REGISTRY_CACHE_CACHE_DIR", "")
-    folders = [Path(named).expanduser()] if named else running_caches(runtime_directory(environ))
-    found = {name for folder in folders for name in _names(folder)}
+    noted = (folder for place in places(environ) for folder in running_caches(*place))
+    found = {name for folder in ([Path(named).expanduser()] if named else noted) for name in _names(folder)}
     # What would break the script's lines is no name.
     return sorted(name for name in found if name.isprintable() and " " not in name and "," not in name)[:_MOST]
 
