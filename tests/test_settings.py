@@ -288,3 +288,23 @@ def test_only_what_nothing_could_end_within_is_no_zero(place):
 def test_a_size_is_a_finite_number(name, value):
     with pytest.raises(SettingsError, match=f"{name.upper()}: .*: allowed is a size"):
         load_settings(None, {name: value})
+
+
+PATHS = [name for name, field in Settings.model_fields.items() if metavar(field) == "PATH"]
+
+
+@pytest.mark.parametrize("value", ["", " ", "a\0b", "~no-such-user/x"])
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_names_something(name, value):
+    with pytest.raises(SettingsError, match=f"{name.upper()}: .*: allowed is a path"):
+        load_settings(None, {name: value})
+    with pytest.raises(SettingsError, match=r"STATE_FILE: .*: allowed is a path"):
+        load_settings(None, {"prune": {"state_file": value}})
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pat").touch()
+    settings = load_settings(None, {"cache_dir": "~/cache", "username": "ci", "password_file": "~/pat"})
+    assert (settings.cache_dir, settings.password_file) == (tmp_path / "cache", tmp_path / "pat")
+    assert load_settings(None, {"prune": {"lock_file": "~/lock"}}).prune.lock_file == tmp_path / "lock"

@@ -26,6 +26,7 @@ from registry_cache.settings.types import (
     Aliases,
     DiskThreshold,
     Duration,
+    FilePath,
     HostNames,
     IssuerName,
     NetworkList,
@@ -88,7 +89,7 @@ class PruneSettings(BaseModel):
     min_container_age: Duration = Field(
         300.0, description="A container younger than this counts as a run under way; 0 turns this off."
     )
-    lock_file: Path = Field(
+    lock_file: FilePath = Field(
         Path("/run/lock/registry-cache-run.lock"), description="The run lock: shared by runs, exclusive for the prune."
     )
     lock_wait: Duration = Field(
@@ -97,7 +98,7 @@ class PruneSettings(BaseModel):
     lock_group: str | None = Field(
         None, description="Only this group's users may take the run lock (mode 0660; default: everybody)."
     )
-    state_file: Path = Field(
+    state_file: FilePath = Field(
         default_factory=_default_state_file,
         description="The record of when images were last seen in use (default: images.json in "
         "/var/lib/registry-cache, or in ~/.local/state/registry-cache without root).",
@@ -105,7 +106,7 @@ class PruneSettings(BaseModel):
     docker_host: str | None = Field(
         None, description="The Docker Engine to talk to (default: DOCKER_HOST, else the usual sockets)."
     )
-    data_root: Path | None = Field(
+    data_root: FilePath | None = Field(
         None, description="Watch the free space of this directory's filesystem (default: what the engine says)."
     )
 
@@ -118,7 +119,7 @@ class Settings(FleetFields):
     )
 
     listen: Address = Field("127.0.0.1:5000", description="Address and port that dockerd's registry-mirrors points at.")
-    listen_socket: Path | None = Field(
+    listen_socket: FilePath | None = Field(
         None,
         description="A Unix socket for clients on this host, beside LISTEN: rules know them by their user (`uids`).",
     )
@@ -160,7 +161,7 @@ class Settings(FleetFields):
     ops_listen: Address | None = Field(
         None, description="A second address, for /_stats, /metrics and the page alone: whoever reaches it reads them."
     )
-    cache_dir: Path = Field(
+    cache_dir: FilePath = Field(
         default_factory=_default_cache_dir,
         description="Where cached content lives; blobs/ in it is the truth (default: /var/cache/registry-cache, or "
         "~/.cache/registry-cache without root; a systemd unit's CacheDirectory= first).",

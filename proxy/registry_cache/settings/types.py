@@ -134,6 +134,19 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     return {name.upper(): text for name, text in value.items()}  # our own environment gives them in lower case
 
 
+def _path(value: object) -> object:
+    if not isinstance(value, str | Path):
+        return value  # pydantic says what it has to be
+    text = str(value)
+    if not text.strip() or "\0" in text:
+        raise ValueError("allowed is a path; to have the default, leave it out")
+    try:
+        # No shell has done it where it comes from a file, or from --name=~/x.
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"allowed is a path: {error}") from error
+
+
 def _readable_file(value: Path) -> Path:
     # Not is_file(): it raises where a folder on the way is closed to this user.
     if not os.access(value, os.F_OK):
@@ -165,7 +178,8 @@ Size = Annotated[ByteSize, BeforeValidator(parse_size)]
 DiskThreshold = Annotated[Threshold, BeforeValidator(parse_threshold)]
 Words = Annotated[list[str], BeforeValidator(words)]
 NetworkList = Annotated[list[str], BeforeValidator(words), AfterValidator(_networks)]
-ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+ReadableFile = Annotated[Path, BeforeValidator(_path), AfterValidator(_readable_file)]
 Address = Annotated[str, AfterValidator(_listen)]
 HostNames = Annotated[list[str], BeforeValidator(words), AfterValidator(_host_names)]
 RegistryName = Annotated[str, AfterValidator(registry_name)]
