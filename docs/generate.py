@@ -23,7 +23,7 @@ _COMMANDS = """\
 # Commands
 
 `registry-cache COMMAND --help` says the same. Each command also takes `-h`. Whatever is wrong with the call or the
-settings is one line on stderr and exit code 2.
+settings is one line on stderr and exit code 2; output that cannot be written is one line and exit code 4.
 """
 _CONFIGURATION = """\
 # Configuration

@@ -34,7 +34,8 @@ _PRECEDENCE = (
     "exit code 2."
 )
 _WRONG = (
-    "Whatever is wrong with the call or the settings is one line on standard error and exit code 2. Each command's "
+    "Whatever is wrong with the call or the settings is one line on standard error and exit code 2; output that "
+    "cannot be written is one line and exit code 4. Each command's "
     "page has its other codes."
 )
 _VALUES = {

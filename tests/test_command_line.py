@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 from registry_cache.cli import admin, cli, common
 from registry_cache.cli.common import COMMANDS, GROUPS
+from registry_cache.runtime.pointers import running_caches, runtime_directory
 from registry_cache.settings.groups import grouped_settings
 from registry_cache.settings.model import Settings
-from tests.e2e.command import PROGRAM, environment
+from tests.e2e.command import PROGRAM, environment, free_port, until
 
 pytestmark = pytest.mark.program
 
@@ -264,3 +265,57 @@ def test_a_home_that_is_closed_to_this_user_is_no_crash(monkeypatch, tmp_path):
     monkeypatch.setattr(admin, "running_caches", lambda *_: [])  # whatever else runs on this machine
     monkeypatch.setattr(admin, "load_settings", lambda *_, **__: Settings.model_construct(set(), cache_dir=closed))
     assert admin.settings_of(None, None).cache_dir == closed
+
+
+def redirected(redirection, *arguments, **env):
+    """The program with its streams as a shell has them."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'"$@" {redirection}', "sh", PROGRAM, *arguments],
+        check=False, capture_output=True, text=True, timeout=60, env=environment(**env),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["completion", "bash"], ["serve", "--help"], ["doctor"]], ids=" ".join
+)
+def test_output_that_cannot_be_written_is_one_line_and_a_code_of_its_own(tmp_path, arguments):
+    done = redirected(">/dev/full", *arguments, REGISTRY_CACHE_CACHE_DIR=str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1), done.stderr
+    assert "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_dev_null(tmp_path, closed):
+    done = redirected(closed, "stats", "--cache-dir", str(tmp_path))
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
+def test_what_an_encoding_does_not_have_is_replaced(tmp_path):
+    done = run("doctor", "--cache-dir", str(tmp_path), PYTHONIOENCODING="ascii")
+    assert (done.returncode in (0, 1), "Traceback" in done.stderr, "settings" in done.stdout) == (True, False, True)
+
+
+def test_serve_with_closed_streams_starts_and_ends_well(tmp_path):
+    port = free_port()
+    command = [PROGRAM, "serve", "--cache-dir", tmp_path, "--listen", f"127.0.0.1:{port}", "--log-format", "console"]
+    for streams in ("<&- >&- 2>&-", ">/dev/full"):
+        with subprocess.Popen(["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *command], env=environment()) as process:
+            try:
+                until(
+                    lambda: running_caches(runtime_directory(os.environ), os.geteuid()).count(tmp_path), "it is ready"
+                )
+            finally:
+                process.terminate()
+            assert process.wait(60) == 0
+
+
+def test_a_reload_while_it_starts_ends_nothing():
+    script = (
+        "import os, signal, registry_cache.cli.serve as serve; from registry_cache.cli import main\n"
+        "load = serve.load_settings\n"
+        "serve.load_settings = lambda *given: (os.kill(os.getpid(), signal.SIGHUP), load(*given))[1]\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", script, "serve", "--max-size", "nonsense"]
+    assert subprocess.run(command, check=False, env=environment(), stderr=subprocess.DEVNULL).returncode == 2

@@ -1,6 +1,7 @@
 """The command line: one short file a command."""
 
 import difflib
+import errno
 import sys
 
 import click
@@ -8,6 +9,10 @@ import click
 from registry_cache import __version__
 from registry_cache.cli.common import Program, say
 from registry_cache.model.errors import SettingsError
+from registry_cache.runtime.streams import why_unwritable
+
+_NOT_WRITTEN = 4
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 @click.group(
@@ -44,8 +49,20 @@ def main() -> None:
         _fail("registry-cache", error.format_message(), error.exit_code)
     except click.Abort:
         _fail("registry-cache", "interrupted", 130)
+    except OSError as error:
+        _see_that_it_was_written()
+        # Not buffered, nothing is left to try again. What has to do with a file names it.
+        if error.filename is not None or error.errno not in _UNWRITABLE:
+            raise
+        _fail("registry-cache", f"the output cannot be written: {error.strerror}", _NOT_WRITTEN)
+    _see_that_it_was_written()
     # What a command returns is not its exit code; what ctx.exit() was given is.
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _see_that_it_was_written() -> None:
+    if why := why_unwritable():
+        _fail("registry-cache", f"the output cannot be written: {why}", _NOT_WRITTEN)
 
 
 def _sentence(error: click.UsageError) -> str:

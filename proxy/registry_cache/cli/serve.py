@@ -1,6 +1,7 @@
 """``registry-cache serve``: run the cache."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import resource
@@ -52,6 +53,8 @@ def command(config: Path | None, **flags: Any) -> None:
     Exit codes: 0 after SIGTERM or SIGINT, 143 and 130 after a second one, 1 when the cache cannot run (its directory,
     its address), 2 for wrong settings.
     """
+    # Until there is something to read again: it would end the start.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = load_settings(config, flags)
     warnings = [*unknown_environment(os.environ)[1], *not_honoured(config, os.environ)]
     if settings.lends_account:
@@ -139,13 +142,15 @@ def _warn(settings: Settings, bus: Events) -> None:
 
 
 def _print_how_to_use(mirror_url: str, local_url: str) -> None:
-    click.echo(
-        f"""
+    text = f"""
 Point dockerd here: put this into /etc/docker/daemon.json
 
     {{ "registry-mirrors": ["{mirror_url}"] }}
 
 and run: systemctl reload docker    (or: kill -HUP $(pidof dockerd))
 Figures: {local_url}/_stats
+
 """
-    )
+    with contextlib.suppress(OSError):  # a full disk behind a redirection is no reason to serve nobody
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), text.encode())
