@@ -308,3 +308,9 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
     settings = load_settings(None, {"cache_dir": "~/cache", "username": "ci", "password_file": "~/pat"})
     assert (settings.cache_dir, settings.password_file) == (tmp_path / "cache", tmp_path / "pat")
     assert load_settings(None, {"prune": {"lock_file": "~/lock"}}).prune.lock_file == tmp_path / "lock"
+
+
+@pytest.mark.parametrize("url", ["http://h:99999", "http://h:0", "http://a b", "http://[::1"])
+def test_upstream_is_a_url_that_can_be_asked(url):
+    with pytest.raises(SettingsError, match=r"UPSTREAM: .*: allowed is a URL such as"):
+        load_settings(None, {"upstream": url})

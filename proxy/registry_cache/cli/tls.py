@@ -33,7 +33,13 @@ Examples:
     help="A name or address by which clients call the cache; may be repeated. (default: this host's name)",
 )
 @click.option("--client", "clients", multiple=True, metavar="NAME", help="Also a certificate for this client.")
-@click.option("--port", default=5000, show_default=True, help="For what is printed: the port of LISTEN.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=5000,
+    show_default=True,
+    help="For what is printed: the port of LISTEN.",
+)
 @click.option(
     "--renew", is_flag=True, help="Make the cache's certificate anew, and that of each --client; the authority stays."
 )

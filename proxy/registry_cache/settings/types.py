@@ -61,8 +61,12 @@ def _networks(value: list[str]) -> list[str]:
 
 
 def _upstream(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(value)
+        is_whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole or parts.query or parts.fragment or re.search(r"\s", value):
         raise ValueError("allowed is a URL such as https://registry-1.docker.io")
     if parts.username or parts.password:
         raise ValueError("allowed is a URL without a credential in it: use USERNAME and PASSWORD_FILE")
