@@ -146,7 +146,7 @@ def test_another_registrys_account_is_not_lent_either(settings, tmp_path):
     config.write_text(f'[upstreams."ghcr.io"]\nusername = "bot"\npassword_file = "{settings["password_file"]}"\n')
     del settings["username"], settings["password_file"]
     done = run_to_end(*flags(settings | {"listen": "0.0.0.0:0"}), f"--config={config}")
-    assert (done.returncode, "'bot'" in done.stderr) == (2, True)
+    assert (done.returncode, "whatever bot can" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(("listen", "account", "more"), [

@@ -429,7 +429,7 @@ class Settings(FleetFields):
         return (
             f"LISTEN: {self.listen!r}: whoever reaches it could pull whatever {self.accounts[0]} can, private "
             "repositories too: set LISTEN to 127.0.0.1:5000, say who may pull (ACCESS, HTPASSWD, CLIENT_CA), leave "
-            "the account out, or set OPEN_TO_ALL=true if everybody there may"
+            "the account (USERNAME) out, or set OPEN_TO_ALL=true if everybody there may"
         )
 
     @property
