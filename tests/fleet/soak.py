@@ -72,7 +72,7 @@ class Replica:
     def told_of(self, path: str) -> list[str]:
         """The last that its log says of what is at *path*."""
         text = path.rpartition("/")[2]
-        return [line for line in self.command.stdout.read_text().splitlines() if text in line][-6:]
+        return [line for line in self.command.stdout.read_text().splitlines() if text in line][-12:]
 
     async def begin(self) -> None:
         self.command = await asyncio.to_thread(start, self.settings)
@@ -166,7 +166,9 @@ class Soak:
             what = f"{wanted.path} {headers} of {replica.url}: {type(error).__name__} {error}"
             if replica.ends != ends:
                 self.tally.own += 1
-            elif isinstance(error, aiohttp.ClientPayloadError) and (was_rotten or self.has_rotted(wanted, since=began)):
+            elif isinstance(error, aiohttp.ClientPayloadError) and (
+                was_rotten or self.has_rotted(wanted, since=began) or self._has_passed_by(replica, wanted)
+            ):
                 self.tally.of_rotten += 1
             else:
                 self.fault(f"{what}, after {time.monotonic() - began:.1f} s; {replica.told_of(wanted.path)}")
@@ -191,6 +193,11 @@ class Soak:
 
     def has_rotted(self, wanted: Wanted, *, since: float) -> bool:
         return self._rotted_at.get(wanted.digest, 0.0) >= since
+
+    def _has_passed_by(self, replica: Replica, wanted: Wanted) -> bool:
+        """A wrong one that could not be stored: the client has all but its last piece before that is known."""
+        told = replica.told_of(wanted.path)
+        return self.bucket.was_marred(wanted.digest) and any('"not_stored"' in line for line in told)
 
     def fault(self, text: str) -> None:
         self.tally.faults.append(text)
