@@ -285,6 +285,30 @@ def test_a_list_on_a_narrow_terminal_folds_names(program, monkeypatch):
     assert "".join(line.split(" ")[0] for line in told.splitlines()[1:]) == NAME
 
 
+@pytest.mark.parametrize("width", [20, 30, 40, 50, 60, 80, 120])
+def test_tables_show_every_name_and_cut_no_figure(program, monkeypatch, width):
+    names = ["docker.io/library/postgres:16-bookworm", "ghcr.io/org/team/app:latest", "alpine:3"]
+    items = [ANSWERS["list"]["items"][0] | {"name": name, "digest": f"sha256:{'0' * 64}"} for name in names]
+    monkeypatch.setattr(Service, "ask", lambda *_, **__: {"items": items})
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown_list = program("list")
+    assert all(len(line) <= width for line in shown_list.splitlines())
+    # A name that goes on in the next lines has them to itself: joined, they are the names.
+    joined = "".join(line.partition(" ")[0] for line in shown_list.splitlines()[1:])
+    assert all(name in joined for name in names)
+    assert "…" not in shown_list
+    assert ("last use" in shown_list) == (width > 40)
+    assert ("sha256:" in shown_list) == (width > 60)
+
+
+@pytest.mark.parametrize("columns", ["0", "", "wide"])
+def test_a_width_that_is_none_is_not_one(program, monkeypatch, columns):
+    items = [ANSWERS["list"]["items"][0] | {"name": NAME}]
+    monkeypatch.setattr(Service, "ask", lambda *_, **__: {"items": items})
+    monkeypatch.setenv("COLUMNS", columns)
+    assert NAME in program("list")
+
+
 def test_doctor_on_a_narrow_terminal_breaks_no_word(program, monkeypatch):
     told = "write the token into /etc/credstore/registry-cache.password, mode 600, and restart the service"
 

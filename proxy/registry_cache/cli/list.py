@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from registry_cache.cli.admin import cache_dir_option, json_option, service
 from registry_cache.cli.common import say, service_config_option
-from registry_cache.cli.output import console
+from registry_cache.cli.output import NameTable, console
 from registry_cache.cli.template import format_option, line_maker, say_line
 from registry_cache.model.units import counted, format_ago, format_size
 
@@ -109,10 +108,8 @@ def _ago(item: dict[str, Any], now: float) -> str:
     return format_ago(now - item["last_use"]) if item["last_use"] else "never"
 
 
-def _table(items: list[dict[str, Any]], now: float) -> Table:
-    table = Table(box=None, pad_edge=False)
-    # A name that does not fit goes on in the next line: half of it cannot be copied.
-    table.add_column("image", overflow="fold")
+def _table(items: list[dict[str, Any]], now: float) -> NameTable:
+    table = NameTable("image", "digest", "last use", "size here")
     for figure in ("size here", "last use"):
         table.add_column(figure, justify="right", no_wrap=True)
     table.add_column("digest", no_wrap=True)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from registry_cache.cli.admin import Service, ServiceUnreachable, cache_dir_option, json_option, service
 from registry_cache.cli.common import say, service_config_option
-from registry_cache.cli.output import console, styled
+from registry_cache.cli.output import NameTable, console, styled
 from registry_cache.cli.template import Line, format_option, line_maker, say_line
 from registry_cache.model.terminal import shown
 from registry_cache.model.units import counted, format_ago, format_size
@@ -274,9 +274,7 @@ def _next(stats: FullStats, now: float) -> Table:
 
 
 def _table(name: str, *figures: str) -> Table:
-    """Names to the left, which fold where they are long; figures to the right, which do not."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column(name, overflow="fold")
+    table = NameTable(name)
     for figure in figures:
         table.add_column(figure, justify="right", no_wrap=True)
     return table
