@@ -319,3 +319,11 @@ def test_a_reload_while_it_starts_ends_nothing():
     )
     command = [sys.executable, "-c", script, "serve", "--max-size", "nonsense"]
     assert subprocess.run(command, check=False, env=environment(), stderr=subprocess.DEVNULL).returncode == 2
+
+
+@pytest.mark.parametrize("command", [["warm", "nginx"], ["client-config", "dockerd"]])
+@pytest.mark.parametrize("url", ["cache", "http://", "ftp://cache", "http://cache/path"])
+def test_where_a_cache_is_has_one_form(command, url):
+    done = run(*command, "--url", url)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "allowed is where the cache is" in done.stderr

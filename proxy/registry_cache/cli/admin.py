@@ -18,6 +18,8 @@ from registry_cache.settings.model import Settings
 
 SOCKET_NAME = "admin.sock"
 _TIMEOUT_SECONDS = 60.0
+# Bytes of an argument that are no text go as they are: what the service makes of them is told.
+_AS_TYPED = "surrogateescape"
 _OK = 200
 _BAD_REQUEST = 400
 
@@ -66,7 +68,9 @@ class Service:
         """
         connection = _Connection(self._directory)
         try:
-            connection.request(method, f"/{question}" + (f"?{urlencode(query, doseq=True)}" if query else ""))
+            connection.request(
+                method, f"/{question}" + (f"?{urlencode(query, doseq=True, errors='surrogateescape')}" if query else "")
+            )
             response = connection.getresponse()
             answer = json.loads(response.read())
         except PermissionError as error:

@@ -1,14 +1,13 @@
 """``registry-cache client-config``: what goes into a client's files so that it asks the cache."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from registry_cache.cli.admin import cache_dir_option, json_option, running, settings_of
-from registry_cache.cli.common import say, service_config_option
+from registry_cache.cli.common import cache_url, say, service_config_option
 from registry_cache.clients.files import Written, write
 from registry_cache.clients.texts import CLIENTS, Client, Identity, Served, Unmergeable
 from registry_cache.settings.model import Settings
@@ -30,7 +29,11 @@ Examples:
 )
 @click.argument("client", type=click.Choice(list(CLIENTS)))
 @click.option("--write", "is_written", is_flag=True, help="Put it there, with a backup of what was there.")
-@click.option("--url", help="Where clients reach the cache, such as http://cache.example:5000.  [default: this host's]")
+@click.option(
+    "--url",
+    callback=cache_url,
+    help="Where clients reach the cache, such as http://cache.example:5000.  [default: this host's]",
+)
 @click.option("--ca", type=_FILE, help="PEM file of the authority that the cache's certificate is of.")
 @click.option("--client-cert", type=_FILE, help="PEM file of the client's own certificate.")
 @click.option("--client-key", type=_FILE, help="PEM file of its key.")
@@ -66,8 +69,6 @@ def command(
 
     Exit codes: 0, 1 when a file was refused or cannot be written, 2 for wrong arguments or settings.
     """
-    if url is not None and not re.fullmatch(r"https?://[^/?#\s]+/?", url):
-        raise click.UsageError(f"--url: {url!r}: allowed is where the cache is, such as http://cache.example:5000")
     found = running(settings_of(config, cache_dir))
     cache = (url or found.url).rstrip("/")
     made = CLIENTS[client](cache, _served(found.settings), _identity(cache, ca, client_cert, client_key, login_file))

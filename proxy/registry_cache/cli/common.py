@@ -5,6 +5,7 @@ import gc
 import importlib
 import keyword
 import os
+import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -153,6 +154,13 @@ def settings_flags(
         return function
 
     return decorate
+
+
+def cache_url(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """What --url names."""
+    if value is not None and not re.fullmatch(r"https?://[^/?#\s]+/?", value):
+        raise click.UsageError(f"--url: {value!r}: allowed is where the cache is, such as http://cache.example:5000")
+    return value
 
 
 def _none_if_empty(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> list[str] | None:

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from registry_cache.cli.admin import Service, cache_dir_option, json_option, running, settings_of
-from registry_cache.cli.common import own_user_agent, say, service_config_option
+from registry_cache.cli.common import cache_url, own_user_agent, say, service_config_option
 from registry_cache.cli.output import say_folded
 from registry_cache.cli.warm_output import Report, summary
 from registry_cache.cli.warm_sources import wishes_from
@@ -90,7 +90,11 @@ Examples:
     help="Leave this many pulls of the quota to others.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what it would cost.")
-@click.option("--url", help="Warm through the cache there, such as http://cache.example:5000.  [default: this host's]")
+@click.option(
+    "--url",
+    callback=cache_url,
+    help="Warm through the cache there, such as http://cache.example:5000.  [default: this host's]",
+)
 @service_config_option
 @cache_dir_option
 @json_option
