@@ -16,14 +16,19 @@ _MOST = 100
 _ROOTS = Path("/run/registry-cache")
 
 
-def runtime_directory(environ: Mapping[str, str]) -> Path:
-    """Where this user's notes are: root's, or the user's own (systemd, ``pam_systemd``), else one in ``/tmp``."""
+def runtime_directory(environ: Mapping[str, str]) -> Path | None:
+    """Where this user's notes are: root's, or the user's own (systemd, ``pam_systemd``), else one in ``/tmp``.
+
+    None for a unit or a container, whose cache is where CACHE_DIRECTORY says.
+    """
     if os.geteuid() == 0:
         return _ROOTS
     if directory := environ.get("XDG_RUNTIME_DIR"):
         return Path(directory) / "registry-cache"
     of_systemd, in_tmp = _of_user(os.geteuid())
-    return of_systemd if _is_closed(of_systemd.parent, os.geteuid()) else in_tmp
+    if _is_closed(of_systemd.parent, os.geteuid()):
+        return of_systemd
+    return None if "CACHE_DIRECTORY" in environ else in_tmp
 
 
 def places(environ: Mapping[str, str]) -> list[tuple[Path, int]]:
@@ -32,7 +37,8 @@ def places(environ: Mapping[str, str]) -> list[tuple[Path, int]]:
     Root by way of sudo also goes by those of who called it, and by no other user's: ``doctor`` opens as root what the
     service that a note leads to says of itself.
     """
-    found = [(runtime_directory(environ), os.geteuid())]
+    own = runtime_directory(environ)
+    found = [(own, os.geteuid())] if own is not None else []
     caller = environ.get("SUDO_UID", "")
     if os.geteuid() == 0 and caller.isdecimal() and int(caller) > 0:
         found += [(directory, int(caller)) for directory in _of_user(int(caller))]
@@ -53,8 +59,11 @@ def _is_closed(directory: Path, owner: int) -> bool:
 
 
 @contextlib.contextmanager
-def announced(directory: Path, cache_dir: Path) -> Iterator[None]:
+def announced(directory: Path | None, cache_dir: Path) -> Iterator[None]:
     """Leave the note while the block runs; a directory that cannot be written is no trouble."""
+    if directory is None:
+        yield
+        return
     note = directory / f"{os.getpid()}{_SUFFIX}"
     is_ours = False
     try:
