@@ -5,6 +5,7 @@ A thread of low priority would make them wait: put off while it has Python's loc
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -17,7 +18,7 @@ _PATIENCE_SECONDS = 0.5
 _PATIENCE_COST = 10
 # One that cannot be started, or dies, is not started again and again.
 _AGAIN_SECONDS = 60.0
-_END_SECONDS = 1.0
+_END_SECONDS = 5.0
 
 
 class IdleProcess:
@@ -60,6 +61,8 @@ class IdleProcess:
         """End it."""
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
+            with contextlib.suppress(OSError):  # of the idle class, it dies only when others leave it time
+                os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             with contextlib.suppress(TimeoutError):
