@@ -11,6 +11,7 @@ import aiofiles
 from publicsuffixlist import PublicSuffixList
 
 from registry_cache.model.errors import CredentialRefused
+from registry_cache.runtime.threads import finish
 
 _SECRET_MAX_BYTES = 64 * 1024
 
@@ -59,6 +60,10 @@ class FileCredential(NamedTuple):
     def refused(self) -> None:
         """The file is read again anyway."""
 
+    async def _secret(self) -> bytes:
+        async with aiofiles.open(self.password_file, "rb") as file:
+            return (await file.read(_SECRET_MAX_BYTES)).strip()
+
     async def login(self) -> Login:
         """What is in the file, without the blanks around it.
 
@@ -66,8 +71,7 @@ class FileCredential(NamedTuple):
             CredentialRefused: there is no readable secret in it.
         """
         try:
-            async with aiofiles.open(self.password_file, "rb") as file:
-                secret = (await file.read(_SECRET_MAX_BYTES)).strip()
+            secret = await finish(self._secret())  # a file that is opened for nobody is closed by nobody
         except OSError as error:
             raise CredentialRefused(f"PASSWORD_FILE {self.password_file}: {error.strerror}") from error
         if not secret:
