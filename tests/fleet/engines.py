@@ -144,10 +144,6 @@ class StandIn:
         """Whether it is wrong in the bucket by our doing, and nobody has read it since."""
         return self._is_still(self._marred, digest)
 
-    def was_marred(self, digest: str) -> bool:
-        """Whether it has ever been wrong in the bucket by our doing."""
-        return self._key(digest) in self._marred
-
     def _is_still(self, made: dict[str, bytes], digest: str) -> bool:
         key = self._key(digest)
         return key in made and self._store.objects.get(key) is made[key]
@@ -206,7 +202,7 @@ class RealCeph:
         del digest  # it takes no wrong bytes
         return False
 
-    is_marred = was_marred = is_rotten
+    is_marred = is_rotten
 
     def told(self) -> list[bytes]:
         return [path.read_bytes() for path in self._ceph.root.glob("*.log")]

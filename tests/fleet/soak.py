@@ -166,9 +166,7 @@ class Soak:
             what = f"{wanted.path} {headers} of {replica.url}: {type(error).__name__} {error}"
             if replica.ends != ends:
                 self.tally.own += 1
-            elif isinstance(error, aiohttp.ClientPayloadError) and (
-                was_rotten or self.has_rotted(wanted, since=began) or self._has_passed_by(replica, wanted)
-            ):
+            elif isinstance(error, aiohttp.ClientPayloadError) and (was_rotten or self.has_rotted(wanted, since=began)):
                 self.tally.of_rotten += 1
             else:
                 self.fault(f"{what}, after {time.monotonic() - began:.1f} s; {replica.told_of(wanted.path)}")
@@ -193,11 +191,6 @@ class Soak:
 
     def has_rotted(self, wanted: Wanted, *, since: float) -> bool:
         return self._rotted_at.get(wanted.digest, 0.0) >= since
-
-    def _has_passed_by(self, replica: Replica, wanted: Wanted) -> bool:
-        """A wrong one that could not be stored: the client has all but its last piece before that is known."""
-        told = replica.told_of(wanted.path)
-        return self.bucket.was_marred(wanted.digest) and any('"not_stored"' in line for line in told)
 
     def fault(self, text: str) -> None:
         self.tally.faults.append(text)

@@ -175,6 +175,16 @@ async def test_a_rotten_object_is_deleted_and_fetched_again(stocked, hub, stand_
     await until(lambda: stand_in.objects.get(key) in (None, data) and not member.fleet.tier._tasks)
 
 
+async def test_a_rotten_end_that_could_not_be_stored_is_had_from_upstream(stocked, start_sharing, hub, stand_in):
+    digest, data, first = stocked
+    small = await start_sharing(max_size=str(len(data) // 2))
+    stand_in.objects[key_of(first, digest)] = data[:-1] + b"!"
+    assert (await small.blob(REPOSITORY, digest)).body == data
+    assert small.cache.seen(events.NotStored)
+    assert [event.digest for event in small.cache.seen(events.FleetObjectRotten)] == [digest]
+    assert hub.counters.blob_gets(digest) == 1
+
+
 async def test_an_object_that_is_gone_is_forgotten_and_brought_again(stocked, hub, stand_in):
     digest, data, member = stocked
     stand_in.objects.clear()

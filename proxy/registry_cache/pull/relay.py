@@ -27,6 +27,7 @@ class Relay:
     def __init__(self, offset: int, known: Hash) -> None:
         self.start = self.stop = self.began = offset
         self.known = known  # of [0, stop)
+        self._known_before = known.copy()  # of all but the last byte of those here
         self._furthest = offset
         self._pieces: deque[bytes] = deque()
         self._stirred = asyncio.Event()
@@ -50,12 +51,23 @@ class Relay:
 
     async def put(self, piece: bytes, relays: int) -> None:
         """Add *piece*; *relays*: how many share the memory."""
-        await asyncio.to_thread(self.known.update, piece)
+        if not piece:
+            return
+        await asyncio.to_thread(self.known.update, piece[:-1])
+        self._known_before = self.known.copy()
+        self.known.update(piece[-1:])
         self._pieces.append(piece)
         self.stop += len(piece)
         window = min(_WINDOW_BYTES, _WINDOWS_BYTES // max(1, relays))
         while len(self._pieces) > 1 and self.stop - self.start - len(self._pieces[0]) >= window:
             self.start += len(self._pieces.popleft())
+
+    def take_back(self) -> None:
+        """Forget the last byte, which no reader of an unverified blob has got."""
+        if self._pieces:
+            self.stop -= 1
+            self.known = self._known_before
+            self._pieces.append(self._pieces.pop()[:-1])
 
     def reaches(self, position: int) -> bool:
         """Whether a reader at *position* finds here what it wants, soon."""

@@ -100,8 +100,10 @@ class Transfer:
 
     def _start_over(self, error: RegistryCacheError) -> bool:
         """Whether the blob may be had from one GET, when it is wrong put together from several."""
-        if not isinstance(error, DigestMismatch) or not self._spliced or self._flight.relay is not None:
+        if not isinstance(error, DigestMismatch) or not self._spliced:
             return False
+        if self._flight.relay is not None:
+            self._flight.relay.take_back()
         self._resuming.refused, self._spliced = True, False
         self._flight.size_bytes = None if not self._flight.started.is_set() else self._flight.size_bytes
         self._resumed(0, str(error))
