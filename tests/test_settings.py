@@ -314,3 +314,35 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
 def test_upstream_is_a_url_that_can_be_asked(url):
     with pytest.raises(SettingsError, match=r"UPSTREAM: .*: allowed is a URL such as"):
         load_settings(None, {"upstream": url})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("private_hosts", "Blobs.Corp, 10.0.0.1 [FD00::1] fd00:0::2", ["blobs.corp", "10.0.0.1", "fd00::1", "fd00::2"]),
+        (
+            "trusted_realms",
+            "Auth.Corp auth.corp:5001 ::1 [::1]:5001",
+            ["auth.corp", "auth.corp:5001", "::1", "[::1]:5001"],
+        ),
+    ],
+)
+def test_hosts_have_the_spelling_that_they_are_compared_in(name, given, meant):
+    settings = load_settings(None, {name: given})
+    assert getattr(settings, name) == meant
+
+
+@pytest.mark.parametrize("name", ["private_hosts", "trusted_realms"])
+@pytest.mark.parametrize(
+    "host", ["https://auth.corp", "auth.corp/token", "*.corp", "10.0.0.0/8", "auth.corp:", "a b:x", "[auth]"]
+)
+def test_what_no_host_can_be_is_refused(tmp_path, name, host):
+    for text in (f'{name} = ["{host}"]', f'[upstreams."r.corp"]\n{name} = ["{host}"]'):
+        (tmp_path / "c.toml").write_text(text)
+        with pytest.raises(SettingsError, match=rf"{name.upper()}.*: allowed are hosts"):
+            load_settings(tmp_path / "c.toml")
+
+
+def test_private_hosts_are_at_any_port():
+    with pytest.raises(SettingsError, match="without scheme, port and path"):
+        load_settings(None, {"private_hosts": "blobs.corp:443"})

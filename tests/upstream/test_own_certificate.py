@@ -10,6 +10,10 @@ import trustme
 from registry_cache.model import events
 from registry_cache.model.errors import SettingsError, UpstreamError
 from registry_cache.model.oci import OCI_MANIFEST, Digest
+from registry_cache.settings.load import load_settings
+from registry_cache.upstream.addresses import AddressRules
+from registry_cache.upstream.dialling import Dialling
+from registry_cache.upstream.redact import Redactor
 from tests.e2e.command import run_to_end
 from tests.hub.stand_in import StandIn, reply
 from tests.hub.tls import NAMES
@@ -71,6 +75,23 @@ async def test_who_is_trusted_is_shown_it_too(registry, authority):
     asked = await registry(client_cert=authority.shown, trusted_realms=["127.0.0.9"])
     with pytest.raises(UpstreamError):  # that one wants none
         await asked.blob("org/app", DIGEST)
+
+
+async def test_who_is_trusted_at_one_port_is_shown_it_there_only(registry, authority):
+    asked = await registry(client_cert=authority.shown, trusted_realms=["127.0.0.9:1"])
+    assert await asked.blob("org/app", DIGEST) == BLOB
+
+
+@pytest.mark.parametrize("realm", ["Auth.Corp", "auth.corp:5001"])
+def test_names_of_the_trusted_are_compared_as_urls_have_them(realm):
+    settings = load_settings(None, {"trusted_realms": realm})
+    own = ssl.create_default_context()
+    dialling = Dialling(
+        ssl.create_default_context(), AddressRules("https://x"), Redactor(), 1, 1,
+        own_tls=own, own_hosts=frozenset(settings.trusted_realms),
+    )  # fmt: skip
+    assert dialling.tls_for("https://auth.corp:5001/token") is own
+    assert dialling.tls_for("https://other.corp:5001/token") is not own
 
 
 async def test_without_it_there_is_no_answer(registry):

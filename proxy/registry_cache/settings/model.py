@@ -28,10 +28,12 @@ from registry_cache.settings.types import (
     Duration,
     FilePath,
     HostNames,
+    Hosts,
     IssuerName,
     NetworkList,
     PositiveDuration,
     ReadableFile,
+    Realms,
     RegistryName,
     RegistryPatternList,
     Size,
@@ -194,10 +196,10 @@ class Settings(FleetFields):
     ca_file: ReadableFile | None = Field(
         None, description="PEM file of certificate authorities to trust beside the system's."
     )
-    trusted_realms: Words = Field(
+    trusted_realms: Realms = Field(
         [], description="Hosts that may be sent the credential beside upstream's own host and domain."
     )
-    private_hosts: Words = Field(
+    private_hosts: Hosts = Field(
         [],
         description="Hosts on private addresses that upstream may redirect to, or name as its token service; needed "
         "where upstream itself is public.",

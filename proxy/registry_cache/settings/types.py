@@ -79,11 +79,46 @@ def words(value: object) -> object:
     return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
 
 
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+
+
 def _host_names(value: list[str]) -> list[str]:
     for host in value:
-        if host != "*" and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", host):
+        if host != "*" and not _HOST.fullmatch(host):
             raise ValueError("allowed are host names without a port, such as cache.example.org, or *")
     return value
+
+
+def _host(word: str) -> str | None:
+    """A host as URLs have it: in lower case, an address without brackets; None if *word* is none."""
+    name = word.lower()
+    if _HOST.fullmatch(name):
+        return name
+    try:
+        return str(ipaddress.IPv6Address(name.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return None
+
+
+def _hosts(value: list[str]) -> list[str]:
+    found = [_host(word) for word in value]
+    if None in found:
+        raise ValueError("allowed are hosts and addresses without scheme, port and path, such as blobs.corp")
+    return [host for host in found if host is not None]
+
+
+def _realms(value: list[str]) -> list[str]:
+    found = []
+    for word in value:
+        host, _, port = word.rpartition(":")
+        is_whole = bool(re.fullmatch(r"[0-9]{1,5}", port)) and (host.startswith("[") or ":" not in host)
+        if (alone := _host(word)) is not None:
+            found.append(alone)
+        elif is_whole and (name := _host(host)) is not None:
+            found.append(f"[{name}]:{port}" if ":" in name else f"{name}:{port}")
+        else:
+            raise ValueError("allowed are hosts, with or without a port, such as auth.corp or auth.corp:5001")
+    return found
 
 
 _REGISTRY = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?)*")
@@ -186,6 +221,8 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 ReadableFile = Annotated[Path, BeforeValidator(_path), AfterValidator(_readable_file)]
 Address = Annotated[str, AfterValidator(_listen)]
 HostNames = Annotated[list[str], BeforeValidator(words), AfterValidator(_host_names)]
+Hosts = Annotated[list[str], BeforeValidator(words), AfterValidator(_hosts)]
+Realms = Annotated[list[str], BeforeValidator(words), AfterValidator(_realms)]
 RegistryName = Annotated[str, AfterValidator(registry_name)]
 Aliases = Annotated[list[str], BeforeValidator(words), AfterValidator(_aliases)]
 RegistryPatternList = Annotated[list[str], BeforeValidator(words), AfterValidator(_registry_patterns)]

@@ -15,12 +15,13 @@ from registry_cache.settings.types import (
     Duration,
     Environment,
     HelperName,
+    Hosts,
     PositiveDuration,
     ProxyUrl,
     ReadableFile,
+    Realms,
     RepositoryPattern,
     Url,
-    Words,
     registry_name,
     words,
 )
@@ -65,10 +66,10 @@ class UpstreamSettings(BaseModel):
         description="Forward proxy for it and whatever it leads to, such as http://proxy.corp:3128, or `direct` "
         "(default: the variables HTTPS_PROXY, HTTP_PROXY, NO_PROXY).",
     )
-    trusted_realms: Words = Field(
+    trusted_realms: Realms = Field(
         [], description="Hosts that may be sent its credential beside its own host and domain."
     )
-    private_hosts: Words = Field([], description="Hosts on private addresses that it may redirect to.")
+    private_hosts: Hosts = Field([], description="Hosts on private addresses that it may redirect to.")
     anonymous_fallback: bool = Field(False, description="Go on without the account when it rejects the credential.")
     repositories: Annotated[list[RepositoryPattern], BeforeValidator(words)] = Field(
         [],

@@ -44,6 +44,11 @@ def parse_address(text: str) -> Address | None:
         return None
 
 
+def host_of(named: str) -> str:
+    """The host of HOST or HOST:PORT."""
+    return named if parse_address(named) is not None else urlsplit(f"//{named}").hostname or ""
+
+
 def _written(host: str) -> str | None:
     """The address that *host* is, in any of the forms that resolvers and proxies take for one; None for a name.
 

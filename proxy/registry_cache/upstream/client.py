@@ -28,7 +28,7 @@ from registry_cache.model.oci import DOCKER_HUB, MANIFEST_ACCEPT, MANIFEST_MAX_B
 from registry_cache.model.ranges import ContentRange
 from registry_cache.settings.registries import RegistrySettings
 from registry_cache.upstream.account import Account
-from registry_cache.upstream.addresses import AddressRules
+from registry_cache.upstream.addresses import AddressRules, host_of
 from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.auth import Authenticator, TokenReply
 from registry_cache.upstream.authorized import Authorized
@@ -121,9 +121,8 @@ class Upstream:
         self.limits = RateLimit(self.origin, self.redactor, events)
         self.breakers = Breakers(self.origin, events)
         self.answered_at: float | None = None  # Unix seconds
-        addresses = AddressRules(
-            base_url, [*registry.private_hosts, *registry.trusted_realms], public_only=not registry.is_listed
-        )
+        named_hosts = [*registry.private_hosts, *map(host_of, registry.trusted_realms)]
+        addresses = AddressRules(base_url, named_hosts, public_only=not registry.is_listed)
         self._certificate = registry.client_cert, registry.client_key
         self._own_tls = (
             own_context(registry.ca_file, registry.client_cert, registry.client_key) if registry.client_cert else None

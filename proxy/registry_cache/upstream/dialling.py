@@ -18,7 +18,7 @@ class Dialling(NamedTuple):
 
     Attributes:
         tls: for every connection, the token service's and the CDN's too.
-        own_tls: with the certificate to show to *own_hosts*, and to nobody else: it says who asks.
+        own_tls: with the certificate to show to *own_hosts* (some with a port), and to nobody else: it says who asks.
         proxy: the forward proxy for a URL.
     """
 
@@ -33,5 +33,6 @@ class Dialling(NamedTuple):
 
     def tls_for(self, url: str) -> ssl.SSLContext:
         """For a connection to the host of *url*."""
-        is_own = self.own_tls is not None and (urlsplit(url).hostname or "") in self.own_hosts
+        parts = urlsplit(url)
+        is_own = not self.own_hosts.isdisjoint((parts.hostname, parts.netloc.lower()))
         return self.own_tls if is_own and self.own_tls is not None else self.tls
