@@ -166,10 +166,10 @@ class StandIn:
             await self.shared.lose(dice)
         elif what.startswith("rotten") and store.objects:
             key = dice.choice(sorted(store.objects))
-            body = bytearray(store.objects[key])
+            body, was_rotten = bytearray(store.objects[key]), self._rotten.get(key) is store.objects[key]
             body[-1 if what == "rotten end" else len(body) // 2] ^= 1
             store.objects[key] = self._marred[key] = bytes(body)
-            if what == "rotten":
+            if what == "rotten" or was_rotten:
                 self._rotten[key] = store.objects[key]
         try:
             store.hangs = {"writes hang": {"PUT", "DELETE", "POST"}, "reads hang": {"GET"}}.get(what, set())

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import random
 import signal
 import sys
@@ -40,6 +41,7 @@ CAP_BYTES = 7_000_000  # of a replica; there are 16 MB
 BUCKET_BYTES = 10_000_000
 UPSTREAM_BYTES_PER_SECOND = 4_000_000
 LASTING_FROM_SECONDS = 120
+FLIGHT_SECONDS = 10.0  # no flight lasts longer; the slowest pull of a soak took 7 s
 MOVING = "library/moving"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
@@ -158,7 +160,6 @@ class Soak:
             first = dice.randrange(len(wanted.bodies[0]))
         headers = {"Range": f"bytes={first}-"} if first else {}
         ends, began = replica.ends, time.monotonic()
-        was_rotten = self._is_rotten(wanted)
         try:
             async with session.get(replica.url + wanted.path, headers=headers) as response:
                 body = await response.read()
@@ -166,7 +167,10 @@ class Soak:
             what = f"{wanted.path} {headers} of {replica.url}: {type(error).__name__} {error}"
             if replica.ends != ends:
                 self.tally.own += 1
-            elif isinstance(error, aiohttp.ClientPayloadError) and (was_rotten or self.has_rotted(wanted, since=began)):
+            elif isinstance(error, aiohttp.ClientPayloadError) and self.has_rotted(
+                wanted,
+                since=began - FLIGHT_SECONDS,  # it may have joined one that had read it before
+            ):
                 self.tally.of_rotten += 1
             else:
                 self.fault(f"{what}, after {time.monotonic() - began:.1f} s; {replica.told_of(wanted.path)}")
@@ -190,7 +194,7 @@ class Soak:
         return "/blobs/" in wanted.path and self.bucket.is_rotten(wanted.digest)
 
     def has_rotted(self, wanted: Wanted, *, since: float) -> bool:
-        return self._rotted_at.get(wanted.digest, 0.0) >= since
+        return self._rotted_at.get(wanted.digest, -math.inf) >= since
 
     def fault(self, text: str) -> None:
         self.tally.faults.append(text)
