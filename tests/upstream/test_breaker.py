@@ -1,4 +1,4 @@
-"""A breaker's probe belongs to nobody."""
+"""A breaker opens for an origin that is down, not for a name that it fails at; its probe belongs to nobody."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,11 @@ import pytest
 from registry_cache.model import events
 from registry_cache.model.bus import Events
 from registry_cache.model.errors import OriginDown, UpstreamError
-from registry_cache.upstream import resilience
-from registry_cache.upstream.ask import Ask
+from registry_cache.upstream import resilience, watched
+from registry_cache.upstream.ask import Ask, NotConnected
 from registry_cache.upstream.headers import Headers
 from registry_cache.upstream.watched import Breakers, Prober
+from tests.fakes import until
 
 URL = "https://registry.example"
 
@@ -39,7 +40,7 @@ class Origin:
         self.arrived.set()
         await self.holds.wait()
         if not self.status:
-            raise UpstreamError("no answer")
+            raise NotConnected("no answer")
         return Answer(self.status)
 
 
@@ -170,6 +171,8 @@ async def test_a_head_that_no_get_follows_counts(now, status):
     for _ in range(3):
         with contextlib.suppress(UpstreamError):
             await breakers.around(origin)(Ask("HEAD", URL + "/v2/x/manifests/1", ""))
+    assert breakers.of(URL).is_suspect
+    await breakers.probe(origin, breakers.of(URL))
     assert breakers.down == [URL]
 
 
@@ -184,9 +187,92 @@ async def test_a_failed_head_counts_once_something_else_has_failed(now, status):
     assert breakers.of(URL).is_well
     await send(Ask("GET", URL + "/v2/x/manifests/1", ""))
     for _ in range(2):
-        assert breakers.down == []
+        assert not breakers.of(URL).is_suspect
         await send(head)
+    assert breakers.due() == [breakers.of(URL)]
+    await breakers.probe(origin, breakers.of(URL))
     assert breakers.down == [URL]
+
+
+class OddOrigin(Origin):
+    """One name fails there, or all do."""
+
+    fails = "/odd/"
+
+    async def __call__(self, ask: Ask) -> Answer:
+        await super().__call__(ask)
+        return Answer(self.status if self.fails in ask.url else 401)
+
+
+ODD, WELL, ROOT = Ask("GET", URL + "/v2/odd/manifests/1", ""), Ask("GET", URL + "/v2/x/manifests/1", ""), URL + "/v2/"
+
+
+@pytest.fixture
+async def probing():
+    """Breakers in front of an origin of which one name fails, and who asks it in the background."""
+    origin, bus, seen = OddOrigin(), Events(), []
+    bus.subscribe(seen.append)
+    origin.status = 500
+    breakers = Breakers(URL, bus)
+    prober = Prober(breakers, origin, bus, bounded=contextlib.nullcontext)
+    prober.start()
+    yield breakers, origin, seen
+    await prober.aclose()
+
+
+async def test_a_name_that_fails_takes_no_other_along(probing):
+    breakers, origin, seen = probing
+    send = breakers.around(origin)
+    for times in range(1, 4):
+        for _ in range(3):
+            await send(ODD)
+        await until(lambda times=times: origin.asked.count(ROOT) == times)
+        await until(lambda: breakers.of(URL).is_well)
+        assert (await send(WELL)).status == 401
+    assert seen == []
+
+
+async def test_an_origin_that_fails_at_everything_is_down(probing):
+    breakers, origin, seen = probing
+    origin.fails = URL
+    for _ in range(3):
+        await breakers.around(origin)(ODD)
+    await until(lambda: breakers.down == [URL])
+    assert [type(event) for event in seen] == [events.UpstreamDown]
+
+
+async def test_who_asks_for_what_fails_does_not_keep_it_open(now):
+    breakers, _ = await opened(Origin())
+    odd = OddOrigin()
+    odd.status = 500
     now.now += 60
-    await send(head)  # which finds out whether it is back, and says no
-    assert breakers.of(URL).retry_in_seconds > 0
+    for _ in range(3):
+        await breakers.around(odd)(ODD)
+        assert breakers.of(URL).retry_in_seconds == 0
+    await breakers.around(odd)(WELL)
+    assert breakers.down == []
+
+
+async def test_one_wait_in_vain_is_enough_to_look_and_a_probe_has_as_long(monkeypatch):
+    monkeypatch.setattr(watched, "_PATIENCE_SECONDS", 0.05)
+    origin = Origin()
+    breakers = Breakers(URL, Events())
+
+    async def slowly(ask: Ask) -> Answer:
+        await asyncio.sleep(0.06)
+        raise UpstreamError("no answer")
+
+    with pytest.raises(UpstreamError):
+        await breakers.around(slowly)(ODD)
+    assert breakers.due() == [breakers.of(URL)]
+    origin.holds.clear()
+    await breakers.probe(origin, breakers.of(URL))
+    assert breakers.down == [URL]
+
+
+async def test_upstream_is_asked_where_it_is():
+    origin = Origin()
+    origin.status = 503
+    breakers = Breakers(URL + "/path", Events())
+    await breakers.probe(origin, breakers.of(URL))
+    assert origin.asked == [URL + "/path/v2/"]

@@ -8,6 +8,7 @@ import pytest
 from registry_cache.model import events
 from registry_cache.model.errors import Denied, HeadRefused, NameUnknown, UpstreamError, UpstreamRefused
 from registry_cache.model.oci import Digest, Repository
+from tests.fakes import until
 from tests.hub.stand_in import reply
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
@@ -72,7 +73,7 @@ async def test_where_gets_fail_as_well_upstream_is_down_as_ever(start_cache, sta
     cache = await start_cache(upstream=stand_in.url)
     assert (await cache.manifest(NAME, "1", "HEAD")).status == 502
     assert [request.method for request in cache.seen(events.UpstreamRequest)] == ["HEAD", "GET", "GET", "GET"]
-    assert len(cache.seen(events.UpstreamDown)) == 1
+    await until(lambda: len(cache.seen(events.UpstreamDown)) == 1)
     assert (await cache.stats())["upstream"]["reachable"] is False
 
 
@@ -83,7 +84,7 @@ async def test_trouble_that_is_not_heads_alone_is_none_for_a_get(registry, statu
         with pytest.raises(UpstreamError) as raised:
             await client.head(NAME, attempts=1)
         assert not isinstance(raised.value, HeadRefused)
-    assert client.upstream.breakers.down == [server.url]
+    await until(lambda: client.upstream.breakers.down == [server.url])
 
 
 async def test_an_upstream_that_is_away_costs_heads_no_get(registry):

@@ -251,3 +251,15 @@ async def test_only_if_cached_never_asks_upstream(cache, hub):
     reply = await cache.manifest("library/here", "1", **only)
     assert (reply.status, reply.cache_status) == (200, "registry-cache; hit")
     assert len(hub.counters.records) == asked
+
+
+async def test_only_if_cached_asks_for_no_list_either(cache, hub):
+    await hub.images.image("library/here", "1")
+    path, only = "/v2/library/here/tags/list", {"Cache-Control": "only-if-cached"}
+    assert (await cache.get(path, **only)).status == 504
+    assert hub.counters.records == []
+    body = (await cache.get(path)).body
+    asked = len(hub.counters.records)
+    reply = await cache.get(path, **only)
+    assert (reply.status, reply.body) == (200, body)
+    assert len(hub.counters.records) == asked

@@ -11,6 +11,10 @@ class AnswerLost(UpstreamError):
     """The connection was there, and ended before an answer."""
 
 
+class NotConnected(UpstreamError):
+    """There is no connection: nobody has heard what was asked for."""
+
+
 class Ask(NamedTuple):
     """One HTTP request; ``repository`` is whose content it asks for, as far as that is known.
 

@@ -21,7 +21,7 @@ from registry_cache.model.errors import TransferStalled, UpstreamError
 from registry_cache.ports.blobs import Piece
 from registry_cache.runtime.threads import Threads
 from registry_cache.upstream.addresses import AddressRefused
-from registry_cache.upstream.ask import Ask
+from registry_cache.upstream.ask import Ask, NotConnected
 from registry_cache.upstream.dialling import HEADERS, Dialling
 from registry_cache.upstream.forward import ForwardProxy
 from registry_cache.upstream.headers import Headers, content_length
@@ -39,6 +39,13 @@ _FIRST_MAX_BYTES = 64 * 1024
 # How long a read gathers bytes behind its first ones: fewer hops between threads, and readers still see them in time.
 _GATHER_SECONDS = 0.02
 _STALLED = "the transfer stalled for longer than the read timeout"
+_UNCONNECTED = (
+    AddressRefused,
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.ProxyError,
+    urllib3.exceptions.SSLError,
+)
 _FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 
 
@@ -234,7 +241,8 @@ class BulkClient:
                 dispose=lambda late: late.close(),
             )
         except _FAILURES as error:
-            raise UpstreamError(self._explain(error)) from error
+            kind = NotConnected if isinstance(error, _UNCONNECTED) else UpstreamError
+            raise kind(self._explain(error)) from error
 
     def _get(self, url: str, headers: Mapping[str, str], proxy: ForwardProxy | None) -> BulkReply:
         """In a thread."""

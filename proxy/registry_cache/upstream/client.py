@@ -119,7 +119,7 @@ class Upstream:
         self.origin = origin_of(base_url)
         self.redactor = redactor or Redactor()
         self.limits = RateLimit(self.origin, self.redactor, events)
-        self.breakers = Breakers(self.origin, events)
+        self.breakers = Breakers(base_url, events)
         self.answered_at: float | None = None  # Unix seconds
         named_hosts = [*registry.private_hosts, *map(host_of, registry.trusted_realms)]
         addresses = AddressRules(base_url, named_hosts, public_only=not registry.is_listed)

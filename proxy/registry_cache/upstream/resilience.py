@@ -25,10 +25,11 @@ def backoff_seconds(attempt: int, *, base_seconds: float = 0.2, cap_seconds: flo
 
 
 class Breaker:
-    """Leaves an origin alone that has failed several times in a row, and tries it again by itself.
+    """Leaves an origin alone that is down, and tries it again by itself.
 
     Closed: everything passes. Open: nothing does, for a time that doubles. Half-open: one request may try; its outcome
-    closes the breaker or opens it for longer.
+    closes the breaker or opens it for longer. What may be the fault of what was asked for opens nothing: it makes the
+    origin suspect, and a probe finds out.
     """
 
     def __init__(self, origin: str, events: Events) -> None:
@@ -53,6 +54,11 @@ class Breaker:
     def is_well(self) -> bool:
         """Whether nothing has failed since the last good answer."""
         return not self._failures
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether so much has failed since the last good answer that it may be down."""
+        return self._failures >= _FAILURES_TO_OPEN
 
     @property
     def retry_in_seconds(self) -> float:
@@ -101,6 +107,15 @@ class Breaker:
         self._open_until = 0.0
         self._probe_since = None
 
+    def doubted(self, *, gravely: bool) -> None:
+        """A request got no usable answer, and what it asked for may be why: others may get theirs.
+
+        Args:
+            gravely: it counts as several.
+        """
+        self._failures += _FAILURES_TO_OPEN if gravely else 1
+        self._probe_since = None
+
     def failed(self, reason: str, *, quiet: bool = False, pause_seconds: float = 0.0) -> None:
         """The origin gave no usable answer.
 
@@ -111,7 +126,8 @@ class Breaker:
         self._failures += 1
         self._reason = reason
         probed, self._probe_since = self._probe_since is not None, None
-        if probed or (self._failures >= _FAILURES_TO_OPEN and not self.is_open):
+        if probed or (self.is_suspect and not self.is_open):
+            quiet = quiet and self.is_open
             self._opened_times += 1
             seconds = backoff_seconds(self._opened_times, base_seconds=_OPEN_SECONDS, cap_seconds=_OPEN_MAX_SECONDS)
             seconds = max(seconds, pause_seconds)

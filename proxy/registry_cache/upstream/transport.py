@@ -18,7 +18,7 @@ from yarl import URL
 
 from registry_cache.model.errors import BrokenOff, HeadRefused, UpstreamError, reason_of
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
-from registry_cache.upstream.ask import AnswerLost, Ask
+from registry_cache.upstream.ask import AnswerLost, Ask, NotConnected
 from registry_cache.upstream.dialling import HEADERS, Dialling
 from registry_cache.upstream.headers import Headers, content_length
 from registry_cache.upstream.redact import Redactor
@@ -115,9 +115,12 @@ def translated(redactor: Redactor) -> Iterator[None]:
     """Turn what httpx raises into UpstreamError, with a reason that an operator can use."""
     try:
         yield
+    except httpx.ConnectTimeout as error:
+        raise NotConnected("upstream took too long to connect") from error
     except httpx.TimeoutException as error:
-        what = "connect" if isinstance(error, httpx.ConnectTimeout) else "answer"
-        raise UpstreamError(f"upstream took too long to {what}") from error
+        raise UpstreamError("upstream took too long to answer") from error
+    except (httpx.ConnectError, httpx.ProxyError) as error:
+        raise NotConnected(redactor.clean(str(error))[:300]) from error
     except httpx.TransportError as error:
         kind = BrokenOff if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError) else UpstreamError
         raise kind(redactor.clean(str(error))[:300]) from error

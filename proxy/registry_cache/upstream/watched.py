@@ -10,7 +10,7 @@ from collections.abc import Callable
 from registry_cache.model import events
 from registry_cache.model.bus import Events
 from registry_cache.model.errors import HeadFailed, HeadRefused, RegistryCacheError, UpstreamError
-from registry_cache.upstream.ask import AnswerLost, Ask, Send
+from registry_cache.upstream.ask import AnswerLost, Ask, NotConnected, Send
 from registry_cache.upstream.ratelimit import Gate, is_limit, parse_retry_after
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.resilience import Breaker
@@ -20,6 +20,9 @@ _BREAKERS_MAX = 1000  # CDN hosts come and go; the healthy ones are forgotten
 _FORGOTTEN_AFTER_SECONDS = 600.0
 # Whatever a failure names: it may be one server's of many, and clients hang for as long as they are told.
 _PAUSE_MAX_SECONDS = 30.0
+# An origin is suspect as soon as it has kept one request waiting for so long in vain; and it is down if it keeps the
+# probe waiting for as long.
+_PATIENCE_SECONDS = 5.0
 # What a server says that stumbles over HEAD. A 504 is said of what stands behind it, and took its time.
 _HEADS_OWN = frozenset({500, 502, 503})
 
@@ -30,14 +33,19 @@ def pause_after(reply: Reply) -> float:
 
 
 class Breakers:
-    """A circuit breaker for each origin, and a gate for each but *own*, whose limits are kept elsewhere."""
+    """A circuit breaker for each origin, and a gate for each but upstream's own, whose limits are kept elsewhere.
 
-    def __init__(self, own: str, events: Events) -> None:
-        self._own = own
+    Args:
+        base_url: upstream's.
+    """
+
+    def __init__(self, base_url: str, events: Events) -> None:
+        self._base_url = base_url
+        self._own = origin_of(base_url)
         self._events = events
         self._breakers: dict[str, Breaker] = {}
         self._gates: dict[str, Gate] = {}
-        self.opened = asyncio.Event()
+        self.troubled = asyncio.Event()
 
     @property
     def down(self) -> list[str]:
@@ -52,6 +60,17 @@ class Breakers:
             if idle and breaker.is_open and origin != self._own:
                 del self._breakers[origin]
         return [breaker for breaker in self._breakers.values() if breaker.is_open]
+
+    def due(self) -> list[Breaker]:
+        """Breakers whose origins have to be asked now: those that may be down, or up again."""
+        suspects = [breaker for breaker in self._breakers.values() if breaker.is_suspect and not breaker.is_open]
+        return suspects + [breaker for breaker in self.open_ones() if not breaker.retry_in_seconds]
+
+    @property
+    def due_in_seconds(self) -> float | None:
+        """Until an open one is due; None if there is none."""
+        waits = [math.ceil(breaker.retry_in_seconds * 10) / 10 for breaker in self.open_ones()]
+        return max(0.1, min(waits)) if waits else None
 
     def of(self, url: str) -> Breaker:
         """The breaker of the origin of *url*."""
@@ -79,12 +98,19 @@ class Breakers:
 
     async def probe(self, send: Send, breaker: Breaker) -> None:
         """Ask the origin of *breaker* whether it answers; it is closed, or opened for longer."""
-        path = "/v2/" if breaker.origin == self._own else "/"
-        with contextlib.suppress(RegistryCacheError):
-            reply = await self._sent(send, Ask("GET", breaker.origin + path, ""), breaker, quiet=True)
-            await reply.aclose()
+        url = f"{self._base_url}/v2/" if breaker.origin == self._own else f"{breaker.origin}/"
+        patience = None if breaker.is_open else _PATIENCE_SECONDS
+        try:
+            async with asyncio.timeout(patience):
+                with contextlib.suppress(RegistryCacheError):
+                    reply = await self._sent(send, Ask("GET", url, ""), breaker, is_probe=True)
+                    await reply.aclose()
+        except TimeoutError:
+            breaker.failed(f"it did not answer within {patience:g} s")
+            self._note(breaker)
 
-    async def _sent(self, send: Send, ask: Ask, breaker: Breaker, *, quiet: bool = False) -> Reply:
+    async def _sent(self, send: Send, ask: Ask, breaker: Breaker, *, is_probe: bool = False) -> Reply:
+        began = time.monotonic()
         with breaker.passing() as passage:
             try:
                 reply = await send(ask)
@@ -94,13 +120,19 @@ class Breakers:
             except UpstreamError as error:
                 if isinstance(error, AnswerLost) and ask.get_follows and breaker.is_well:
                     raise HeadFailed(str(error)) from error
-                passage.failed(str(error), quiet=quiet)
+                if is_probe or isinstance(error, NotConnected):
+                    passage.failed(str(error), quiet=is_probe)
+                else:
+                    passage.doubted(gravely=time.monotonic() - began >= _PATIENCE_SECONDS)
                 self._note(breaker)
                 raise
             if self.fails_as_head(ask, reply):
                 pass  # the GET that follows counts
             elif reply.status >= 500 and reply.status != 501:  # noqa: PLR2004 -- HTTP; 501 is an answer
-                passage.failed(f"status {reply.status}", quiet=quiet, pause_seconds=pause_after(reply))
+                if is_probe or pause_after(reply):
+                    passage.failed(f"status {reply.status}", quiet=is_probe, pause_seconds=pause_after(reply))
+                else:
+                    passage.doubted(gravely=time.monotonic() - began >= _PATIENCE_SECONDS)
                 self._note(breaker)
             else:
                 passage.succeeded()
@@ -114,8 +146,8 @@ class Breakers:
         return is_told and self.of(ask.url).is_well
 
     def _note(self, breaker: Breaker) -> None:
-        if breaker.is_open:
-            self.opened.set()
+        if breaker.is_open or breaker.is_suspect:
+            self.troubled.set()
 
     def _limit(self, origin: str, reply: Reply) -> None:
         gate = self._gates.get(origin)
@@ -135,7 +167,7 @@ class Breakers:
 
 
 class Prober:
-    """Asks origins that are down, while nobody else does: what is said of upstream stays true without clients.
+    """Asks origins that may be down, and those that are while nobody else does: what is said of upstream stays true.
 
     Its owner starts and closes it.
     """
@@ -153,6 +185,7 @@ class Prober:
         self._events = events
         self._bounded = bounded
         self._task: asyncio.Task[None] | None = None
+        self._probes: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Begin, once; needs a running event loop."""
@@ -161,22 +194,28 @@ class Prober:
 
     async def aclose(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._probes.values(), *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> None:
+        troubled = self._breakers.troubled
         while True:
-            await self._breakers.opened.wait()
-            self._breakers.opened.clear()
-            try:
-                while waiting := self._breakers.open_ones():
-                    await asyncio.sleep(max(0.1, math.ceil(min(b.retry_in_seconds for b in waiting) * 10) / 10))
-                    for breaker in self._breakers.open_ones():
-                        if not breaker.retry_in_seconds:
-                            async with self._bounded():
-                                await self._breakers.probe(self._send, breaker)
-            except RegistryCacheError:
-                self._breakers.opened.set()
-            except Exception:  # noqa: BLE001 -- a bug in a probe must not end all of them
-                self._events.emit(events.Crashed(message="probing upstream", traceback=traceback.format_exc()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._breakers.due_in_seconds):
+                    await troubled.wait()
+            troubled.clear()
+            for breaker in self._breakers.due():
+                if breaker.origin not in self._probes:
+                    self._probes[breaker.origin] = asyncio.create_task(self._probe(breaker), name="probe of upstream")
+
+    async def _probe(self, breaker: Breaker) -> None:
+        try:
+            with contextlib.suppress(RegistryCacheError):
+                async with self._bounded():
+                    await self._breakers.probe(self._send, breaker)
+        except Exception:  # noqa: BLE001 -- a bug in a probe must not end all of them
+            self._events.emit(events.Crashed(message="probing upstream", traceback=traceback.format_exc()))
+        finally:
+            del self._probes[breaker.origin]

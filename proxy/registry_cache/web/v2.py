@@ -201,6 +201,8 @@ class V2:
         return web.Response(body=found.body, headers=headers)
 
     async def _found_list(self, exchange: Exchange, repository: Repository, path: str) -> ListAnswer:
+        if only_if_cached(exchange.request):
+            return await self._pull_through.cached_listing(repository, path)
         if exchange.account is None:
             return await self._pull_through.listing(repository, path)
         return await limited_listing(self._pull_through, exchange.account, repository, path)
