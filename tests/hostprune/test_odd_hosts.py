@@ -145,6 +145,84 @@ def test_a_service_that_cannot_be_read_keeps_what_it_may_name(host):
     assert (ODD not in host.engine.images) is built_here_goes
 
 
+def runs(image):
+    return {"TaskTemplate": {"ContainerSpec": {"Image": image}}}
+
+
+NOT_TOLD = {
+    "no container": {},
+    "container null": {"ContainerSpec": None},
+    "container a list": {"ContainerSpec": ["app:1"]},
+    "image null": {"ContainerSpec": {"Image": None}},
+    "image a number": {"ContainerSpec": {"Image": 5}},
+    "image empty": {"Runtime": "container", "ContainerSpec": {"Image": ""}},
+    "an unheard-of runtime": {"Runtime": "wasm"},
+}
+ODD_SERVICES = {
+    **{name: {"Spec": {"TaskTemplate": template}} for name, template in NOT_TOLD.items()},
+    **{f"before, {name}": {"PreviousSpec": {"TaskTemplate": template}} for name, template in NOT_TOLD.items()},
+    "before a word": {"PreviousSpec": "x"},
+    "before nothing": {"PreviousSpec": {}},
+    "before a number": {"PreviousSpec": {"TaskTemplate": 5}},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_SERVICES)
+def test_a_service_whose_image_is_not_told_keeps_what_it_may_name(host, odd):
+    host.age_images(400 * DAY)
+    in_a_swarm(host.engine)
+    host.engine.services.append({"ID": "s1", "Spec": runs("other:1"), **ODD_SERVICES[odd]})
+    result = host.prune("--apply", "--include-tagged")
+    assert result.exit_code == 0, result.output
+    assert not host.engine.writes
+    assert "left out: service s1: the Docker Engine does not say what it runs" in result.stderr
+    assert "a service may name it: service s1: " in result.stdout
+
+
+def test_what_a_service_tells_is_in_use_whatever_else_it_does_not_tell(host):
+    """An image that was built here is not among those that came from a registry."""
+    host.engine.add(ODD, layers=["x1"], tags=["spare:1"])
+    host.age_images(400 * DAY)
+    in_a_swarm(host.engine)
+    host.engine.services.append({"ID": "s1", "Spec": runs("spare:1"), "PreviousSpec": 5})
+    host.prune("--apply", "--include-tagged")
+    assert ODD in host.engine.images
+
+
+@pytest.mark.parametrize(
+    "odd", [None, {"ID": None}, {"ID": "t1"}, *({"ID": "t1", "Spec": template} for template in NOT_TOLD.values())]
+)
+def test_a_task_whose_image_is_not_told_keeps_what_it_may_name(host, odd):
+    host.age_images()
+    in_a_swarm(host.engine)
+    host.engine.tasks.append(odd)
+    result = host.prune("--apply")
+    assert result.exit_code == 0, result.output
+    assert not host.engine.writes
+    assert "left out: " in result.stderr
+    assert "a service may name it: " in result.stdout
+
+
+def test_a_task_whose_image_is_not_told_is_a_run_all_the_same(host):
+    host.age_images()
+    in_a_swarm(host.engine)
+    host.engine.tasks.append({"ID": "t1", "ServiceID": "s1", "NodeID": "n1", "Status": {"State": "preparing"}})
+    assert "task t1 of service s1 is preparing on this node" in host.prune("--apply").stdout
+
+
+@pytest.mark.parametrize("runtime", ["plugin", "attachment"])
+def test_a_service_that_runs_no_image_keeps_none(host, runtime):
+    host.age_images()
+    orphan = host.engine.dangling()
+    in_a_swarm(host.engine)
+    template = {"Runtime": runtime, "PluginSpec": {}}
+    host.engine.services.append({"ID": "s1", "Spec": {"TaskTemplate": template}, "PreviousSpec": None})
+    host.engine.tasks.append({"ID": "t1", "ServiceID": "s1", "Spec": template})
+    result = host.prune("--apply")
+    assert orphan not in host.engine.images
+    assert "left out" not in result.stderr
+
+
 @pytest.mark.parametrize("trouble", ["500", "null", "hangs up"])
 @pytest.mark.parametrize("path", ["/services", "/tasks"])
 def test_a_manager_that_cannot_list_services_keeps_what_they_may_name(host, path, trouble):

@@ -23,6 +23,9 @@ Json = Mapping[str, Any]
 _FRACTION = re.compile(r"\.(\d{6})\d*")
 _BARE_ID = re.compile(r"[0-9a-f]{64}")
 _NO_LAYER = "#(nop)"
+# A swarm's runtimes (moby, "RuntimeType") that use no image of this engine; that of containers may also be left out.
+_WITHOUT_IMAGE = ("plugin", "attachment")
+_NOT_TOLD = "the Docker Engine does not say what it runs"
 _MAKES_LAYER = re.compile(r"^(RUN|COPY|ADD|/bin/sh|\|\d+ )|#\(nop\) +(ADD|COPY)\b")
 
 
@@ -105,6 +108,11 @@ def _word(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _fields(value: object) -> Json:
+    """Nothing for what is no object."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _steps(history: Sequence[Json]) -> Iterator[str]:
     """A build begins with all steps of its base, which are the last ones of the history."""
     texts = (f"{step.get('Created')} {step.get('Size')} {step.get('CreatedBy')}" for step in reversed(history))
@@ -147,18 +155,18 @@ def container(listed: Json) -> Container:
 
 
 def service(listed: object) -> Service:
-    """With the image of the spec that a rollback returns to.
-
-    Raises:
-        EngineError: which image it runs is not told.
-    """
+    """With the image of the spec that a rollback returns to."""
     entry = listed if isinstance(listed, Mapping) else {}
-    specs = [spec if isinstance(spec := entry.get(key), Mapping) else {} for key in ("Spec", "PreviousSpec")]
-    name = _word(specs[0].get("Name")) or _word(entry.get("ID")) or "without an ID"
-    if not isinstance(specs[0].get("TaskTemplate"), Mapping):
-        raise EngineError(f"service {name}: the Docker Engine does not say what it runs")
-    images = (_spec_image(spec.get("TaskTemplate")) for spec in specs)
-    return Service(name=name, images=tuple(image for image in images if image))
+    service_id, spec = _word(entry.get("ID")), _fields(entry.get("Spec"))
+    specs = [spec] if entry.get("PreviousSpec") is None else [spec, _fields(entry["PreviousSpec"])]
+    images = [_spec_image(spec.get("TaskTemplate")) for spec in specs]
+    name = _word(spec.get("Name")) or service_id or "without an ID"
+    return Service(
+        service_id=service_id,
+        name=name,
+        images=tuple(image for image in images if image),
+        unread=f"service {name}: {_NOT_TOLD}" if None in images else "",
+    )
 
 
 def task(listed: object, *, node_id: str, service_names: Mapping[str, str]) -> Task:
@@ -170,20 +178,23 @@ def task(listed: object, *, node_id: str, service_names: Mapping[str, str]) -> T
     if not isinstance(listed, Mapping) or not _word(listed.get("ID")):
         raise EngineError("a task without an ID")
     service_id = _word(listed.get("ServiceID"))
-    status = listed.get("Status")
+    image = _spec_image(listed.get("Spec"))
     return Task(
         task_id=listed["ID"],
         service=service_names.get(service_id, service_id),
-        image=_spec_image(listed.get("Spec")),
-        state=_word(status.get("State")) if isinstance(status, Mapping) else "",
+        image=image or "",
+        state=_word(_fields(listed.get("Status")).get("State")),
         desired_state=_word(listed.get("DesiredState")),
         on_this_node=bool(node_id) and listed.get("NodeID") == node_id,
+        unread=f"task {listed['ID']}: {_NOT_TOLD}" if image is None else "",
     )
 
 
-def _spec_image(spec: object) -> str:
-    inner = spec.get("ContainerSpec") if isinstance(spec, Mapping) else None
-    return _word(inner.get("Image")) if isinstance(inner, Mapping) else ""
+def _spec_image(spec: object) -> str | None:
+    """Empty for what runs no image; ``None`` where it is not told."""
+    known = _fields(spec)
+    image = _word(_fields(known.get("ContainerSpec")).get("Image"))
+    return image or ("" if known.get("Runtime") in _WITHOUT_IMAGE else None)
 
 
 def cache_records(usage: object) -> list[CacheRecord]:

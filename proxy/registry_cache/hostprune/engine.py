@@ -271,12 +271,12 @@ class Engine:
         except EngineError as error:
             # A manager without a majority of the others.
             return _Swarm(unseen=f"services cannot be listed: {error}", notes=(f"services cannot be listed: {error}",))
-        services, notes = _each(answers.service, listed)
-        unseen = notes[0] if notes else ""
-        names = {entry["ID"]: answers.service(entry).name for entry in listed if not notes and "ID" in entry}
-        read_task = partial(answers.task, node_id=self.info.node_id, service_names=names)
-        found, task_notes = _each(read_task, tasks)
-        return _Swarm(tuple(services), tuple(found), unseen, (*notes, *task_notes))
+        services = tuple(map(answers.service, listed))
+        names = {service.service_id: service.name for service in services if service.service_id}
+        found, lost = _each(partial(answers.task, node_id=self.info.node_id, service_names=names), tasks)
+        unread = (*(service.unread for service in services), *(task.unread for task in found))
+        notes = (*filter(None, unread), *lost)
+        return _Swarm(services, tuple(found), notes[0] if notes else "", notes)
 
     async def _recent_uses(self, since: float, until: float) -> tuple[_Uses, tuple[str, ...]]:
         """The engine remembers its last 256 events only, so this finds much and proves nothing."""

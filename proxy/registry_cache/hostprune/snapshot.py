@@ -88,15 +88,22 @@ class Container:
 
 @dataclass(frozen=True)
 class Service:
-    """A swarm service; *images* are those of its spec and of the spec that a rollback returns to."""
+    """A swarm service.
+
+    Args:
+        images: those of its spec and of the spec that a rollback returns to.
+        unread: why these may not be all; empty when they are.
+    """
 
     name: str
     images: tuple[str, ...]
+    service_id: str = ""
+    unread: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A swarm task on any node."""
+    """A swarm task on any node; *unread* is why its image is not known."""
 
     task_id: str
     service: str
@@ -104,6 +111,7 @@ class Task:
     state: str
     desired_state: str
     on_this_node: bool
+    unread: str = ""
 
 
 @dataclass(frozen=True)
