@@ -5,11 +5,13 @@ import json
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from registry_cache.cli import cli, main
+from registry_cache.hostprune import engine as engine_module
 from registry_cache.hostprune import prune
 from registry_cache.hostprune.guard import RunLock
 from tests.hostprune.builders import DAY
@@ -85,6 +87,19 @@ def test_apply_removes_it_and_each_deletion_is_a_log_line_with_its_reason(host):
 def test_on_the_first_run_everything_is_young(host):
     result = host.prune("--apply")
     assert "Nothing may go." in result.stdout
+    assert "younger than min_age 1w" in result.stdout
+    assert not host.engine.writes
+
+
+def test_a_clock_that_is_behind_for_one_look_lets_no_image_go(host, monkeypatch):
+    host.prune()
+    for inspected in host.engine.inspect.values():
+        inspected.pop("Metadata", None)
+    clock = SimpleNamespace(time=lambda: time.time() - 30 * DAY)
+    with monkeypatch.context() as behind:
+        behind.setattr(engine_module, "time", clock)
+        host.prune()
+    result = host.prune("--apply")
     assert "younger than min_age 1w" in result.stdout
     assert not host.engine.writes
 

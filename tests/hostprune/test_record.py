@@ -61,10 +61,71 @@ def test_the_engines_event_log_tells_of_short_lived_containers():
     assert used_at(record, "other") == NOW - 9 * DAY
 
 
-def test_a_time_from_the_future_is_now():
-    """The clock was set back: the image is young, and not for ever."""
-    record = observe(known(odd=-400 * DAY), a_look(an_image("odd")))
-    assert used_at(record, "odd") == NOW
+def ages(record, *names, now=NOW, **more):
+    """In days, by the clock: what the plan goes by."""
+    looked = a_look(*map(an_image, names), now=now, **more)
+    return [(now - image.last_used_at) / DAY for image in dated(looked, observe(record, looked)).images]
+
+
+@pytest.mark.parametrize("behind", [61, 3600, 30 * DAY, 20_000 * DAY])
+@pytest.mark.parametrize("looks", [1, 3])
+def test_a_clock_that_is_set_back_for_a_while_makes_no_image_old(behind, looks):
+    idle, used, new = an_image("idle"), an_image("used"), an_image("new", arrived_at=NOW - behind)
+    record = known(idle=9 * DAY, used=DAY)
+    for n in range(looks):
+        looked = a_look(idle, used, new, now=NOW - behind + n * 900, containers=(a_container(used),))
+        record = observe(record, looked)
+        young = {image.image_id: image.last_used_at for image in dated(looked, record).images}
+        assert young[used.image_id] == looked.now
+        assert looked.now - 900 * n <= young[new.image_id] <= looked.now
+    later = NOW + DAY
+    assert ages(record, "idle", now=later) == [10]
+    assert all(0 <= age <= 2 for age in ages(record, "used", "new", now=later))
+
+
+@pytest.mark.parametrize("ahead", [DAY, 3650 * DAY])
+def test_a_record_from_the_future_keeps_no_image_for_longer_than_a_new_one(ahead):
+    """The clock was ahead, or the file is wrong."""
+    record = replace(known(odd=-ahead), observed_at=NOW + ahead)
+    odd, new = an_image("odd"), an_image("new")
+    for quarter in range(20):
+        users = (a_container(odd),) if quarter == 8 else ()
+        looked = a_look(odd, new, now=NOW + quarter * DAY / 4, containers=users)
+        record = observe(record, looked)
+        since = [looked.now - image.last_used_at for image in dated(looked, record).images]
+        assert since == [(quarter if quarter < 8 else quarter - 8) * DAY / 4, quarter * DAY / 4]
+
+
+def test_a_small_step_back_is_no_clock_that_was_set_back():
+    """Clocks are corrected by seconds, and the record rounds up."""
+    record = observe(known(app=-2), a_look(an_image("app")))
+    assert not record.ahead_seconds
+    assert ages(record, "app") == [0]
+
+
+def test_one_time_from_the_future_is_now_and_hides_no_other():
+    record = known(odd=-400 * DAY, idle=9 * DAY)
+    assert ages(record, "odd", "idle") == [0, 9]
+    assert ages(observe(record, a_look(an_image("odd"), an_image("idle"))), "odd", "idle", now=NOW + DAY) == [1, 10]
+
+
+def test_an_arrival_in_the_future_keeps_no_image():
+    """A moment ahead it is now; further ahead it tells nothing, but for the look that finds the clock set back."""
+    far = an_image("far", arrived_at=NOW + 400 * DAY)
+    near = an_image("near", arrived_at=NOW + 60)
+    record = observe(known(far=9 * DAY, near=9 * DAY), a_look(far, near))
+    assert ages(record, "far", "near") == [9, 0]
+    record = observe(known(far=9 * DAY), a_look(far, now=NOW - 30 * DAY))
+    assert ages(record, "far", now=NOW - 29 * DAY) == [1]
+
+
+def test_a_clock_that_was_set_back_is_remembered_in_the_file(tmp_path):
+    file = RecordFile(tmp_path / "images.json")
+    file.update(a_look(an_image("app")))
+    record = file.update(a_look(an_image("app"), an_image("new"), now=NOW - 30 * DAY))
+    assert file.load() == record
+    assert ages(record, "app", "new", now=NOW - 20 * DAY) == [10, 10]
+    assert ages(record, "app", "new", now=NOW + DAY) == [1, 1]
 
 
 def test_an_image_that_went_and_came_back_is_new():
@@ -118,6 +179,10 @@ def test_written_times_are_never_older_than_the_read_ones(tmp_path):
         b'{"version": 1, "engine_id": "engine-1", "observed_at": 1, "last_used_at": {"%s": NaN}}',
         b'{"version": 1, "engine_id": "engine-1", "observed_at": 1, "last_used_at": {"%s": -Infinity}}',
         b'{"version": 1, "engine_id": "engine-1", "observed_at": 1, "last_used_at": {"%s": 1',
+        b'{"version": 1, "engine_id": "engine-1", "observed_at": 1, "last_used_at": {"%s": 1' + b"0" * 400 + b"}}",
+        b'{"version": 1, "engine_id": "engine-1", "observed_at": NaN, "last_used_at": {"%s": 1}}',
+        b'{"version": 1, "engine_id": "engine-1", "observed_at": 1, "ahead_seconds": NaN, "last_used_at": {"%s": 1}}',
+        b'{"version": 1, "engine_id": "engine-1", "observed_at": 1, "ahead_seconds": -1, "last_used_at": {"%s": 1}}',
         b"\xff\xfe",
         b"[" * 100_000,
     ],

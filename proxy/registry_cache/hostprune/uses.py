@@ -9,6 +9,8 @@ from registry_cache.model.units import format_duration
 
 # `docker create` without a start may stay for ever; a run does not stand between the two for longer than this.
 CREATED_IS_A_RUN_SECONDS = 3600.0
+# What is so little ahead of the clock is young; further ahead, a clock was wrong, and the time tells nothing.
+FUTURE_SECONDS = 3600.0
 
 # Swarm's states on the way to "running" (docs.docker.com, "Swarm task states").
 _TASK_UNDER_WAY = frozenset({"new", "allocated", "pending", "assigned", "accepted", "preparing", "ready", "starting"})
