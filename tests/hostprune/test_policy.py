@@ -246,6 +246,8 @@ def test_what_is_only_just_coming_up_counts_as_a_run(users):
     "users",
     [
         {"containers": (a_container(None, created_at=NOW - 301),)},
+        {"containers": (a_container(None, created_at=NOW + 3601),)},
+        {"containers": (a_container(None, state="created", created_at=NOW + 3650 * DAY),)},
         {"containers": (a_container(None, state="created", created_at=NOW - 3700),)},
         {"tasks": (a_task(state="running"),)},
         {"tasks": (a_task(state="preparing", on_this_node=False),)},
@@ -260,6 +262,12 @@ def test_what_has_settled_is_no_run(users):
 def test_a_young_container_is_no_run_when_that_is_turned_off(created_at):
     snapshot = a_snapshot(an_image("orphan"), containers=(a_container(None, created_at=created_at),))
     assert plan(snapshot, some_settings(min_container_age=0)).removals
+
+
+def test_the_image_of_a_container_from_the_future_is_in_use():
+    image = an_image("odd")
+    users = (a_container(image, created_at=NOW + 3650 * DAY),)
+    assert not plan(a_snapshot(image, containers=users), some_settings()).removals
 
 
 def test_build_cache_goes_only_by_opt_in_and_age():

@@ -72,6 +72,9 @@ def runs_under_way(snapshot: Snapshot, min_container_age_seconds: float) -> tupl
 def _young_containers(snapshot: Snapshot, min_container_age_seconds: float) -> Iterator[str]:
     for container in snapshot.containers:
         age_seconds = snapshot.now - container.created_at
+        if age_seconds < -FUTURE_SECONDS:
+            continue
+        age_seconds = max(age_seconds, 0.0)
         if min_container_age_seconds and age_seconds < min_container_age_seconds:
             limit = format_duration(min_container_age_seconds)
             yield f"container {container.name} is {age_seconds:.0f}s old, younger than min_container_age {limit}"
