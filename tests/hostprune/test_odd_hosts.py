@@ -406,6 +406,44 @@ def test_names_that_cannot_be_put_back_are_told_as_lost(host):
     assert "it has lost a:1, b:1" in result.stderr
 
 
+@pytest.mark.parametrize("trouble", ["hangs up", "no JSON", "says nothing"])
+def test_names_that_went_before_the_engine_left_are_put_back_where_it_still_answers(host, monkeypatch, trouble):
+    monkeypatch.setattr(engine_module, "_DELETE_TIMEOUT_SECONDS", 0.3)
+    three_names(host)
+    host.engine.broken["DELETE /images/c:1"] = TROUBLES[trouble]
+    result = host.prune("--apply", "--include-tagged")
+    assert result.exit_code == 1
+    assert sorted(host.engine.images[ODD]["RepoTags"]) == ["a:1", "b:1", "c:1"]
+    reason = "whether c:1 has gone is not known; a:1, b:1 had gone before that, and was put back"
+    (line,) = [line for line in host.lines(result) if line["event"] == "image_prune_failed"]
+    assert (line["image"], line["reason"].endswith(reason)) == (ODD, True)
+    assert "1 failed; stopped early: " in result.stdout
+
+
+def test_names_that_went_before_the_engine_left_for_good_are_told_as_lost(host, monkeypatch):
+    monkeypatch.setattr(engine_module, "_ITEM_TIMEOUT_SECONDS", 0.3)
+    three_names(host)
+    host.engine.broken["DELETE /images/c:1"] = hanging_up
+    host.engine.broken["POST /images"] = never
+    result = host.prune("--apply", "--include-tagged", "--json")
+    assert result.exit_code == 1
+    reason = "whether c:1 has gone is not known; it has lost a:1, b:1"
+    told = json.loads(result.stdout)
+    assert told["stopped"].endswith(reason)
+    assert told["events"][-1]["reason"].endswith(reason)
+    assert sum(method == "POST" for method, _, _ in host.engine.writes) == 1  # who is gone is not asked for each name
+
+
+def test_an_engine_that_leaves_while_build_cache_goes_is_told(host):
+    host.age_images()
+    old = "2020-01-01T00:00:00Z"
+    host.engine.build_cache = [{"ID": "c", "Size": 100, "InUse": False, "Shared": False, "LastUsedAt": old}]
+    host.engine.broken["POST /build/prune"] = hanging_up
+    result = host.prune("--apply", "--include-build-cache")
+    assert result.exit_code == 1
+    assert [line["event"] for line in host.lines(result)] == ["image_pruned", "build_cache_prune_failed"]
+
+
 @pytest.mark.parametrize("bare_images", [True, False])
 def test_an_image_in_use_is_not_asked_to_go_whichever_way_its_id_is_written(host, bare_images):
     """Podman writes IDs bare, in one list or in all."""

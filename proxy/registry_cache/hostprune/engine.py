@@ -146,6 +146,7 @@ class Engine:
         Raises:
             ImageInUse: something began to use it; it has all its names.
             NamesLost: as above, but it has lost some.
+            EngineUnreachable: the engine went away; the text says what became of its names.
         """
         await self._refuse_if_used(image)
         # In the containerd store digest references are not names of their own: they go with the tags.
@@ -158,11 +159,12 @@ class Engine:
             except Absent:
                 # The last tag takes the digests of its repository with it.
                 continue
-            except EngineUnreachable:
-                raise
+            except EngineUnreachable as error:
+                told = [str(error), f"whether {name} has gone is not known", *await self._put_back(image, gone)]
+                raise EngineUnreachable("; ".join(told)) from error
             except EngineError as error:
                 if gone:
-                    raise await self._put_back(image, gone, error) from error
+                    raise NamesLost("; ".join([str(error), *await self._put_back(image, gone)])) from error
                 raise
         self._details.pop(image.image_id, None)
         return bool(gone)
@@ -177,21 +179,33 @@ class Engine:
             if user.image_id == image.image_id:
                 raise ImageInUse(f"container {user.name} ({user.state}) uses it")
 
-    async def _put_back(self, image: Image, gone: Sequence[str], refusal: EngineError) -> EngineError:
-        """Give *image* its names again. What is to be raised about it is returned."""
-        lost = [name for name in gone if not await self._named(image, name)]
+    async def _put_back(self, image: Image, gone: Sequence[str]) -> list[str]:
+        """Give *image* its names again. What is to be said of it is returned."""
+        lost: list[str] = []
+        try:
+            for name in gone:
+                if not await self._named(image, name):
+                    lost.append(name)
+        except EngineUnreachable:
+            lost = [*lost, *gone[gone.index(name) :]]
         if lost:
-            return NamesLost(f"{refusal}; it has lost {', '.join(lost)}")
-        return NamesLost(f"{refusal}; {', '.join(gone)} had gone before that, and was put back")
+            return [f"it has lost {', '.join(lost)}"]
+        return [f"{', '.join(gone)} had gone before that, and was put back"] if gone else []
 
     async def _named(self, image: Image, name: str) -> bool:
-        """Tag *image* with *name*; a digest is no name that can be given."""
+        """Tag *image* with *name*; a digest is no name that can be given.
+
+        Raises:
+            EngineUnreachable: the engine is away.
+        """
         repository, _, tag = name.rpartition(":")
         if "@" in name:
             return False
         spelled = self._spelled.get(image.image_id, image.image_id)
         try:
-            await asked(self._docker.images.tag(spelled, repository, tag=tag))
+            await asked(self._docker.images.tag(spelled, repository, tag=tag), _ITEM_TIMEOUT_SECONDS)
+        except EngineUnreachable:
+            raise
         except EngineError:
             return False
         return True

@@ -123,10 +123,10 @@ class Execution:
                 return stop
             try:
                 freed_bytes = await self._engine.remove_build_cache(removal.min_age_seconds)
-            except EngineUnreachable:
-                raise
             except EngineError as error:
                 self._report(CacheFailed(str(error)))
+                if isinstance(error, EngineUnreachable):
+                    raise
             else:
                 self._report(CacheRemoved(removal.min_age_seconds, freed_bytes))
         return None
@@ -155,10 +155,10 @@ class Execution:
             removed = await self._engine.remove(image)
         except ImageInUse as error:
             self._report(Skipped(image, f"it came into use: {error}"))
-        except EngineUnreachable:
-            raise
         except EngineError as error:
             self._report(Failed(image, str(error)))
+            if isinstance(error, EngineUnreachable):
+                raise
         else:
             self._report(Removed(removal) if removed else Skipped(image, "it is already gone"))
         return None
