@@ -1,10 +1,16 @@
 """The command as its user meets it, against engines that answer what real ones answered."""
 
+import asyncio
 import fcntl
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +20,7 @@ from registry_cache.cli import cli, main
 from registry_cache.hostprune import engine as engine_module
 from registry_cache.hostprune import prune
 from registry_cache.hostprune.guard import RunLock
+from tests.e2e.command import environment, until
 from tests.hostprune.builders import DAY
 from tests.hostprune.fake_engine import answering, hanging_up
 
@@ -29,10 +36,17 @@ class Host:
             container["Created"] = time.time() - 90 * DAY
 
     def prune(self, *arguments, pressure="100%", env=None):
+        return CliRunner().invoke(cli, ["prune", *self.flags(pressure), *arguments], env=env)
+
+    def flags(self, pressure="100%"):
         fixed = {"--docker-host": self.engine.docker_host, "--lock-file": self.lock_file}
         fixed |= {"--state-file": self.state_file, "--free-below": pressure}
-        flags = [str(word) for pair in fixed.items() for word in pair]
-        return CliRunner().invoke(cli, ["prune", *flags, *arguments], env=env)
+        return [str(word) for pair in fixed.items() for word in pair]
+
+    def start(self, *arguments):
+        """The same as a process of its own, for signals."""
+        words = [sys.executable, "-m", "registry_cache", "prune", *self.flags(), *arguments]
+        return subprocess.Popen(words, text=True, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def age_images(self, age_seconds=30 * DAY):
         """What the record and the engine know becomes older."""
@@ -285,6 +299,84 @@ def test_an_engine_that_goes_away_meanwhile_is_exit_code_1_and_what_was_done_is_
     told = json.loads(result.stdout)
     assert [event["event"] for event in told["events"]] == ["image_pruned"]
     assert told["stopped"] in result.stderr
+
+
+def signalled(running, number):
+    """Returns when it has been heard: nobody catches a second one any more."""
+    running.send_signal(number)
+    status = Path(f"/proc/{running.pid}/status")
+
+    def heard():
+        bits = int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)
+        return not bits & 1 << (signal.SIGTERM - 1)
+
+    until(heard, "the signal is heard")
+
+
+@pytest.mark.parametrize("json_output", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
+def test_a_signal_lets_the_image_under_way_go_and_tells_what_was_done(host, number, json_output):
+    first, second = "sha256:" + "0" * 64, "sha256:" + "1" * 64
+    del host.engine.images[host.engine.dangling()]
+    host.engine.add(first, layers=["x0"], tags=["a:1", "b:1"])
+    host.engine.add(second, layers=["x1"], tags=["c:1"])
+    host.age_images(400 * DAY)
+    running = host.start("--apply", "--include-tagged", *(["--json"] if json_output else []))
+    host.engine.before_delete = lambda _: signalled(running, number) if len(host.engine.writes) == 1 else None
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == 128 + number, err
+    assert [path for _, path, _ in host.engine.writes] == ["/images/a:1", "/images/b:1"]
+    assert second in host.engine.images
+    assert json.loads(err)["event"] == "image_pruned"
+    if json_output:
+        told = json.loads(out)
+        assert (told["stopped"], [event["image"] for event in told["events"]]) == (number.name, [first])
+    else:
+        assert f"1 removed (5 B expected back), 0 skipped, 0 failed; stopped early: {number.name}. Now " in out
+
+
+@pytest.mark.slow
+def test_a_signal_after_which_nothing_is_left_to_do_is_told_as_well(host):
+    host.age_images()
+    running = host.start("--apply")
+    host.engine.before_delete = lambda _: signalled(running, signal.SIGTERM)
+    out, _ = running.communicate(timeout=30)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "1 removed" in out
+    assert "stopped early: SIGTERM" in out
+
+
+@pytest.mark.slow
+def test_a_signal_while_it_looks_again_lets_nothing_go(host):
+    host.age_images()
+    running = host.start("--apply")
+
+    async def looked_again(request):
+        if sum(path == "/containers/json" for _, path, _ in host.engine.calls) == 3:
+            signalled(running, signal.SIGTERM)
+        return host.engine._get("/containers/json")
+
+    host.engine.broken["GET /containers/json"] = looked_again
+    out, _ = running.communicate(timeout=30)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "0 removed (0 B expected back), 0 skipped, 0 failed; stopped early: SIGTERM" in out
+    assert not host.engine.writes
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once(host):
+    host.age_images()
+    running = host.start("--apply")
+
+    async def twice(_request):
+        signalled(running, signal.SIGTERM)
+        running.send_signal(signal.SIGTERM)
+        await asyncio.sleep(3600)
+
+    host.engine.broken["DELETE /images"] = twice
+    running.communicate(timeout=30)
+    assert running.returncode == -signal.SIGTERM
 
 
 def test_it_stops_when_the_disk_has_enough_again(host, monkeypatch):

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from registry_cache.settings.load import load_settings
 from registry_cache.settings.model import PruneSettings
 
 DONE, FAILED = 0, 1
+_SIGNALLED = 128  # plus the signal's number: what a shell says of a program that a signal ended
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command(
@@ -32,6 +36,7 @@ Exit codes:
   0  done; or nothing to do; or a run is under way, and nothing was done
   1  the engine is away, or an image could not be removed, or the lock or the record is unusable
   2  the settings are wrong
+  143, 130  SIGTERM, SIGINT: the image under way was removed, the others stay
 
 \b
 Examples:
@@ -85,14 +90,41 @@ async def _run(settings: PruneSettings, output: Output, *, really: bool) -> int:
         if not really or not (decided.removals or decided.build_cache):
             output.finish()
             return DONE
-        try:
-            with output.progress(decided):
-                stopped = await Execution(engine, lock, settings, record, output.event).run(decided)
-        except RegistryCacheError as error:
-            output.finish(stopped=str(error), disk=decided.disk)
-            raise
-        output.finish(stopped=stopped, disk=engine.disk())
+        execution = Execution(engine, lock, settings, record, output.event)
+        with _signals(execution.stop) as signalled:
+            try:
+                with output.progress(decided):
+                    stopped = await execution.run(decided)
+            except RegistryCacheError as error:
+                output.finish(stopped=str(error), disk=decided.disk)
+                raise
+            output.finish(stopped=stopped, disk=engine.disk())
+    if signalled:
+        return _SIGNALLED + signalled[0]
     return FAILED if output.failures else DONE
+
+
+@contextmanager
+def _signals(stop: Callable[[str], None]) -> Iterator[list[signal.Signals]]:
+    """*stop* is told of the first signal, which is in what is yielded; a second one ends the program as any other."""
+    loop = asyncio.get_running_loop()
+    came: list[signal.Signals] = []
+
+    def first(number: signal.Signals) -> None:
+        came.append(number)
+        listen_no_more()
+        stop(number.name)
+
+    def listen_no_more() -> None:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, first, number)
+    try:
+        yield came
+    finally:
+        listen_no_more()
 
 
 def _engine(settings: PruneSettings) -> AbstractAsyncContextManager[Engine]:

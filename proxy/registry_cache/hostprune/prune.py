@@ -83,6 +83,11 @@ class Execution:
         self._settings = settings
         self._record = record
         self._report = report
+        self._told_to_stop = ""
+
+    def stop(self, reason: str) -> None:
+        """Remove nothing more once the image under way is gone; *reason* is what :meth:`run` returns."""
+        self._told_to_stop = reason
 
     async def run(self, plan: Plan) -> str | None:
         """Remove what *plan* names, as long as the target is not reached and no run begins.
@@ -112,6 +117,8 @@ class Execution:
                 # flock(2) does not hand over: who waits is only woken, and would lose the race for the next one.
                 if self._lock.awaited():
                     return "a run waits for the lock"
+                if self._told_to_stop:
+                    return self._told_to_stop
             await asyncio.sleep(_HANDOVER_SECONDS)
         return None
 
@@ -129,9 +136,11 @@ class Execution:
                     raise
             else:
                 self._report(CacheRemoved(removal.min_age_seconds, freed_bytes))
-        return None
+        return self._told_to_stop or None
 
     def _why_stop(self, *, alone: bool, plan: Plan) -> str | None:
+        if self._told_to_stop:
+            return self._told_to_stop
         if not alone:
             holders = ", ".join(map(str, self._lock.holders())) or "a process that cannot be seen from here"
             return f"a run has begun: the lock is held by {holders}"
@@ -145,6 +154,8 @@ class Execution:
         fresh = await self._engine.snapshot(again=image_id)
         self._record = observe(self._record, fresh)
         fresh = dated(fresh, self._record)
+        if self._told_to_stop:
+            return self._told_to_stop
         if runs := runs_under_way(fresh, self._settings.min_container_age):
             return f"a run has begun: {runs[0]}"
         if reason := may_go(fresh, self._settings, image_id):
