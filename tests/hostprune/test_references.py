@@ -3,6 +3,7 @@ import pytest
 from registry_cache.hostprune.references import ImageName, matching_pattern
 
 DIGEST = "sha256:" + "d" * 64
+OTHER = "sha256:" + "e" * 64
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,15 @@ def test_a_reference_is_read_as_docker_reads_it(text, name):
         ("docker.io/library/app:1", True),
         ("dddddddddddd", True),
         ("sha256:dddd*", True),
+        ("sha256:dddddddddddd", True),
+        ("sha256:ddddd", False),
+        (f"base@{OTHER}", True),
+        (f"base:16@{OTHER}", True),
+        (f"docker.io/library/base:16@{OTHER}", True),
+        (f"docker.io/library/b?se:*@{OTHER}", True),
+        ("*:16@sha256:e*", True),
+        (f"base:16@{DIGEST}", False),
+        (f"app:1@{OTHER}", False),
         ("*", True),
         ("ap", False),
         ("app:2", False),
@@ -44,4 +54,4 @@ def test_a_reference_is_read_as_docker_reads_it(text, name):
     ],
 )
 def test_what_a_pattern_keeps(pattern, keeps):
-    assert (matching_pattern([pattern], DIGEST, ["app:1"], []) == pattern) is keeps
+    assert (matching_pattern([pattern], DIGEST, ["app:1"], [f"base@{OTHER}"]) == pattern) is keeps

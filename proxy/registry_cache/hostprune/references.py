@@ -72,7 +72,10 @@ def _spellings(image_id: str, tags: Iterable[str], digests: Iterable[str]) -> It
 
 
 def _matches(pattern: str, image_id: str, known: Iterable[str]) -> bool:
-    if _SHORT_ID.fullmatch(pattern) and image_id.removeprefix("sha256:").startswith(pattern):
+    short_id = pattern.removeprefix("sha256:")
+    if _SHORT_ID.fullmatch(short_id) and image_id.removeprefix("sha256:").startswith(short_id):
         return True
-    short = short_repository(pattern)
+    name = ImageName.parse(pattern)
+    # Beside a digest a tag says nothing: Docker looks at the digest only.
+    short = f"{name.repository}@{name.digest}" if "@" in pattern else short_repository(pattern)
     return any(fnmatchcase(spelling, short) for spelling in known)
