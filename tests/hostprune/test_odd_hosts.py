@@ -406,6 +406,56 @@ def test_names_that_cannot_be_put_back_are_told_as_lost(host):
     assert "it has lost a:1, b:1" in result.stderr
 
 
+def number_in(engine, place, number):
+    if place == "an event":
+        engine.events.append({"Type": "container", "Actor": {"Attributes": {"image": "app:1"}}, "time": number})
+    if place == "a container":
+        engine.containers[0]["Created"] = number
+    if place == "an image":
+        engine.images[ODD]["Size"] = number
+    if place == "a history":
+        engine.history[ODD][0]["Size"] = number
+    if place == "a build cache":
+        engine.build_cache = [{"ID": "c", "Size": number, "InUse": False, "LastUsedAt": "2020-01-01T00:00:00Z"}]
+    if place == "what came back":
+        engine.build_cache = [{"ID": "c", "Size": 1, "InUse": False, "LastUsedAt": "2020-01-01T00:00:00Z"}]
+        engine.broken["POST /build/prune"] = saying(json.dumps({"SpaceReclaimed": number}).encode())
+
+
+PLACES = ["an event", "a container", "an image", "a history", "a build cache", "what came back"]
+
+
+@pytest.mark.parametrize("number", [10**400, -3, float("nan"), float("inf")])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_number_that_can_be_none_is_no_crash_and_no_size(host, place, number):
+    host.engine.add(ODD, layers=["x1"])
+    host.age_images()
+    number_in(host.engine, place, number)
+    result = host.prune("--apply", "--include-build-cache")
+    assert result.exit_code == 0, result.output
+    assert ODD not in host.engine.images
+    assert "-3 B" not in result.output
+    assert all(line["freed_bytes"] >= 0 for line in host.lines(result))
+
+
+@pytest.mark.parametrize("dangling_first", [True, False])
+def test_an_image_that_is_listed_twice_has_all_its_names(host, dangling_first):
+    host.engine.add(ODD, layers=["x1"])
+    host.age_images(400 * DAY)
+    known = host.engine.images[ODD]
+    more = [known, {**known, "RepoTags": ["spare:1"]}, {**known, "RepoTags": ["keep:1"]}]
+    others = [image for image in host.engine.images.values() if image is not known]
+    listed = [*others, *(more if dangling_first else reversed(more))]
+    host.engine.broken["GET /images/json"] = saying(json.dumps(listed).encode())
+    planned = json.loads(host.prune("--json").stdout)
+    assert ODD not in [image["image"] for image in planned["remove"]]
+    (kept,) = [image for image in planned["keep"] if image["image"] == ODD]
+    assert (kept["tags"], kept["reason"]) == (["keep:1", "spare:1"], "tagged")
+    planned = json.loads(host.prune("--json", "--include-tagged", "--keep", "keep:1").stdout)
+    (kept,) = [image for image in planned["keep"] if image["image"] == ODD]
+    assert kept["reason"] == "kept by the pattern keep:1"
+
+
 @pytest.mark.parametrize("trouble", ["hangs up", "no JSON", "says nothing"])
 def test_names_that_went_before_the_engine_left_are_put_back_where_it_still_answers(host, monkeypatch, trouble):
     monkeypatch.setattr(engine_module, "_DELETE_TIMEOUT_SECONDS", 0.3)

@@ -22,6 +22,7 @@ Json = Mapping[str, Any]
 
 _FRACTION = re.compile(r"\.(\d{6})\d*")
 _BARE_ID = re.compile(r"[0-9a-f]{64}")
+_NUMBERS_END = 2**64
 _NO_LAYER = "#(nop)"
 # A swarm's runtimes (moby, "RuntimeType") that use no image of this engine; that of containers may also be left out.
 _WITHOUT_IMAGE = ("plugin", "attachment")
@@ -46,6 +47,18 @@ def identified(listed: Sequence[object], what: str) -> tuple[list[Json], tuple[s
     if lost and not known:
         raise EngineError(f"the Docker Engine's answer makes no sense: no {what} in its list has an ID")
     return known, (f"{counted(lost, what)} without an ID",) if lost else ()
+
+
+def joined(listed: Iterable[Json]) -> list[Json]:
+    """One entry for each image: one that is listed twice has the names of both, and is as large as the first says."""
+    found: dict[str, Json] = {}
+    for entry in listed:
+        image_id = full_id(entry["Id"])
+        known = found.setdefault(image_id, entry)
+        if known is not entry:
+            names = {key: _names(known.get(key), entry.get(key)) for key in ("RepoTags", "RepoDigests")}
+            found[image_id] = {**known, **names, "ParentId": known.get("ParentId") or entry.get("ParentId")}
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ def image(listed: Json, details: Details, *, containerd_store: bool) -> Image:
         parent_id=full_id(listed.get("ParentId") or inspected.get("Parent")),
         layers=layers,
         layer_sizes_bytes=layer_sizes(history, len(layers)),
-        size_bytes=int(_number(listed.get("Size"))),
+        size_bytes=_size(listed.get("Size")),
         arrived_at=timestamp(metadata.get("LastTagTime")) if isinstance(metadata, Mapping) else None,
         from_registry=bool(digests) or containerd_store,
         unread=details.trouble,
@@ -100,8 +113,12 @@ def _names(*lists: object) -> tuple[str, ...]:
 
 
 def _number(value: object) -> float:
-    """0 for what is no number."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else 0
+    """0 for what is no number, or larger than any that the engine's own types hold."""
+    return value if isinstance(value, int | float) and abs(value) < _NUMBERS_END else 0
+
+
+def _size(value: object) -> int:
+    return max(int(_number(value)), 0)
 
 
 def _word(value: object) -> str:
@@ -124,7 +141,7 @@ def layer_sizes(history: Sequence[Json], layer_count: int) -> tuple[int, ...]:
 
     The history has an entry for each step of the build, and not every step makes a layer.
     """
-    steps = [(int(_number(step.get("Size"))), step) for step in reversed(history)]
+    steps = [(_size(step.get("Size")), step) for step in reversed(history)]
     filled = [size for size, _ in steps if size]
     if len(filled) == layer_count:
         return tuple(filled)
@@ -220,7 +237,7 @@ def cache_records(usage: object) -> list[CacheRecord]:
 def _cache_record(listed: Json) -> CacheRecord:
     return CacheRecord(
         cache_id=_word(listed.get("ID")),
-        size_bytes=int(_number(listed.get("Size"))),
+        size_bytes=_size(listed.get("Size")),
         last_used_at=timestamp(listed.get("LastUsedAt")) or timestamp(listed.get("CreatedAt")),
         in_use=bool(listed.get("InUse")),
         shared=bool(listed.get("Shared")),
@@ -229,7 +246,7 @@ def _cache_record(listed: Json) -> CacheRecord:
 
 def reclaimed_bytes(pruned: object) -> int:
     """What the engine says came back; 0 where it does not say."""
-    return int(_number(pruned.get("SpaceReclaimed"))) if isinstance(pruned, Mapping) else 0
+    return _size(pruned.get("SpaceReclaimed")) if isinstance(pruned, Mapping) else 0
 
 
 def used_images(events: str) -> tuple[list[tuple[str, float]], int]:
@@ -244,7 +261,7 @@ def used_images(events: str) -> tuple[list[tuple[str, float]], int]:
         try:
             event = json.loads(line)
             found += _used(event)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
             unread += 1
     return found, unread
 

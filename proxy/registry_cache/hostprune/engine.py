@@ -223,7 +223,8 @@ class Engine:
     async def _images(self) -> tuple[tuple[Image, ...], tuple[str, ...]]:
         """With what could not be read of the list."""
         answer = await self._questions.list("images/json", {"all": "true"})
-        listed, notes = answers.identified(answer, "image")
+        known, notes = answers.identified(answer, "image")
+        listed = answers.joined(known)
         self._spelled = {answers.full_id(entry["Id"]): entry["Id"] for entry in listed}
         gate = asyncio.Semaphore(_PARALLEL_READS)
 
