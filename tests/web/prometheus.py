@@ -41,15 +41,19 @@ class Gateway:
         for pipe in self._pipes:
             pipe.cancel()
         await asyncio.gather(*self._pipes, return_exceptions=True)
+        if self._server is not None:
+            await self._server.wait_closed()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         self._pipes.add(task)
-        there, back = await asyncio.open_connection(*self._address)
         try:
-            await asyncio.gather(_pipe(reader, back), _pipe(there, writer))
+            there, back = await asyncio.open_connection(*self._address)
+            try:
+                await asyncio.gather(_pipe(reader, back), _pipe(there, writer))
+            finally:
+                back.close()
         finally:
-            back.close()
             writer.close()
             self._pipes.discard(task)
 
