@@ -56,6 +56,15 @@ def states(checks):
     return {name: check["state"] for name, check in checks.items()}
 
 
+async def test_a_limit_that_the_service_heeds_is_told(doctor, cache, hub):
+    image = await hub.images.image("library/limited", "1", [2000])
+    hub.faults.add(Fault(service="cdn", status=429, headers={"Retry-After": "600"}))
+    await cache.blob(image.repository, image.layers[0].digest)
+    code, checks = await doctor()
+    assert (code, checks["limit"]["state"]) == (0, "warning")
+    assert hub.cdn.url in checks["limit"]["text"]
+
+
 async def test_a_healthy_cache(doctor, cache, hub):
     code, checks = await doctor("--pull")
     assert code == 0

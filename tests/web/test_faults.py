@@ -3,12 +3,18 @@
 import asyncio
 import errno
 import os
+import re
+import time
+from types import SimpleNamespace
 
 import aiohttp
 import msgspec
 import pytest
 
 from registry_cache.model import events
+from registry_cache.observe.figures import Stats
+from registry_cache.observe.notices import notices
+from registry_cache.upstream import ratelimit
 from registry_cache.web.sending import SocketSink
 from tests.hub import Fault
 
@@ -269,6 +275,31 @@ async def test_rate_limit(start_cache, hub, style, retry_after):
     assert stats["upstream"]["rate_limit"]["remaining"] == 0
     assert stats["upstream"]["limited_for_seconds"] > 0
     assert len(cache.seen(events.UpstreamLimited)) == 1
+
+
+@pytest.mark.parametrize("service", ["cdn", "token"])
+async def test_a_limit_of_another_host_than_the_registrys_is_shown(start_cache, hub, image, service, monkeypatch):
+    cache = await start_cache(rate_limit_wait="100ms")
+    hub.faults.add(Fault(service=service, status=429, headers={"Retry-After": "40"}))
+    if service == "cdn":
+        refused = await cache.blob(image.repository, image.layers[0].digest)
+    else:
+        refused = await cache.manifest(image.repository, "1")
+    assert refused.status == 429
+
+    async def told():
+        stats = msgspec.convert(await cache.stats(), Stats)
+        metrics = (await cache.get("/metrics")).body.decode()
+        seconds = re.search(r'registry_cache_registry_limited_seconds{registry="docker.io"} ([0-9.]+)', metrics)
+        return [notice.what for notice in notices(stats, time.time())], float(seconds[1])
+
+    [what], seconds = await told()
+    assert getattr(hub, service).url in what, "whose limit it is"
+    assert "429" in what
+    assert 0 < seconds <= 40
+    now = time.monotonic() + 41
+    monkeypatch.setattr(ratelimit, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    assert await told() == ([], 0)
 
 
 async def test_short_rate_limit_is_waited_for(start_cache, hub, image):

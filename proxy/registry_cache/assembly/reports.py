@@ -172,13 +172,14 @@ class Reports:
         upstream, counted = self._upstreams[registry], self._metrics.of(registry)
         quota = upstream.limits.quota
         down = upstream.breakers.down
-        limited = max(upstream.limits.pulls.closed_for_seconds, upstream.limits.requests.closed_for_seconds)
+        limited_for_seconds, limited_elsewhere = upstream.limited
         return UpstreamFigures(
             reachable=not down,
             down=down,
             answered_at=upstream.answered_at,
             credential_rejected=upstream.auth.credential_rejected,
-            limited_for_seconds=round(limited, 1),
+            limited_for_seconds=round(limited_for_seconds, 1),
+            limited_elsewhere=limited_elsewhere,
             aliases=list(self._served[registry].aliases),
             rate_limit=QuotaFigures(**quota._asdict()) if quota else None,
             has_account=self._registries[registry].has_account,
@@ -188,13 +189,15 @@ class Reports:
     def _unlisted_figures(self) -> UpstreamFigures:
         """Of all of them together: how many there are is up to clients."""
         alive = self._unlisted.alive.values()
-        limited = [max(one.limits.pulls.closed_for_seconds, one.limits.requests.closed_for_seconds) for one in alive]
+        limits = ((*one.limited, one.origin) for one in alive)
+        limited_for_seconds, limited_elsewhere, origin = max(limits, default=(0.0, "", ""))
         return UpstreamFigures(
             reachable=True,  # a client can name one that does not exist
             down=[origin for one in alive for origin in one.breakers.down],
             answered_at=max((one.answered_at for one in alive if one.answered_at is not None), default=None),
             credential_rejected=False,
-            limited_for_seconds=round(max(limited, default=0.0), 1),
+            limited_for_seconds=round(limited_for_seconds, 1),
+            limited_elsewhere=(limited_elsewhere or origin) if limited_for_seconds else "",
             aliases=list(self._settings.allow_unlisted),
             rate_limit=None,
             has_account=False,

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -125,7 +125,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     async for check in _registries(settings, image, with_account=token.state != "broken"):
         told.append(check)
         yield check
-    if stats and token.state != "broken" and (check := network.still_rejected(stats, told, settings)):
+    for check in _of_upstreams(stats, told, settings, token) if stats else ():
         yield check
     async for check in _fleet(settings, stats):
         yield check
@@ -137,6 +137,13 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
     yield host.prune_habits()
     if pull:
         yield await network.real_pull(found.url, image, trust(settings.tls_cert))
+
+
+def _of_upstreams(stats: Stats, told: list[Check], settings: Settings, token: Check) -> Iterator[Check]:
+    """What the service knows of registries, and was not found from here."""
+    yield from network.limits(stats)
+    if token.state != "broken" and (check := network.still_rejected(stats, told, settings)):
+        yield check
 
 
 async def _fleet(settings: Settings, stats: Stats | None) -> AsyncIterator[Check]:

@@ -187,7 +187,8 @@ def _upstream(upstream: UpstreamFigures, now: float) -> Text:
     if not upstream.reachable:
         return styled((f"not reachable: {', '.join(upstream.down)}", "bold red"))
     if upstream.limited_for_seconds:
-        return Text(f"wants to be left alone for {upstream.limited_for_seconds:.0f} s (429)", style="yellow")
+        who = f"{upstream.limited_elsewhere} " if upstream.limited_elsewhere else ""
+        return styled((f"{who}wants to be left alone for {upstream.limited_for_seconds:.0f} s (429)", "yellow"))
     if not upstream.answered_at:
         said_no = sum(upstream.requests.values()) > upstream.failures
         return Text("reachable, and refused what it was asked") if said_no else Text("not asked yet")

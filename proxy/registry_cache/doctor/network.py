@@ -89,6 +89,15 @@ def fleet(stats: Stats) -> Check | None:
     return Check("fleet", "ok", f"{found.name}: Redis answers, the others reach this replica at {found.address}")
 
 
+def limits(stats: Stats) -> Iterator[Check]:
+    """Who has said 429 to the service, and is left alone by it."""
+    for name, found in (stats.upstreams or {"upstream": stats.upstream}).items():
+        if found.limited_for_seconds:
+            who = found.limited_elsewhere or name
+            text = f"{who} said 429: the service leaves it alone for another {found.limited_for_seconds:.0f} s"
+            yield Check("limit", "warning", text, "what is cached is served; it is asked again by itself after that")
+
+
 def still_rejected(stats: Stats, found: list[Check], settings: Settings) -> Check | None:
     """The service's own credential is rejected, and what was found when it was tried from here does not say so."""
     if not stats.upstream.credential_rejected or any(each[:2] == ("credential", "broken") for each in found):

@@ -125,6 +125,7 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
         down: the origins whose breaker is open.
         answered_at: when it last answered anything; None for never.
         limited_for_seconds: how long it wants to be left alone after a 429; 0: not at all.
+        limited_elsewhere: the origin that does, where that is not the registry's own but its token service or CDN.
         requests: made to it, by kind.
         aliases: other names that images have for it.
         served: requests of clients for what is its, by what came of them.
@@ -139,6 +140,7 @@ class UpstreamFigures(Figures, frozen=True, kw_only=True):
     requests: dict[str, int]
     failures: int
     rate_limit: QuotaFigures | None
+    limited_elsewhere: str = ""
     aliases: list[str] = []
     received_bytes: int = 0
     served: dict[str, int] = {}

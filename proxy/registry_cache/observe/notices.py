@@ -9,6 +9,11 @@ from registry_cache.observe.figures import FleetFigures, Stats, UpstreamFigures
 _QUOTA_LOW = 0.1
 # How long after the last one.
 _REFUSED_SECONDS = 900.0
+# Of a token service or a CDN: it counts no pulls.
+_FEWER_AT_ONCE = (
+    "It is asked again by itself after that. This host's address has asked it too often: the recent misses show who "
+    "pulls what."
+)
 _REFUSED_BECAUSE = {
     "malformed": "of another protocol than HTTP",
     "cross_site": "of web pages of other sites",
@@ -71,10 +76,11 @@ def _of_upstream(upstream: UpstreamFigures, now: float, name: str) -> Iterator[N
             "It is tried again by itself. registry-cache doctor tells whether it is the network, TLS or upstream.",
         )
     if upstream.limited_for_seconds:
+        who = upstream.limited_elsewhere
         yield Notice(
             "warning",
-            f"{name}Upstream said 429 and is left alone for {upstream.limited_for_seconds:.0f} s.",
-            f"What is cached is served. {_more_pulls(upstream)}",
+            f"{name}{who or 'Upstream'} said 429 and is left alone for {upstream.limited_for_seconds:.0f} s.",
+            f"What is cached is served. {_FEWER_AT_ONCE if who else _more_pulls(upstream)}",
         )
     quota = upstream.rate_limit
     if quota and quota.observed_at + quota.window_seconds > now and quota.remaining < quota.limit * _QUOTA_LOW:

@@ -177,6 +177,15 @@ class Upstream:
     def __repr__(self) -> str:
         return f"<Upstream {self.origin}>"
 
+    @property
+    def limited(self) -> tuple[float, str]:
+        """For how long, in seconds, it wants to be left alone after a 429 at most.
+
+        And which of its origins does: that of its token service or its CDN; empty for its own.
+        """
+        own = max(self.limits.pulls.closed_for_seconds, self.limits.requests.closed_for_seconds)
+        return max((own, ""), self.breakers.limited, key=lambda limit: limit[0])
+
     def _own(self, watched: Send) -> Send:
         """The step that authorizes what goes to upstream's own origin."""
         return Authorized(watched, self.auth)

@@ -52,6 +52,12 @@ class Breakers:
         """Origins that are held to be down."""
         return [breaker.origin for breaker in self._breakers.values() if breaker.is_open]
 
+    @property
+    def limited(self) -> tuple[float, str]:
+        """For how long, in seconds, another origin than *own* wants to be left alone at most; and which one."""
+        limits = ((gate.closed_for_seconds, origin) for origin, gate in self._gates.items())
+        return max(limits, default=(0.0, ""))
+
     def open_ones(self) -> list[Breaker]:
         """Breakers that are open; those of hosts that nobody has asked for a while are forgotten."""
         now = time.monotonic()
