@@ -18,7 +18,7 @@ def told(**changed: dict[str, Any]) -> Stats:
             "answered_at": None, "requests": {}, "failures": 0,
         },
         "store": dict.fromkeys(StoreFigures.__struct_fields__, 0) | {"read_only": ""},
-        "disk": {"size_bytes": 100, "free_bytes": 50, "min_free_bytes": 5},
+        "disk": {"size_bytes": 100, "free_bytes": 50, "min_free_bytes": 5, "free_files": 40, "min_free_files": 16},
     }  # fmt: skip
     for part, fields in changed.items():
         parts[part] |= fields

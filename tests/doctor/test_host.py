@@ -46,7 +46,9 @@ def disk(free_bytes, total_bytes=100_000_000_000, free_inodes=900):
         (disk(50_000_000_000), "ok", "50.0 GB free"),
         (disk(15_000_000_000), "warning", "15.0 GB free"),  # the cap of 20 GB cannot be reached
         (disk(500_000_000), "broken", "500.0 MB free"),  # below MIN_FREE
-        (disk(50_000_000_000, free_inodes=3), "warning", "3 of 1000 inodes free"),
+        (disk(50_000_000_000, free_inodes=40), "warning", "40 of 1000 inodes free"),
+        (disk(50_000_000_000, free_inodes=3), "broken", "3 of 1000 inodes free"),  # of which 16 stay free
+        (disk(15_000_000_000, free_inodes=3), "broken", "3 of 1000 inodes free"),
     ],
 )
 def test_space_for_the_cap(tmp_path, monkeypatch, status, state, says):

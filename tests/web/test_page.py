@@ -330,6 +330,7 @@ def test_a_healthy_cache_needs_no_attention():
         ("store", "quarantined", 1, "verify"),
         ("store", "read_only", "the index cannot be written", "dmesg"),
         ("disk", "free_bytes", 4, "prune"),
+        ("disk", "free_files", 15, "df -i"),
     ],
 )
 def test_trouble_comes_with_its_remedy(part, key, value, remedy):

@@ -107,6 +107,15 @@ async def disk_pressure(watched):
 
 
 @contextlib.asynccontextmanager
+async def inode_pressure(watched):
+    space = watched.cache.proxy.store.space
+    here = space()
+    watched.cache.proxy.store.space = lambda: here._replace(free_files=15, min_free_files=16)
+    yield
+    watched.cache.proxy.store.space = space
+
+
+@contextlib.asynccontextmanager
 async def not_stored(watched):
     await watched.pull(3_000_000)
     yield
@@ -132,6 +141,7 @@ FAULTS = {
     "RegistryCacheLimited": limited,
     "RegistryCacheThrashing": thrashing,
     "RegistryCacheDiskPressure": disk_pressure,
+    "RegistryCacheInodePressure": inode_pressure,
     "RegistryCacheNotStored": not_stored,
     "RegistryCacheRotFound": rot_found,
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from registry_cache.doctor.check import Check
 from registry_cache.model.units import counted, format_size
 from registry_cache.settings.model import Settings
+from registry_cache.store.files import space_of
 
 # Filesystems that lose data, locks or sockets in ways that a cache directory does not bear.
 _UNSUITABLE = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "vfat", "exfat"}
@@ -126,19 +127,21 @@ def _is_missing(path: Path) -> bool:
 
 def _space(settings: Settings, used: int) -> Check:
     disk = os.statvfs(settings.cache_dir)
-    total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-    floor = settings.min_free if settings.min_free is not None else min(1_000_000_000, total // 20)
+    _, free, floor, free_files, min_free_files = space_of(disk, settings.min_free)
     missing = settings.max_size - used - (free - floor)
     text = f"{format_size(free)} free; {format_size(used)} of {format_size(settings.max_size)} (MAX_SIZE) used"
     if free <= floor:
         remedy = f"free some: below {format_size(floor)} (MIN_FREE) nothing more is stored"
         return Check("cache space", "broken", text, remedy)
+    inodes = f"{disk.f_favail} of {disk.f_files} inodes free"
+    if free_files <= min_free_files and disk.f_files:
+        remedy = f"remove small files elsewhere on it (df -i): below {min_free_files} nothing more is stored"
+        return Check("cache space", "broken", inodes, remedy)
     if missing > 0:
         remedy = f"lower MAX_SIZE, or free {format_size(missing)}: the cache cannot grow to its cap"
         return Check("cache space", "warning", text, remedy)
     if disk.f_files and disk.f_favail < disk.f_files * _FEW_INODES:
-        text = f"{disk.f_favail} of {disk.f_files} inodes free"
-        return Check("cache space", "warning", text, "remove small files elsewhere on it: df -i shows where")
+        return Check("cache space", "warning", inodes, "remove small files elsewhere on it: df -i shows where")
     return Check("cache space", "ok", text)
 
 

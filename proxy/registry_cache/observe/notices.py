@@ -86,7 +86,7 @@ def _of_upstream(upstream: UpstreamFigures, now: float, name: str) -> Iterator[N
     if quota and quota.observed_at + quota.window_seconds > now and quota.remaining < quota.limit * _QUOTA_LOW:
         yield Notice(
             "warning",
-            f"{name}{quota.remaining} of {quota.limit} pulls {'is' if quota.remaining == 1 else 'are'} left.",
+            f"{name}{quota.remaining} of {quota.limit} pulls {_is(quota.remaining)} left.",
             f"{_more_pulls(upstream)} Put off what is not cached; the recent misses show who pulls what.",
         )
 
@@ -151,6 +151,13 @@ def _of_the_store(stats: Stats, now: float) -> Iterator[Notice]:
             f"({format_size(disk.min_free_bytes)}): cached content is evicted.",
             "Make room: registry-cache prune shows which of the host's own images can go.",
         )
+    if disk and disk.free_files < disk.min_free_files:
+        yield Notice(
+            "warning",
+            f"{counted(disk.free_files, 'inode')} {_is(disk.free_files)} free on the disk, fewer than the "
+            f"{disk.min_free_files} that stay free (MIN_FREE): cached content is evicted, however many bytes are free.",
+            "Remove small files elsewhere on that disk: df -i shows whether it is full of them.",
+        )
     unstored = stats.unstored
     if unstored and not store.read_only and now - unstored.last_at < _REFUSED_SECONDS:
         yield Notice(
@@ -174,6 +181,10 @@ def _of_the_store(stats: Stats, now: float) -> Iterator[Notice]:
             f"{counted(store.quarantined, 'rotten file')} {_was(store.quarantined)} put aside.",
             "They are fetched anew when asked for. Look at the disk (dmesg, smartctl), then run registry-cache verify.",
         )
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _was(number: int) -> str:

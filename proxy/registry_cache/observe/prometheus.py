@@ -105,6 +105,8 @@ def _store(store: StoreFigures, disk: DiskFigures | None) -> Iterator[Metric]:
         yield _gauge("disk_size_bytes", "The filesystem of the cache directory.", disk.size_bytes)
         yield _gauge("disk_free_bytes", "What is free on it.", disk.free_bytes)
         yield _gauge("disk_min_free_bytes", "What stays free on it, MIN_FREE.", disk.min_free_bytes)
+        yield _gauge("disk_free_files", "Inodes that are free on it; 0 where it has no bound.", disk.free_files)
+        yield _gauge("disk_min_free_files", "Inodes that stay free on it, or 0.", disk.min_free_files)
 
 
 def _upstream(upstream: UpstreamFigures) -> Iterator[Metric]:

@@ -246,16 +246,20 @@ class DiskFiles:
 
 
 def disk_space(root: Path, min_free_bytes: int | None) -> DiskSpace | None:
-    """The filesystem of *root*; None where it cannot be asked.
+    """The filesystem of *root*; None where it cannot be asked. See :func:`space_of`."""
+    try:
+        return space_of(os.statvfs(root), min_free_bytes)
+    except OSError:
+        return None
+
+
+def space_of(disk: os.statvfs_result, min_free_bytes: int | None) -> DiskSpace:
+    """What *disk* has.
 
     Args:
         min_free_bytes: None for the smaller of 1 GB and 5 % of it; of its inodes as large a share stays free, 5 % at
             most.
     """
-    try:
-        disk = os.statvfs(root)
-    except OSError:
-        return None
     size_bytes, free_bytes = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
     if min_free_bytes is None:
         min_free_bytes = min(1_000_000_000, size_bytes // 20)
