@@ -2,7 +2,8 @@
 
 import time
 
-from registry_cache.model.clock import Clock
+from registry_cache.model.clock import Clock, is_recent
+from registry_cache.model.units import format_since
 
 
 def test_wall_clock_that_jumps_changes_nothing(monkeypatch):
@@ -25,6 +26,12 @@ def test_clock_ahead_of_what_is_written_down_stays_where_it_is():
     before = clock.now()
     clock.go_on_from(before - 1e6)
     assert 0 <= clock.now() - before < 60
+
+
+def test_what_a_clock_that_was_set_back_has_yet_to_reach_is_over_and_has_no_age():
+    recent = [at for at in (939.0, 941.0, 1000.5, 1002.0, 1e9) if is_recent(at, 1000.0, 60.0)]
+    assert recent == [941.0, 1000.5]
+    assert [format_since(at, 1000.0) for at in (None, 940.0, 1000.5, 1e9)] == [None, "1 min", "0 s", None]
 
 
 async def test_tag_from_the_future_is_asked_about(cache, hub):

@@ -136,6 +136,20 @@ def figures():
     }
 
 
+def test_a_time_that_the_clock_has_yet_to_reach_has_no_age(program, monkeypatch):
+    """The clock was set back since."""
+    stats, item = figures(), ANSWERS["list"]["items"][0] | {"last_use": 4e9}
+    stats["upstream"] |= {"answered_at": 4e9}
+    stats["upstream"]["rate_limit"] |= {"observed_at": 4e9}
+    stats["next_evictions"][0]["last_use"] = 4e9
+    monkeypatch.setattr(Service, "ask", lambda _, command, **__: stats if command == "stats" else {"items": [item]})
+    told = program("stats")
+    assert "answered" not in told
+    assert "all back by" not in told
+    assert "unknown" in told
+    assert "0 s" not in program("list")
+
+
 @pytest.mark.parametrize("template", ["{{name}} {{.Digest}}", "json"])
 def test_what_the_service_says_through_a_template(program, monkeypatch, template):
     monkeypatch.setattr(Service, "ask", lambda *_, **__: hostile(ANSWERS["list"]))

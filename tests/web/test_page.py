@@ -12,15 +12,18 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from registry_cache.model import events
 from registry_cache.observe.figures import OtherSchema, RefusedFigures, Stats, UnstoredFigures, read
 from registry_cache.observe.history import Counts, Step
 from registry_cache.observe.metrics import Metrics
 from registry_cache.observe.notices import notices
+from registry_cache.upstream.ratelimit import Quota
 from registry_cache.web.plots import bytes_plot, ratio_plot, round_up
 from tests.figures import told
 from tests.web.page_content import HOSTILE, fill, slow_transfer, tell
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+YEAR_SECONDS = 365 * 86400.0
 
 
 def metered():
@@ -351,6 +354,35 @@ def test_one_of_something_is_told_as_one():
         "1 request of another protocol than HTTP was refused",
         "1 rotten file was put aside.",
     ]
+
+
+def test_what_was_seen_before_a_clock_was_set_back_is_over():
+    """Its time is a year ahead: it would stand there for that year."""
+    now = time.time()
+    quota = {"limit": 200, "remaining": 1, "window_seconds": 21600, "source": "", "observed_at": now + YEAR_SECONDS}
+    unstored = {"objects": 1, "last_at": now + YEAR_SECONDS, "reason": "the filesystem is too full"}
+    refused = RefusedFigures(requests=1, last_at=now + YEAR_SECONDS, client="192.0.2.1", reason="no HTTP")
+    stats = told(upstream={"rate_limit": quota})
+    stats = msgspec.structs.replace(stats, unstored=read_unstored(unstored), refused={"malformed": refused})
+    assert len(list(notices(stats, now + YEAR_SECONDS))) == 3
+    assert list(notices(stats, now)) == []
+
+
+async def test_no_age_is_told_of_what_was_seen_before_a_clock_was_set_back(cache):
+    ahead = time.time() + YEAR_SECONDS
+    cache.proxy.upstream.answered_at = ahead
+    cache.proxy.upstream.limits.quota = Quota(200, 150, 21600, "", ahead)
+    page = await the_page(cache)
+    assert "last answered" not in page
+    assert "of the account that is set</span>" in " ".join(page.split())
+
+
+@pytest.mark.parametrize("ahead_seconds", [-YEAR_SECONDS, YEAR_SECONDS])
+async def test_what_happens_is_told_though_the_index_has_another_time(cache, ahead_seconds):
+    """Rows go by a clock that does not jump, and goes on from what is written down: what happens goes by the wall's."""
+    cache.proxy.index.clock._base += ahead_seconds
+    cache.bus.emit(events.NotStored(digest="sha256:0", reason="the filesystem is too full"))
+    assert "1 content was not stored" in await the_page(cache)
 
 
 def test_what_is_not_stored_comes_first():

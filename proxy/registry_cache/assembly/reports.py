@@ -121,9 +121,10 @@ class Reports:
         """Everything that the page shows."""
         spans = await self._history.spans()
         images = await self._listings.get()
-        now = self._index.clock.now()
+        now = time.time()
         return PageData(
             now=now,
+            index_now=self._index.clock.now(),
             stats=self.stats(),
             spans=spans,
             quota=self._quota.steps(now),

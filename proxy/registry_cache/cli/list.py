@@ -12,7 +12,7 @@ from registry_cache.cli.admin import cache_dir_option, json_option, service
 from registry_cache.cli.common import say, service_config_option
 from registry_cache.cli.output import NameTable, console
 from registry_cache.cli.template import format_option, line_maker, say_line
-from registry_cache.model.units import counted, format_ago, format_size
+from registry_cache.model.units import counted, format_since, format_size
 
 # As the service sends them they are in the order of their names, which a sort keeps among equals.
 _ORDERS: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -105,7 +105,7 @@ def _fields(item: dict[str, Any], now: float) -> dict[str, Any]:
 
 
 def _ago(item: dict[str, Any], now: float) -> str:
-    return format_ago(now - item["last_use"]) if item["last_use"] else "never"
+    return (format_since(item["last_use"], now) or "unknown") if item["last_use"] else "never"
 
 
 def _table(items: list[dict[str, Any]], now: float) -> NameTable:

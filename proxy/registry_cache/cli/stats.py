@@ -17,7 +17,7 @@ from registry_cache.cli.common import say, service_config_option
 from registry_cache.cli.output import NameTable, console, styled
 from registry_cache.cli.template import Line, format_option, line_maker, say_line
 from registry_cache.model.terminal import shown
-from registry_cache.model.units import counted, format_ago, format_size
+from registry_cache.model.units import counted, format_ago, format_since, format_size
 from registry_cache.observe.figures import (
     FullStats,
     OtherSchema,
@@ -192,16 +192,21 @@ def _upstream(upstream: UpstreamFigures, now: float) -> Text:
     if not upstream.answered_at:
         said_no = sum(upstream.requests.values()) > upstream.failures
         return Text("reachable, and refused what it was asked") if said_no else Text("not asked yet")
-    return Text(f"reachable, answered {format_ago(now - upstream.answered_at)} ago", style="green")
+    since = format_since(upstream.answered_at, now)
+    ago = f", answered {since} ago" if since else ""
+    return Text(f"reachable{ago}", style="green")
 
 
 def _quota(quota: QuotaFigures | None, now: float) -> str:
     if quota is None:
         return "not told yet: upstream says it with the first miss"
     told = f"{quota.remaining} of {quota.limit} pulls left in {quota.window_seconds / 3600:g} h"
+    since = format_since(quota.observed_at, now)
+    if since is None:
+        return told
     all_back_at = quota.observed_at + quota.window_seconds
     if all_back_at <= now:
-        return f"{told}, told {format_ago(now - quota.observed_at)} ago: all are back by now"
+        return f"{told}, told {since} ago: all are back by now"
     return f"{told}, all back by {time.strftime('%H:%M', time.gmtime(all_back_at))} UTC if nothing more is pulled"
 
 
@@ -269,8 +274,8 @@ def _next(stats: FullStats, now: float) -> Table:
     table = _table("evicted next", "size", "last use")
     for row in stats.next_evictions[:_VICTIMS]:
         name = ", ".join(row.repositories) or "unnamed"
-        used = format_ago(now - row.last_use)
-        table.add_row(f"{name} {row.digest[:19]}", format_size(row.size_bytes), f"{used} ago")
+        used = format_since(row.last_use, now)
+        table.add_row(f"{name} {row.digest[:19]}", format_size(row.size_bytes), f"{used} ago" if used else "unknown")
     return table
 
 

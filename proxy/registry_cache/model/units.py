@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ByteSize, ConfigDict
 
+from registry_cache.model.clock import age_seconds
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?", re.IGNORECASE | re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _SIZE = re.compile(r"\d+(?:\.\d+)?\s*([kmgtpe]i?)?b?", re.IGNORECASE | re.ASCII)
@@ -66,6 +68,12 @@ def format_ago(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
+
+
+def format_since(at: float | None, now: float) -> str | None:
+    """``3 h``: how long ago *at* was (Unix seconds); None where that is not known (:func:`.clock.age_seconds`)."""
+    age = None if at is None else age_seconds(at, now)
+    return None if age is None else format_ago(age)
 
 
 def counted(number: int, thing: str) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from registry_cache.model.units import counted, format_ago, format_size
+from registry_cache.model.clock import is_recent
+from registry_cache.model.units import counted, format_since, format_size
 from registry_cache.observe.figures import FleetFigures, Stats, UpstreamFigures
 
 _QUOTA_LOW = 0.1
@@ -83,7 +84,8 @@ def _of_upstream(upstream: UpstreamFigures, now: float, name: str) -> Iterator[N
             f"What is cached is served. {_FEWER_AT_ONCE if who else _more_pulls(upstream)}",
         )
     quota = upstream.rate_limit
-    if quota and quota.observed_at + quota.window_seconds > now and quota.remaining < quota.limit * _QUOTA_LOW:
+    is_low = quota is not None and quota.remaining < quota.limit * _QUOTA_LOW
+    if quota and is_low and is_recent(quota.observed_at, now, quota.window_seconds):
         yield Notice(
             "warning",
             f"{name}{quota.remaining} of {quota.limit} pulls {_is(quota.remaining)} left.",
@@ -159,11 +161,11 @@ def _of_the_store(stats: Stats, now: float) -> Iterator[Notice]:
             "Remove small files elsewhere on that disk: df -i shows whether it is full of them.",
         )
     unstored = stats.unstored
-    if unstored and not store.read_only and now - unstored.last_at < _REFUSED_SECONDS:
+    if unstored and not store.read_only and is_recent(unstored.last_at, now, _REFUSED_SECONDS):
         yield Notice(
             "error",
             f"{counted(unstored.objects, 'content')} {_was(unstored.objects)} not stored, the last one "
-            f"{format_ago(now - unstored.last_at)} ago: {unstored.reason}. What is not stored reaches its client, and "
+            f"{format_since(unstored.last_at, now)} ago: {unstored.reason}. What is not stored reaches its client, and "
             "each pull of it asks upstream again.",
             "Make room: on the disk (df, df -i; registry-cache prune for the host's own images), or with a larger "
             "MAX_SIZE.",
@@ -193,7 +195,7 @@ def _was(number: int) -> str:
 
 def _of_clients(stats: Stats, now: float) -> Iterator[Notice]:
     for kind, refused in sorted(stats.refused.items()):
-        if now - refused.last_at < _REFUSED_SECONDS:
+        if is_recent(refused.last_at, now, _REFUSED_SECONDS):
             yield Notice(
                 "warning",
                 f"{counted(refused.requests, 'request')} {_REFUSED_BECAUSE.get(kind, kind)} {_was(refused.requests)} "

@@ -10,7 +10,7 @@ from pydantic import ByteSize
 from registry_cache.catalog.listings import Known
 from registry_cache.model import events
 from registry_cache.model.contents import PinSummary
-from registry_cache.model.units import format_ago, format_duration, format_size
+from registry_cache.model.units import format_ago, format_duration, format_since, format_size
 from registry_cache.observe.figures import Stats, UpstreamFigures
 from registry_cache.observe.history import SPANS, Span, Step, total
 from registry_cache.observe.notices import notices
@@ -33,6 +33,7 @@ class PageData(NamedTuple):
     """Everything that is shown, as it is at ``now`` (Unix seconds). Nothing in it changes any more.
 
     Attributes:
+        index_now: the same moment by the index's clock, which what is cached is dated by.
         stats: the whole of ``/_stats``.
         spans: the history, by the name of the span.
         quota: the last day, by quarter of an hour.
@@ -42,6 +43,7 @@ class PageData(NamedTuple):
     """
 
     now: float
+    index_now: float
     stats: Stats
     spans: dict[str, list[Step]]
     quota: Sequence[QuotaStep | None]
@@ -82,18 +84,18 @@ def shown_values(data: PageData, asked: Asked) -> dict[str, Any]:
         "quota": _quota(stats.upstream, now),
         "quota_day": _quota_day(data.quota, now),
         "asked_upstream": sum(stats.upstream.requests.values()) > stats.upstream.failures,  # it may have said no
-        "answered": _since(stats.upstream.answered_at, now),
+        "answered": format_since(stats.upstream.answered_at, now),
         "used_bytes": stats.store.size_bytes + stats.store.partial_bytes,
         "spans": [_span_view(span, data.spans[span.name]) for span in SPANS],
         "transfers": sorted(stats.transfers, key=lambda one: -(one.size_bytes or 0))[:_TRANSFERS],
         "members": stats.fleet.members[:_MEMBERS] if stats.fleet else [],
         "misses": [(_clock(event.time, now), event) for event in _latest(data.misses)],
         "causes": [(_clock(cause.last_at, now), _clock(cause.first_at, now), cause) for cause in grouped(data.trouble)],
-        "last_trouble": _since(data.trouble[-1].time if data.trouble else None, now),
+        "last_trouble": format_since(data.trouble[-1].time if data.trouble else None, now),
         "images": None if images is None else images_table(images.listing.items, asked),
         "images_bytes": 0 if images is None else images.listing.size_bytes,
         "images_age": "" if images is None else format_ago(images.age_seconds),
-        "since": lambda at: _since(at or None, now),
+        "since": lambda at: format_since(at or None, data.index_now),
         "repositories": uses_table(data.repositories, asked, "repositories", "Repository"),
         "clients": uses_table(data.clients, asked, "clients", "Client"),
         "pins": data.pins,
@@ -137,7 +139,7 @@ def _quota(upstream: UpstreamFigures, now: float) -> dict[str, Any] | None:
     return {
         **msgspec.structs.asdict(quota),
         "whose": f"{whose} ({quota.source})" if quota.source else whose,
-        "told": _since(quota.observed_at, now),
+        "told": format_since(quota.observed_at, now),
         "all_back": _clock(all_back_at, now) if all_back_at > now else None,
         "window": format_duration(quota.window_seconds),
     }
@@ -179,10 +181,6 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return format_duration(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _since(at: float | None, now: float) -> str | None:
-    return None if at is None else format_ago(now - at)
 
 
 def _clock(at: float, now: float) -> str:
