@@ -14,7 +14,7 @@ import pytest
 from registry_cache.model import events
 from registry_cache.observe.figures import Stats
 from registry_cache.observe.notices import notices
-from registry_cache.upstream import ratelimit
+from registry_cache.upstream import changed, ratelimit
 from registry_cache.web.sending import SocketSink
 from tests.hub import Fault
 
@@ -360,6 +360,30 @@ async def test_rejected_credential(start_cache, hub, image):
     (cache.root.parent / f"{cache.root.name}.pat").write_text(hub.account.pat)  # rotated: picked up at once
     assert (await cache.manifest("library/other", other.digest)).status == 200
     assert (await cache.stats())["upstream"]["credential_rejected"] is False
+
+
+async def test_a_corrected_credential_is_found_without_a_client(start_cache, hub, image, monkeypatch):
+    """Each login is tried once: wrong ones lock an account."""
+    monkeypatch.setattr(changed, "_LOOK_SECONDS", 0.05)
+    cache = await start_cache()
+    secret = cache.root.parent / f"{cache.root.name}.pat"
+    secret.write_text("wrong")
+    assert (await cache.manifest(image.repository, "1")).status == 401
+
+    async def rejections(number):
+        while len(cache.seen(events.CredentialRejected)) < number:
+            await asyncio.sleep(0.01)
+
+    secret.write_text("wrong again")
+    async with asyncio.timeout(20):
+        await rejections(2)
+        assert (await cache.stats())["upstream"]["credential_rejected"] is True
+        asked = hub.counters.token_requests()
+        secret.write_text(hub.account.pat)
+        while (await cache.stats())["upstream"]["credential_rejected"]:
+            await asyncio.sleep(0.01)
+    assert hub.counters.token_requests() == asked + 1
+    assert len(cache.seen(events.CredentialRejected)) == 2
 
 
 async def test_signed_url_is_in_no_message(start_cache, hub, image, blob):

@@ -1,5 +1,6 @@
 """The configured account: whether it is known to be refused, and for what."""
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -9,7 +10,7 @@ from registry_cache.model import events
 from registry_cache.model.bus import Events
 from registry_cache.model.errors import CredentialRefused, Denied, UpstreamError
 from registry_cache.upstream.challenges import Challenge
-from registry_cache.upstream.credential import IDENTITY_TOKEN, Credential
+from registry_cache.upstream.credential import IDENTITY_TOKEN, Credential, FileCredential
 from registry_cache.upstream.ratelimit import refusal_message
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.shapes import parsed_json
@@ -102,6 +103,16 @@ class Account:
         """The registry says that the login has come of age."""
         if self._credential is not None:
             self._credential.refused()
+
+    async def changed(self) -> str | None:
+        """The :meth:`proof` that its file has since it was rejected; None where that is not so."""
+        if self._rejected is None or not isinstance(self._credential, FileCredential):
+            return None  # a helper is a program: it is run for who pulls
+        rejected, _ = self._rejected
+        with contextlib.suppress(CredentialRefused):
+            proof = await self.proof()
+            return proof if proof != rejected else None
+        return None
 
     def accepted(self) -> None:
         """A login with it worked."""

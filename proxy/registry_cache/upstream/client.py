@@ -35,6 +35,7 @@ from registry_cache.upstream.authorized import Authorized
 from registry_cache.upstream.blob_body import BlobBody
 from registry_cache.upstream.bulk import BulkClient, BulkReply
 from registry_cache.upstream.challenges import Challenge, parse_challenges
+from registry_cache.upstream.changed import ChangedLogin
 from registry_cache.upstream.credential import Credential, FileCredential, RealmTrust
 from registry_cache.upstream.decoding import decoded, is_gzip, plain_length
 from registry_cache.upstream.dialling import Dialling
@@ -173,6 +174,9 @@ class Upstream:
         self._bulk_chain = self._exchange.chain(self._bulk.send, self._own)
         self._prober = Prober(self.breakers, self._client.send, events, bounded=self._bounded)
         self._prober.start()
+        self._changed_login = ChangedLogin(account, self.auth, events, registry=self.origin)
+        if account.exists:
+            self._changed_login.start()
 
     def __repr__(self) -> str:
         return f"<Upstream {self.origin}>"
@@ -207,6 +211,7 @@ class Upstream:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._prober.aclose()
+        await self._changed_login.aclose()
         await self.auth.aclose()
         await self._client.aclose()
         self._bulk.close()
