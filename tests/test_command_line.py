@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -188,6 +189,15 @@ def test_who_may_not_read_the_cache_is_told_so_by_verify(tmp_path, closed):
     done = as_somebody_else("verify", "--cache-dir", str(tmp_path / "cache"))
     assert done.returncode == 3
     assert done.stderr.endswith("only root and the user that runs the cache may read it: try sudo\n")
+
+
+def test_a_cache_on_a_read_only_disk_is_not_called_absent(tmp_path, monkeypatch):
+    """It serves, and has no socket."""
+    monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    result = CliRunner().invoke(cli, ["list", "--cache-dir", str(tmp_path)])
+    assert result.exit_code == 3
+    assert f"{tmp_path} is read-only" in result.stderr
+    assert "start it" not in result.stderr
 
 
 @pytest.mark.parametrize(("uid", "taken"), [(0, True), (1000, False)])

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import sqlite3
@@ -20,6 +22,7 @@ from registry_cache.model.oci import Digest
 from registry_cache.runtime.unix_sockets import bound
 from registry_cache.store import files
 from registry_cache.store.index import SqliteIndex, schema, sqlite
+from registry_cache.web import admin
 from tests.cache import run_cache
 from tests.e2e.command import PROGRAM, environment
 from tests.hub import Fault
@@ -353,6 +356,68 @@ async def test_folder_in_the_sockets_place_is_a_warning(tmp_path, hub):
         assert (await cache.get("/_health")).status == 200
     code, _, err = await run(tmp_path / "cache", "list")
     assert (code, "Traceback" in err) == (3, False)
+
+
+def test_folders_that_threads_make_meanwhile_can_be_entered(tmp_path, monkeypatch):
+    """The umask is the process's: a socket may be made while the store makes a folder."""
+
+    class Slow(socket.socket):
+        def bind(self, address):
+            (tmp_path / "folder").mkdir(mode=0o700)
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Slow)
+    bound(tmp_path / "admin.sock", mode=0o600).close()
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o700
+
+
+async def appears(path):
+    async with asyncio.timeout(20):
+        while not path.exists():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_socket_that_went_with_the_directory_comes_back(tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(admin, "_AGAIN_SECONDS", 0.05)
+    root = tmp_path / "cache"
+    async with run_cache(root, hub):
+        shutil.rmtree(root)
+        root.mkdir()
+        await appears(root / "admin.sock")
+        assert (await run(root, "list"))[0] == 0
+
+
+async def test_a_socket_that_could_not_be_made_at_the_start_is_made_later(tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(admin, "_AGAIN_SECONDS", 0.05)
+    refusals = [OSError(errno.EROFS, os.strerror(errno.EROFS))] * 3
+
+    def refused(path, *, mode):
+        if refusals:
+            raise refusals.pop()
+        return bound(path, mode=mode)
+
+    monkeypatch.setattr(admin, "bound", refused)
+    async with run_cache(tmp_path / "cache", hub) as cache:
+        await appears(tmp_path / "cache" / "admin.sock")
+        assert (await run(tmp_path / "cache", "list"))[0] == 0
+        assert len([event for event in cache.seen(events.Warned) if "admin.sock" in event.message]) <= 1
+
+
+async def test_the_socket_of_another_cache_is_left_to_it(tmp_path, hub, monkeypatch):
+    """The directory was removed, its lock with it, and another cache has it now."""
+    monkeypatch.setattr(admin, "_AGAIN_SECONDS", 0.05)
+    root = tmp_path / "cache"
+    async with run_cache(root, hub):
+        shutil.rmtree(root)
+        root.mkdir()
+        others = bound(root / "admin.sock", mode=0o600)
+        inode, looked = (root / "admin.sock").stat().st_ino, []
+        look = os.path.lexists
+        monkeypatch.setattr(os.path, "lexists", lambda path: looked.append(path) or look(path))
+        while looked.count(root / "admin.sock") < 2:
+            await asyncio.sleep(0.01)
+        assert (root / "admin.sock").stat().st_ino == inode
+        others.close()
 
 
 async def test_others_are_turned_away_even_if_the_socket_is_open_to_them(cache, monkeypatch):

@@ -78,6 +78,11 @@ class Service:
                 f"{self._directory}: only root and the user that runs the cache may ask it: try sudo"
             ) from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
+            if _is_read_only(self._directory):
+                raise ServiceUnreachable(
+                    f"{self._directory} is read-only: a cache that runs there serves what it has, and cannot be asked. "
+                    "Make it writable (mount, dmesg); the cache has its socket some seconds later"
+                ) from error
             # Whoever is not root has a cache directory of their own by default, not the installed service's.
             installed = os.geteuid() != 0 and INSTALLED_CONFIG.is_file()
             remedy = "the installed service is asked as root: try sudo" if installed else (
@@ -95,6 +100,14 @@ class Service:
         if response.status != _OK:
             raise ServiceUnreachable(answer["error"])
         return answer
+
+
+def _is_read_only(directory: Path) -> bool:
+    """Whether no socket can be made there, for whoever may write."""
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 class Running(NamedTuple):

@@ -30,7 +30,8 @@ def bound(path: Path, *, mode: int, backlog: int = _BACKLOG) -> socket.socket:
         # On the descriptor, before there is a name: bind(2) takes the mode over (Linux), so that it is never wider, and
         # no link put in the name's place is followed.
         os.fchmod(listener.fileno(), mode)
-        umask = os.umask(0o777 & ~mode)  # bind(2) takes it away from that mode
+        # bind(2) takes it away from that mode. Not the owner's x: meanwhile threads make folders.
+        umask = os.umask(0o677 & ~mode)
         try:
             listener.bind(f"/proc/self/fd/{folder}/{path.name}")
         finally:

@@ -22,11 +22,13 @@ from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pattern, familiar
 from registry_cache.model.errors import DigestInvalid, NameInvalid, StoreError
 from registry_cache.observe.figures import FullStats
-from registry_cache.runtime.unix_sockets import bound
+from registry_cache.runtime.background import Background
+from registry_cache.runtime.unix_sockets import bound, is_free
 
 SOCKET_NAME = "admin.sock"
 _BACKLOG = 16
 _ROOT = 0
+_AGAIN_SECONDS = 5.0
 
 AskStats = Callable[[], Awaitable[FullStats]]
 About = Callable[[], dict[str, Any]]
@@ -129,22 +131,53 @@ def _json(status: int, value: object) -> web.Response:
     return web.Response(status=status, body=body, headers={"Content-Type": "application/json"})
 
 
+class _Place:
+    """Where the socket is, and that it is there: a disk may be read-only at the start, a directory be removed."""
+
+    def __init__(self, runner: web.ServerRunner, path: Path) -> None:
+        self.path = path
+        self._runner = runner
+        self._site: web.SockSite | None = None
+
+    async def listen(self) -> None:
+        """Listen, in place of whatever is there."""
+        site, before = web.SockSite(self._runner, bound(self.path, mode=0o600)), self._site
+        await site.start()
+        self._site = site
+        if before is not None:
+            await before.stop()
+
+    def _is_gone(self) -> bool:
+        return self._site is None or not os.path.lexists(self.path)
+
+    async def look(self) -> None:
+        """Listen again if nobody does."""
+        with contextlib.suppress(OSError):  # as it was told at the start; the next round tries again
+            if self._is_gone() and is_free(self.path):  # else another cache has the directory by now
+                await self.listen()
+
+
 @contextlib.asynccontextmanager
 async def listening(admin: Admin, directory: Path, bus: Events) -> AsyncIterator[None]:
     """Listen in *directory*, which is locked: a socket found there belongs to nobody alive.
 
-    Without a socket (a filesystem that has none) the cache still serves; that is a warning.
+    Without a socket (a filesystem that has none, or is read-only) the cache still serves; that is a warning. It is
+    made as soon as it can be, also after the directory was removed.
     """
-    path = directory / SOCKET_NAME
     runner = web.ServerRunner(admin)
     await runner.setup()
+    place = _Place(runner, directory / SOCKET_NAME)
+    looking = Background("admin socket", place.look, interval_seconds=_AGAIN_SECONDS, events=bus)
     try:
         try:
-            await web.SockSite(runner, bound(path, mode=0o600)).start()
+            await place.listen()
         except OSError as error:
-            bus.emit(events.Warned(message=f"{path}: {error.strerror}: list, purge, pin and stats will not work"))
+            text = f"{place.path}: {error.strerror}: list, purge, pin and stats do not work until it can be made"
+            bus.emit(events.Warned(message=text))
+        looking.start()
         yield
     finally:
+        await looking.aclose()
         await runner.cleanup()
         with contextlib.suppress(OSError):
-            path.unlink()
+            place.path.unlink()
