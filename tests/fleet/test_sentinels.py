@@ -118,7 +118,7 @@ async def test_it_is_found_and_followed_when_it_dies(engine, password, silent, t
 
     async def say_until_heard(value: str) -> None:
         async with asyncio.timeout(60):
-            while not await say(value):
+            while not await say(value) or redis.trouble:
                 await asyncio.sleep(0.05)
 
     await say_until_heard("first")

@@ -1,10 +1,12 @@
 """The connection to Redis or Valkey, and when it is left alone: no pull waits for it longer than a quarter of a second.
 
 One that fails is not asked again for two seconds; then one question tries, while all others go on without it.
+It works again when it answers as soon as a pull needs it, and takes writes where it has refused one.
 A script that fails by what somebody else has written there is no failure of Redis: only its own question has no answer.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ RETRY_SECONDS = 2.0
 # Of these the last are for what has arrived while the event loop was busy: its timers come before its sockets.
 _WAITS_SECONDS = (WAIT_SECONDS - 0.05, 0.05)
 _PATIENT_SECONDS = (0.95, 0.05)
+_CLOSE_SECONDS = 0.05
 # No answer is later than that: a clock that is so far back has been set.
 _LATE_SECONDS = 1.0
 _TOLD_SECONDS = 60.0
@@ -37,6 +40,13 @@ _CONNECTIONS = 4
 _TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError)
 # What a script says that has met something of another kind. All else may be Redis's own: OOM, READONLY, BUSY, rights.
 _FOREIGN = re.compile(r"WRONGTYPE |is not an integer|is not a valid float|would overflow|user_script:\d+: attempt to ")
+# Changes nothing, and is refused as each write is: by a copy, without memory, without its disk. Of another type there
+# is no writing to KEYS[1], but that is found out after all those.
+_TAKES_WRITES = """
+local answer = redis.pcall('SETRANGE', KEYS[1], 0, '')
+if type(answer) == 'table' and not string.find(answer.err, '^WRONGTYPE') then return answer end
+return 1
+"""
 
 
 class _Credentials(CredentialProvider):
@@ -55,8 +65,17 @@ class _Credentials(CredentialProvider):
         return (self._username, password) if self._username else (password,)
 
 
+class Pool(Protocol):
+    """What is needed of :class:`redis.asyncio.ConnectionPool`."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close connections: all, or those that nobody uses."""
+
+
 class Client(Protocol):
     """What is needed of :class:`redis.asyncio.Redis`."""
+
+    connection_pool: Pool
 
     def register_script(self, script: str) -> Any:
         """What is called with *keys* and *args*, and gives the answer."""
@@ -136,6 +155,7 @@ class FleetRedis:
         self.ahead_seconds = 0.0  # of its clock, before ours
         self._told_at = float("-inf")  # when that was found, by our clock
         self._is_probing = False
+        self._has_refused = False  # since it worked last; reading may go on meanwhile
         self._retry_at = 0.0  # monotonic seconds, by the loop's clock
         self.trouble = ""  # why it is left alone; empty while it works
         self.barred = ""  # why this replica has no part in the fleet; empty while it has
@@ -182,25 +202,41 @@ class FleetRedis:
         if is_probe and (self._is_probing or asyncio.get_running_loop().time() < self._retry_at):
             raise RedisDown(self.trouble)
         self._is_probing = is_probe
+        began = asyncio.get_running_loop().time()
         try:
             answer = await self._bounded(script, keys, args, _PATIENT_SECONDS if patiently else _WAITS_SECONDS)
         except _TROUBLE as error:
             if not (isinstance(error, ResponseError) and _FOREIGN.search(str(error))):
                 self._failed(error)
+                if isinstance(error, ResponseError):
+                    self._has_refused = True
+                    await self._leave()
                 raise RedisDown(self.trouble) from error
-            self._works()
+            self._answered(began)
             self._warn(script, str(error)[:200])
             raise RedisDown(str(error)[:200]) from error
         finally:
             if is_probe:
                 self._is_probing = False
-        self._works()
+        self._answered(began)
         return answer
 
-    def _works(self) -> None:
-        if self.trouble:
-            self.trouble = ""
-            self._events.emit(events.FleetRedisUp())
+    def _answered(self, began: float) -> None:
+        """It works; but one that pulls do not wait for is left alone on."""
+        now = asyncio.get_running_loop().time()
+        if not self.trouble:
+            return
+        if now - began > sum(_WAITS_SECONDS):
+            self._retry_at = now + RETRY_SECONDS
+            return
+        self.trouble, self._has_refused = "", False
+        self._events.emit(events.FleetRedisUp())
+
+    async def _leave(self) -> None:
+        """Whoever refuses may be the master no more, and the address lead to another one by now."""
+        with contextlib.suppress(*_TROUBLE):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._client.connection_pool.disconnect(inuse_connections=False)
 
     def _warn(self, script: str, reason: str) -> None:
         if script not in self._warned:
@@ -210,7 +246,7 @@ class FleetRedis:
     async def _bounded(
         self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes], waits: Sequence[float]
     ) -> Any:
-        asking = asyncio.ensure_future(self._script(script)(keys=keys, args=args))
+        asking = asyncio.ensure_future(self._asked(script, keys, args))
         try:
             for seconds in waits:
                 await asyncio.wait({asking}, timeout=seconds)
@@ -221,6 +257,11 @@ class FleetRedis:
             if not asking.done():
                 asking.cancel()
                 asking.add_done_callback(_forget)
+
+    async def _asked(self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes]) -> Any:
+        if self._has_refused:
+            await self._script(_TAKES_WRITES)(keys=keys[:1], args=[])
+        return await self._script(script)(keys=keys, args=args)
 
     def _script(self, script: str) -> Any:
         if script not in self._scripts:
