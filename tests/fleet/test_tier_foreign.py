@@ -16,6 +16,7 @@ NUMBERS = ["x", "", "-99999999999999", "nan", "inf", "1e400", "0007", " 1", "1.5
 async def put(database, key, kind):
     await database.delete(key)
     write = {
+        "missing": lambda: database.exists(key),
         "string": lambda: database.set(key, "x"),
         "list": lambda: database.lpush(key, "x"),
         "set": lambda: database.sadd(key, "x"),
@@ -61,10 +62,10 @@ async def whole(part, stand_in):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, kind) for name, right in KINDS.items() for kind in ("string", "list", "hash", "zset", "set", "stream")
-     if kind != right],
+    [(name, kind) for name, right in KINDS.items()
+     for kind in ("string", "list", "hash", "zset", "set", "stream", "missing") if kind != right],
 )  # fmt: skip
-async def test_a_key_of_another_type_is_replaced(part, stand_in, replicas, database, fleet_name, name, kind):
+async def test_a_key_of_another_type_or_none_is_replaced(part, stand_in, replicas, database, fleet_name, name, kind):
     await put(database, f"{{rc1:{fleet_name}}}:{name}", kind)
     await everything(part, replicas[0].leases)
     await whole(part, stand_in)
@@ -198,3 +199,18 @@ async def test_a_sweep_that_another_has_begun_anew_completes_nothing(clients, st
     assert not [event for event in first.seen if isinstance(event, events.FleetSwept)]
     await Sweeper(second.bucket, second.index, bus=Events()).sweep()
     assert await total(second.index) == 300
+
+
+async def test_what_was_going_when_that_was_lost_can_be_evicted(part, stand_in, database, fleet_name):
+    await part.index.purged(BLOBS[:2])
+    await database.delete(f"{{rc1:{fleet_name}}}:going")
+    await part.index.turn("none")
+    await whole(part, stand_in)
+
+
+async def test_a_use_of_what_is_not_there_makes_no_sweep_again_and_again(part, stand_in, database, fleet_name):
+    await database.zadd(f"{{rc1:{fleet_name}}}:lru", {b"x" * 32: 1})
+    asked = stand_in.count("GET")
+    for _ in range(3):
+        await part.sweeper.sweep()
+    assert stand_in.count("GET") == asked

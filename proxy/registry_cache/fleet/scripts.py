@@ -33,7 +33,8 @@ local function tell(news) redis.call('SET', news, string.format('%.0f', now_us()
 # The keys of the bucket's index (tier_scripts.py), as each script that asks it has them.
 INDEX_KEYS = ("size", "lru", "going", "bytes", "gen", "meta")
 
-# What is no index goes: of another type, no number, or without sizes. Then a sweep is due, which makes it anew.
+# What is no index goes: of another type, no number, or without sizes. Then a sweep is due, which makes it anew; as it is
+# where a size is neither in use nor going: it could not be evicted. Uses too many are left: a sweep does not end those.
 # counts: what is a number as Redis itself writes them, of 16 digits at most. field: such a one of meta.
 INDEX = (
     PREFACE
@@ -55,9 +56,10 @@ local function heal(size, lru, going, bytes, gen, meta)
     end
   end
   local total = number(bytes)
-  if redis.call('HLEN', size) > 0 then
+  local sizes = redis.call('HLEN', size)
+  if sizes > 0 then
     if not total then redis.call('SET', bytes, '0') end
-    lost = lost or not total
+    lost = lost or not total or sizes > redis.call('ZCARD', lru) + redis.call('ZCARD', going)
   elseif total ~= 0 and redis.call('UNLINK', bytes, lru, going) > 0 then
     redis.call('HDEL', meta, 'since')
     lost = true
