@@ -7,6 +7,7 @@ import time
 
 import aiohttp
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from registry_cache.fleet import s3
@@ -183,6 +184,42 @@ async def test_pages_of_a_listing_follow_each_other(any_client):
     assert [(one.key, one.size_bytes) for one in first + second] == [(f"v1/{name}", 4) for name in "abcd"]
     assert all(abs(time.time() - one.modified_at) < 60 for one in first + second)
     assert (after, end) == ("v1/b", "")
+
+
+def listing(*names, token=""):
+    rows = "".join(f"<Contents><Key>{name}</Key><Size>1</Size></Contents>" for name in names)
+    more = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    text = f"<ListBucketResult>{rows}<IsTruncated>true</IsTruncated>{more}</ListBucketResult>"
+    return lambda _: web.Response(text=text)
+
+
+async def test_a_page_without_objects_is_not_the_last_one_where_more_is_said_to_follow(client, stand_in, monkeypatch):
+    for name in ("v1/a", "v1/b", "v1/c"):
+        await put(client, name, b"x")
+    client.page_size, lists = 2, stand_in._list
+
+    def list_after_two_empty_pages(request):
+        token = request.rel_url.query.get("continuation-token", "")
+        if token == "2&":
+            return lists(request)
+        return listing(token="2&amp;" if token else "1")(request)
+
+    monkeypatch.setattr(stand_in, "_list", list_after_two_empty_pages)
+    found, after = await client.page("v1/", "", seconds=10)
+    assert ([one.key for one in found], after) == (["v1/a", "v1/b"], "v1/b")
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [listing(), listing(token="again"), listing("v1/b", "v1/c"), listing("v1/d", "v1/c"), listing("v1/c", "v1/c")],
+    ids=["no token", "no end", "from the beginning", "no order", "twice"],
+)
+async def test_a_listing_that_leads_nowhere_is_trouble(client, stand_in, monkeypatch, pages):
+    monkeypatch.setattr(stand_in, "_list", pages)
+    with pytest.raises(StoreTrouble, match="lists") as error:
+        await client.page("v1/", "v1/b", seconds=10)
+    assert error.value.is_lasting
+    assert stand_in.count("GET") <= 100
 
 
 async def test_what_is_deleted_is_gone_and_may_be_deleted_twice(any_client):

@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 import redis
+from aiohttp import web
 
 from registry_cache.fleet import bucket as bucket_module
 from registry_cache.fleet.connection import FleetRedis
+from registry_cache.fleet.s3 import StoreTrouble
 from registry_cache.fleet.sweep import Seen
 from registry_cache.fleet.tier_index import TierIndex
 from registry_cache.model import events
@@ -195,6 +197,17 @@ async def test_a_sweep_adopts_orphans_and_forgets_what_is_not_there(clients, sta
     assert await total(part.index) == 3 * 100 + 3 * 6
     assert set(await part.index.condemn(300)) == set(BLOBS[10:13])  # last used when they came
     assert (await part.index.turn("none")).complete_at
+
+
+async def test_a_sweep_that_sees_no_end_of_the_listing_forgets_nothing(clients, stand_in, monkeypatch):
+    part = clients[0]
+    await fill(part, stand_in, 5)
+    text = "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
+    monkeypatch.setattr(stand_in, "_list", lambda _: web.Response(text=text))
+    with pytest.raises(StoreTrouble):
+        await part.sweeper.sweep()
+    assert await total(part.index) == 500
+    assert not (await part.index.turn("none")).complete_at
 
 
 async def test_what_is_shared_while_a_sweep_looks_is_not_forgotten(clients, stand_in, monkeypatch):

@@ -39,6 +39,7 @@ _CONNECTIONS = 128
 _BODIES = 64  # objects on their way at the same time, each with a thread while it is waited for
 _BUFFER_BYTES = 1024 * 1024
 _ERROR_MAX_BYTES = 64 * 1024
+_EMPTY_PAGES_MAX = 100  # of a listing, in a row
 _ANSWER_MAX_BYTES = 4 * 1024 * 1024  # 1000 keys of the longest kind are 2 MB
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 
@@ -287,21 +288,38 @@ class S3:
             They, and the last key of the page; empty where nothing follows.
 
         Raises:
-            StoreTrouble.
+            StoreTrouble: also where there is no telling what follows.
         """
         query = {"list-type": "2", "max-keys": str(self.page_size), "prefix": self._prefix + prefix}
         if after:
             query["start-after"] = self._prefix + after
-        text = await self._ask("GET", "", query, seconds=seconds)
-        listed, last = [], ""
+        for _ in range(_EMPTY_PAGES_MAX):
+            text = await self._ask("GET", "", query, seconds=seconds)
+            listed, last = self._listed(text, after)
+            if "<IsTruncated>true</IsTruncated>" not in text:
+                return listed, ""
+            if last != after:
+                return listed, last
+            token = re.search(r"<NextContinuationToken>([^<>]{1,4096})</", text)
+            if token is None:
+                break
+            query.pop("start-after", None)
+            query["continuation-token"] = html.unescape(token[1])
+        raise StoreTrouble("the store lists nothing, and says that more follows", is_lasting=True)
+
+    def _listed(self, text: str, after: str) -> tuple[list[Listed], str]:
+        """The objects of a page, and the last key; *after* if there is none."""
+        listed, last = [], after
         for found in re.finditer(r"<Contents>(.*?)</Contents>", text, re.DOTALL):
             fields = dict(re.findall(r"<(Key|Size|LastModified)>([^<>]*)</", found[1]))
-            key = html.unescape(fields.get("Key", ""))
-            last = key.removeprefix(self._prefix)
+            key = html.unescape(fields.get("Key", "")).removeprefix(self._prefix)
+            if key <= last:  # what is not listed by its turn would be taken for gone, or listed without end
+                raise StoreTrouble("the store lists its objects in no order", is_lasting=True)
+            last = key
             with contextlib.suppress(KeyError, ValueError):
                 modified = datetime.fromisoformat(fields["LastModified"]).astimezone(UTC).timestamp()
-                listed.append(Listed(last, int(fields["Size"]), modified))
-        return listed, last if "<IsTruncated>true</IsTruncated>" in text else ""
+                listed.append(Listed(key, int(fields["Size"]), modified))
+        return listed, last
 
     async def keeps_versions(self, *, seconds: float) -> bool:
         """Whether the bucket keeps what is deleted.
