@@ -251,6 +251,13 @@ async def test_a_clock_that_is_wrong_is_set_by_the_stores(any_client, monkeypatc
     await put(any_client, "k", b"data")
 
 
+async def test_a_clock_that_goes_wrong_before_a_put_is_set_by_the_stores(any_client, monkeypatch):
+    monkeypatch.setattr("registry_cache.fleet.s3_signing.time.time", lambda: 1_700_000_000.0)
+    monkeypatch.setattr("registry_cache.fleet.s3.time.time", lambda: 1_700_000_000.0)
+    await put(any_client, "k", b"data")
+    assert await kept(any_client) == {"k": b"data"}
+
+
 @pytest.mark.parametrize(
     ("refuses", "is_lasting"),
     [

@@ -228,7 +228,7 @@ class S3:
     ) -> str:
         also = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream", **(headers or {})}
         response = await self._send(
-            "PUT", key, query, also=also, sha256=sha256, body=pieces() if size_bytes else None, seconds=seconds
+            "PUT", key, query, also=also, sha256=sha256, body=pieces if size_bytes else None, seconds=seconds
         )
         response.release()
         return response.headers.get("ETag", "")
@@ -351,15 +351,13 @@ class S3:
         *,
         also: Mapping[str, str] | None = None,
         sha256: str = EMPTY_SHA256,
-        body: AsyncIterator[bytes] | bytes | None = None,
+        body: Callable[[], AsyncIterator[bytes]] | bytes | None = None,
         seconds: float,
     ) -> aiohttp.ClientResponse:
         """A success, or an error that is known."""
         try:
             return await self._once(method, key, query or {}, also or {}, sha256, body, seconds=seconds)
         except _WrongTime:
-            if isinstance(body, AsyncIterator):  # it has been begun
-                raise
             return await self._once(method, key, query or {}, also or {}, sha256, body, seconds=seconds)
 
     async def _receive(self, key: str, also: Mapping[str, str]) -> BulkReply:
@@ -396,7 +394,7 @@ class S3:
         query: Mapping[str, str],
         also: Mapping[str, str],
         sha256: str,
-        body: AsyncIterator[bytes] | bytes | None,
+        body: Callable[[], AsyncIterator[bytes]] | bytes | None,
         *,
         seconds: float,
     ) -> aiohttp.ClientResponse:
@@ -409,9 +407,9 @@ class S3:
                 method,
                 URL(url, encoded=True),
                 headers=headers,
-                data=body,
+                data=body() if callable(body) else body,
                 allow_redirects=False,
-                expect100=isinstance(body, AsyncIterator),
+                expect100=callable(body),
             )
             if response.status < 300:  # noqa: PLR2004 -- HTTP
                 return response
