@@ -239,8 +239,8 @@ async def test_a_broken_branch_of_the_tree_goes_back_to_the_leader(hub, start_re
 
 @pytest.fixture
 async def liar(key_file):
-    """A peer that answers with other bytes than were asked for; ``is_stranger``: one without the key."""
-    lies = SimpleNamespace(is_stranger=False)
+    """A peer that answers with other bytes than were asked for, or refuses; ``is_stranger``: one without the key."""
+    lies = SimpleNamespace(is_stranger=False, status=206)
     asked, signer = [], Signer(key_file)
 
     async def handle(request):
@@ -249,7 +249,7 @@ async def liar(key_file):
         headers = {"Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}", "Fleet-Proven": "1"}
         if not lies.is_stranger:
             headers[ANSWER] = signer.answer(request.headers[HEADER])
-        return web.Response(status=206, body=body, headers=headers)
+        return web.Response(status=lies.status, body=body, headers=headers)
 
     runner = web.ServerRunner(web.Server(handle))
     await runner.setup()
@@ -292,6 +292,20 @@ async def test_a_stranger_at_a_peers_address_is_not_believed(hub, start_replica,
     await database.set(f"{{rc1:{fleet_name}}}:at:{digest}", liar.address)
     assert (await member.blob(REPOSITORY, digest)).body == data
     assert len(liar.asked) == 1
+
+
+@pytest.mark.parametrize("key", ["at", "l"])
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_stranger_that_refuses_at_a_peers_address_costs_one_get(
+    hub, start_replica, make_blob, database, fleet_name, liar, patient, key, status
+):
+    liar.status = status
+    members = [await start_replica() for _ in range(3)]
+    digest, data = await make_blob()
+    await database.set(f"{{rc1:{fleet_name}}}:{key}:{digest}", f"token|{liar.address}" if key == "l" else liar.address)
+    assert await bodies([member.blob(REPOSITORY, digest) for member in members]) == [data] * 3
+    assert hub.counters.blob_gets(digest) == 1
+    assert any(member.cache.seen(events.Warned) for member in members)
 
 
 async def whole(database, key):

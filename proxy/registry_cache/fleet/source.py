@@ -197,10 +197,9 @@ class FleetSource:
                 return None
             try:
                 return await self._follow(trail, claim, repository, digest, start)
-            except PeerRefuses as error:
-                self._counts.warn(str(error), self._events)
-                break
-            except PeerGone:
+            except (PeerGone, PeerRefuses) as error:
+                if isinstance(error, PeerRefuses):  # another one may be where it was: no reason for all to go alone
+                    self._counts.warn(str(error), self._events)
                 lost, gone = claim.value, gone + 1
             except PeerSilent:  # upstream may be slow, which is no fault of the peer's: we wait with it
                 trail.suspect = claim
