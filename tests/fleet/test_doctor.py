@@ -310,6 +310,15 @@ async def test_a_bucket_that_keeps_what_is_deleted_is_slow_and_has_another_time(
     assert "tcp_nodelay=1" in checks["bucket speed"].remedy
 
 
+def test_a_blob_that_a_full_bucket_has_no_room_for(settings):
+    assert bucket.largest(settings(), 100_000_000) is None
+    check = bucket.largest(settings(), 100_000_001)
+    assert (check.name, check.state) == ("bucket room", "warning")
+    assert "raise FLEET_MAX_SIZE to 1.0 GB" in check.remedy
+    without = settings(fleet_bucket_url=None, fleet_s3_credentials_file=None, fleet_max_size=None)
+    assert bucket.largest(without, 10**12) is None
+
+
 # --- the replicas -----------------------------------------------------------------------------------------------
 
 
@@ -336,6 +345,15 @@ async def test_replicas_that_are_reached_and_one_that_is_not(settings, start_rep
     other.write_text("o" * 32)
     check = (await found(fleet.replicas(settings(fleet_key_file=other), await heard(first))))["fleet replicas"]
     assert (check.state, check.text.startswith(f"{first.wire.address} has another key")) == ("broken", True)
+
+
+async def test_two_replicas_that_tell_one_address(settings, start_replica):
+    first = await start_replica()
+    second = await start_replica(fleet_advertise=first.wire.address)
+    checks = await found(fleet.replicas(settings(), await heard(first, second)))
+    assert (checks["fleet addresses"].state, "FLEET_ADVERTISE" in checks["fleet addresses"].remedy) == ("warning", True)
+    assert checks["fleet addresses"].text == f"{first.wire.address}: more than one replica is told to be there"
+    assert "1 more" not in checks["fleet replicas"].text
 
 
 async def test_who_answers_without_the_key_is_no_replica(settings):

@@ -127,7 +127,7 @@ async def _checks(config: Path | None, cache_dir: Path | None, image: str, *, pu
         yield check
     for check in _of_upstreams(stats, told, settings, token) if stats else ():
         yield check
-    async for check in _fleet(settings, stats):
+    async for check in _fleet(settings, stats, largest_bytes):
         yield check
     instance = found.instance or (stats.instance if stats else None)
     async for check in network.docker(settings, os.environ, found.url, instance):
@@ -146,7 +146,7 @@ def _of_upstreams(stats: Stats, told: list[Check], settings: Settings, token: Ch
         yield check
 
 
-async def _fleet(settings: Settings, stats: Stats | None) -> AsyncIterator[Check]:
+async def _fleet(settings: Settings, stats: Stats | None, largest_bytes: int) -> AsyncIterator[Check]:
     """The fleet, as the service has it and as it is seen from here."""
     if stats and (check := network.fleet(stats)):
         yield check
@@ -162,6 +162,8 @@ async def _fleet(settings: Settings, stats: Stats | None) -> AsyncIterator[Check
     async for check in fleet.redis(settings):
         yield check
     async for check in bucket.bucket(settings):
+        yield check
+    if check := bucket.largest(settings, largest_bytes):
         yield check
     if stats and stats.fleet:
         async for check in fleet.replicas(settings, stats.fleet):

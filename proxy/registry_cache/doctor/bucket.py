@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncIterator
 
 from registry_cache.doctor.check import Check
+from registry_cache.fleet.eviction import ENOUGH
 from registry_cache.fleet.s3 import S3, ObjectMissing, ObjectRefused, ObjectShort, StoreTrouble
 from registry_cache.fleet.s3_signing import KeyFile
 from registry_cache.model.errors import SettingsError
-from registry_cache.model.units import format_ago
+from registry_cache.model.units import format_ago, format_size
 from registry_cache.settings.model import Settings
 from registry_cache.upstream.tls import tls_context
 
@@ -32,6 +33,21 @@ class _Unfit(Exception):
     def __init__(self, check: Check) -> None:
         super().__init__(check.text)
         self.check = check
+
+
+def largest(settings: Settings, largest_bytes: int) -> Check | None:
+    """Once the bucket has been full, what is larger than the room that is made there is not taken any more.
+
+    Args:
+        largest_bytes: the size of the largest blob that is here; 0 where that is not known.
+    """
+    cap = settings.fleet_max_size
+    if cap is None or largest_bytes <= round(cap * (1 - ENOUGH)):
+        return None
+    text = f"FLEET_MAX_SIZE is {format_size(cap)}, and one blob here has {format_size(largest_bytes)}"
+    least = format_size(round(largest_bytes / (1 - ENOUGH)))
+    remedy = f"raise FLEET_MAX_SIZE to {least} at least: a full bucket takes nothing larger than a tenth of it"
+    return Check("bucket room", "warning", text, remedy)
 
 
 async def bucket(settings: Settings) -> AsyncIterator[Check]:

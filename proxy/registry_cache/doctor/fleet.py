@@ -160,9 +160,11 @@ async def replicas(settings: Settings, figures: FleetFigures) -> AsyncIterator[C
     """The fleet's ports of all replicas that the running service has heard of, its own too, asked from here."""
     if settings.fleet_key_file is None:
         return
-    addresses = [one.address for one in figures.members if one.address]
-    if check := loopback(addresses):
-        yield check
+    told = [one.address for one in figures.members if one.address]
+    addresses = list(dict.fromkeys(told))
+    for check in (loopback(addresses), twice(told)):
+        if check:
+            yield check
     try:
         trouble = await _asked(settings, settings.fleet_key_file, addresses)
     except SettingsError as error:
@@ -173,7 +175,7 @@ async def replicas(settings: Settings, figures: FleetFigures) -> AsyncIterator[C
     if not trouble:
         others = len(addresses) - 1
         text = f"this one and {others} more are reached from here, with the same key" if others > 0 else (
-            "no other one has said in the last half minute that it is there"
+            "no other one has said in the last half minute that it is anywhere else"
         )  # fmt: skip
         yield Check(_REPLICAS, "ok", text)
     if len(figures.versions) > 1:
@@ -188,6 +190,16 @@ def loopback(addresses: list[str]) -> Check | None:
         return None
     text = f"{', '.join(near)}: a loopback address, and other replicas are on other machines"
     return Check("fleet addresses", "broken", text, "set FLEET_ADVERTISE there to an address that the others reach")
+
+
+def twice(addresses: list[str]) -> Check | None:
+    """Who is sent to one of them may find the other one, and neither follows the other."""
+    several = sorted({one for one in addresses if addresses.count(one) > 1})
+    if not several:
+        return None
+    text = f"{', '.join(several)}: more than one replica is told to be there"
+    remedy = "give each a FLEET_ADVERTISE of its own; one that was killed and is back counts twice for half a minute"
+    return Check("fleet addresses", "warning", text, remedy)
 
 
 def _host(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

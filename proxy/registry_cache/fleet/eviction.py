@@ -17,7 +17,9 @@ from registry_cache.model.oci import Digest
 from registry_cache.runtime.background import Background
 
 _ROUND_SECONDS = 5.0
-_FULL, _ENOUGH = 0.95, 0.9
+_FULL = 0.95
+# So much of the cap may stay when room is made: what is larger than the rest never comes in again.
+ENOUGH = 0.9
 _AT_A_TIME = 8
 
 
@@ -61,7 +63,7 @@ class Evictor:
         is_full = turn.size_bytes > _FULL * self._cap_bytes
         if not turn.is_mine or not (is_full or turn.going) or not self._bucket.writing.may_try:
             return False
-        doomed = await self._index.condemn(int(_ENOUGH * self._cap_bytes) if is_full else turn.size_bytes)
+        doomed = await self._index.condemn(int(ENOUGH * self._cap_bytes) if is_full else turn.size_bytes)
         slots = asyncio.Semaphore(_AT_A_TIME)
         done = await asyncio.gather(*(self._delete(digest, slots) for digest in doomed))
         gone = [digest for digest, is_gone in zip(doomed, done, strict=True) if is_gone]
