@@ -33,8 +33,8 @@ local function tell(news) redis.call('SET', news, string.format('%.0f', now_us()
 # The keys of the bucket's index (tier_scripts.py), as each script that asks it has them.
 INDEX_KEYS = ("size", "lru", "going", "bytes", "gen", "meta")
 
-# What is no index goes: of another type, no number, or without sizes. Then a sweep is due, which makes it anew. It is due
-# too where a size is neither in use nor going, and so is never evicted. Uses without a size are left: no sweep ends those.
+# What is no index goes: of another type, no number, or without sizes. Then a sweep is due, which makes it anew, and so
+# it is where a size is neither in use nor going: it would never be evicted. Uses without a size are left: those are.
 # counts: what is a number as Redis itself writes them, of 16 digits at most. field: such a one of meta.
 INDEX = (
     PREFACE
