@@ -32,6 +32,7 @@ class Store:
     Attributes:
         hangs: methods that are never answered, as a full Ceph's PUT and DELETE.
         refuses: a status and code for a method.
+        locked: keys of objects that are not deleted.
         truncates: bodies break off after so many bytes.
         stalls: bodies stand still after so many bytes, until they are let go on.
         ahead_seconds: its clock, before ours.
@@ -48,6 +49,7 @@ class Store:
     is_there: bool = True
     hangs: set[str] = field(default_factory=set)
     refuses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    locked: set[str] = field(default_factory=set)
     truncates: int | None = None
     stalls: int | None = None
     ahead_seconds: float = 0.0
@@ -171,6 +173,8 @@ class Store:
     async def _delete(self, request: web.BaseRequest, key: str) -> web.Response:
         if upload := request.rel_url.query.get("uploadId"):
             self.uploads.pop(upload, None)
+        elif key in self.locked:
+            return self._error(403, "AccessDenied")
         else:
             self.objects.pop(key, None)
         return web.Response(status=204)

@@ -150,6 +150,22 @@ async def test_a_store_that_will_not_serve_us_is_left_alone_and_its_index_kept(s
     assert (await member.fleet.tier.index.turn("none")).size_bytes == len(data)
 
 
+async def test_an_object_that_may_not_be_deleted_keeps_nothing_from_being_shared(start_sharing, make_blob, stand_in):
+    member = await start_sharing()
+    digest, _ = await make_blob()
+    await member.blob(REPOSITORY, digest)
+    await shared(member)
+    stand_in.locked = {key_of(member, digest)}
+    tier = member.fleet.tier
+    await tier.index.purged([Digest(digest)])
+    await Evictor(tier.bucket, tier.index, cap_bytes=10**9, counts=Counts(), bus=Events()).evict()
+    other, _ = await make_blob()
+    await member.blob(REPOSITORY, other)
+    await shared(member)
+    assert key_of(member, other) in stand_in.objects
+    assert member.fleet.figures().writing_trouble == "the store answered 403 AccessDenied"
+
+
 async def test_it_is_used_again_when_it_works(stocked, stand_in, make_blob):
     digest, _, member = stocked
     stand_in.refuses = {"GET": (403, "AccessDenied")}

@@ -173,12 +173,30 @@ async def test_a_store_that_deletes_nothing_is_left_alone(clients, stand_in, mon
     assert not await part.evictor.evict()
     asked = stand_in.count("DELETE")
     assert not await part.evictor.evict()
-    assert (stand_in.count("DELETE"), bool(part.bucket.writing.trouble), part.bucket.reading.trouble) == (
+    assert (stand_in.count("DELETE"), bool(part.bucket.deleting.trouble), part.bucket.reading.trouble) == (
         asked,
         True,
         "",
     )
     assert await total(part.index) == 1200
+
+
+async def test_an_object_that_may_not_be_deleted_keeps_no_other_one_there(clients, stand_in):
+    part = clients[0]
+    await fill(part, stand_in, 12)
+    stand_in.locked = {part.bucket.key(BLOBS[0])}
+    for _ in range(2):
+        await part.evictor.evict()
+    assert left(part, stand_in) == [BLOBS[0], *BLOBS[3:12]]
+    assert part.bucket.deleting.trouble == "the store answered 403 AccessDenied"  # since it was the only one
+    asked = stand_in.count("DELETE")
+    await part.evictor.evict()
+    assert stand_in.count("DELETE") == asked
+    stand_in.locked.clear()
+    part.bucket.deleting._retry_at = 0.0
+    await part.evictor.evict()
+    assert left(part, stand_in) == BLOBS[3:12]
+    assert part.bucket.deleting.trouble == ""
 
 
 async def test_a_sweep_adopts_orphans_and_forgets_what_is_not_there(clients, stand_in):

@@ -1,7 +1,8 @@
 """The fleet's bucket: where each blob lies in it, and when it is left alone.
 
-Reading and writing fail apart: a full Ceph answers each GET, and lets PUT and DELETE hang. What does not work is left
-alone; whether it works again is found out beside the pulls, never by one.
+Reading, writing and deleting fail apart: a full Ceph answers each GET, and lets PUT and DELETE hang; an object may be
+locked, or a key have no right to delete. What does not work is left alone; whether it works again is found out beside
+the pulls, never by one.
 """
 
 import time
@@ -23,9 +24,9 @@ _DELETE_SECONDS = 10.0
 
 
 class Breaker:
-    """Reading, or writing: whether it is done without for now."""
+    """Reading, writing or deleting: whether it is done without for now."""
 
-    def __init__(self, part: Literal["reading", "writing"], bus: Events) -> None:
+    def __init__(self, part: Literal["reading", "writing", "deleting"], bus: Events) -> None:
         self.trouble = ""  # why; empty while it works
         self._part = part
         self._events = bus
@@ -86,13 +87,15 @@ class Bucket:
     def __init__(self, s3: S3, *, name: str, bus: Events) -> None:
         self.reading = Breaker("reading", bus)
         self.writing = Breaker("writing", bus)
+        self.deleting = Breaker("deleting", bus)
         self._s3 = s3
         self._is_known = False  # it has been asked once
         self._prefix = f"v1/{name}/"
 
     def __repr__(self) -> str:
         return (
-            f"<Bucket {self._s3} reading: {self.reading.trouble or 'works'} writing: {self.writing.trouble or 'works'}>"
+            f"<Bucket {self._s3} reading: {self.reading.trouble or 'works'} writing: {self.writing.trouble or 'works'} "
+            f"deleting: {self.deleting.trouble or 'works'}>"
         )
 
     def key(self, digest: Digest) -> str:
@@ -182,14 +185,15 @@ class Bucket:
         """It is not there any more, or never was.
 
         Raises:
-            StoreTrouble: nobody knows.
+            StoreTrouble: nobody knows. One that is lasting may be of this object alone, as of one that is locked.
         """
         try:
             await self._s3.delete(self.key(digest), seconds=_DELETE_SECONDS)
         except StoreTrouble as error:
-            self.writing.failed(error)
+            if not error.is_lasting:
+                self.deleting.failed(error)
             raise
-        self.writing.worked()
+        self.deleting.worked()
 
     async def page(self, after: str) -> tuple[list[Listed], str]:
         """See :meth:`.s3.S3.page`."""

@@ -61,13 +61,15 @@ class Evictor:
         """
         turn = await self._index.turn("evict")
         is_full = turn.size_bytes > _FULL * self._cap_bytes
-        if not turn.is_mine or not (is_full or turn.going) or not self._bucket.writing.may_try:
+        if not turn.is_mine or not (is_full or turn.going) or not self._bucket.deleting.may_try:
             return False
         doomed = await self._index.condemn(int(ENOUGH * self._cap_bytes) if is_full else turn.size_bytes)
         slots = asyncio.Semaphore(_AT_A_TIME)
-        done = await asyncio.gather(*(self._delete(digest, slots) for digest in doomed))
-        gone = [digest for digest, is_gone in zip(doomed, done, strict=True) if is_gone]
+        failed = await asyncio.gather(*(self._delete(digest, slots) for digest in doomed))
+        gone = [digest for digest, error in zip(doomed, failed, strict=True) if error is None]
         if not gone:
+            if lasting := [error for error in failed if error is not None and error.is_lasting]:
+                self._bucket.deleting.failed(lasting[0])  # it is of none of these alone
             return False
         freed = await self._index.gone(gone)
         self._counts.evicted += len(gone)
@@ -75,12 +77,13 @@ class Evictor:
         self._events.emit(events.FleetEvicted(blobs=len(gone), bytes=freed))
         return len(gone) == len(doomed)
 
-    async def _delete(self, digest: Digest, slots: asyncio.Semaphore) -> bool:
+    async def _delete(self, digest: Digest, slots: asyncio.Semaphore) -> StoreTrouble | None:
+        """Why it is there still."""
         async with slots:
-            if not self._bucket.writing.may_try:  # one of these has found out
-                return False
+            if not self._bucket.deleting.may_try:  # one of these has found out
+                return StoreTrouble(self._bucket.deleting.trouble)
             try:
                 await self._bucket.delete(digest)
-            except StoreTrouble:
-                return False
-            return True
+            except StoreTrouble as error:
+                return error
+            return None

@@ -185,7 +185,7 @@ class Fleet:
             leases=len(self.leases),
             has_bucket=self.tier is not None,
             reading_trouble=self.tier.bucket.reading.trouble if self.tier else "",
-            writing_trouble=self.tier.bucket.writing.trouble if self.tier else "",
+            writing_trouble=self.tier.bucket.writing.trouble or self.tier.bucket.deleting.trouble if self.tier else "",
             sharing=len(self.tier.shelf) if self.tier else 0,
             members=self.roll.members(),
             **self.counts.figures(),

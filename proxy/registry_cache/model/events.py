@@ -163,7 +163,7 @@ class FleetTakeover(Event, frozen=True, kw_only=True):
 
 
 class FleetBucketDown(Event, frozen=True, kw_only=True):
-    """``part`` (reading or writing) of the fleet's bucket does not work: it is done without until it does."""
+    """``part`` (reading, writing, deleting) of the fleet's bucket does not work: it is done without until it does."""
 
     level: ClassVar[Level] = "warning"
 
@@ -172,7 +172,7 @@ class FleetBucketDown(Event, frozen=True, kw_only=True):
 
 
 class FleetBucketUp(Event, frozen=True, kw_only=True):
-    """``part`` (reading or writing) of the fleet's bucket works again."""
+    """``part`` (reading, writing, deleting) of the fleet's bucket works again."""
 
     part: str
 

@@ -178,7 +178,8 @@ class FleetFigures(Figures, frozen=True, kw_only=True):
         followed: bodies that it has begun to read from others.
         alone: blobs that it has fetched for itself, since neither Redis nor a peer could help.
         refused: requests on the fleet's port without the key.
-        reading_trouble: why the bucket is not read; empty while it is, or where there is none. ``writing_trouble``: so.
+        reading_trouble: why the bucket is not read; empty while it is, or where there is none.
+        writing_trouble: so, or why nothing is deleted there.
         sharing: blobs that are on their way into the bucket, or wait for that, now.
         from_bucket: bodies that it has begun to read from the bucket; ``bucket_bytes``: their bytes.
         bucket_redirects: clients that it has sent to the bucket; ``bucket_redirects_bytes``: for so many.
