@@ -1,6 +1,7 @@
 """How long an origin that limits us is left alone."""
 
 import email.utils
+import json
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from registry_cache.upstream import ratelimit
 from registry_cache.upstream.headers import Headers
 from registry_cache.upstream.ratelimit import Gate, RateLimit, parse_quota, parse_retry_after, refusal_message
 from registry_cache.upstream.redact import Redactor
+from tests.hub.stand_in import reply
 
 
 @pytest.fixture
@@ -116,10 +118,78 @@ def test_clients_are_told_what_upstream_said_else_a_few_seconds(clock, said, tol
         ("٣", None),
         ("Mon, 99 Foo 2026", None),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("1.889377ms", 0.001889377),
+        ("985.86\u00b5s", 0.00098586),
+        ("985.86\u00c2\u00b5s", 0.00098586),
+        ("985.86\u03bcs, allowed: 44000/minute", 0.00098586),
+        ("700ns", 7e-7),
+        ("5e-05", 5e-05),
+        ("1m30s", 90),
+        ("1m30.5s", 90.5),
+        ("2h", 7200),
+        ("2h0m0s", 7200),
+        ("500h", 21600),
+        ("9" * 5000 + "h", 21600),
+        ("9" * 5000 + "x", None),
+        ("1m" * 5000, 21600),
+        ("1m30", None),
+        ("30.", 30),
+        (".5", 0.5),
     ],
 )
 def test_retry_after(value, seconds):
+    assert parse_retry_after(Headers([("Retry-After", value)])) == (seconds and pytest.approx(seconds))
+
+
+NOW = 1_746_136_908  # of Thu, 01 May 2025 22:01:48 GMT
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (f"{NOW + 30}", 30),
+        (f"{NOW + 30}.5", 30.5),
+        (f"{(NOW + 30) * 1000}", 30),
+        (f"{NOW - 30}", 0),
+        ("1000000000", 0),
+        (f"{NOW + 7 * 3600}", None),
+        (f"{(NOW + 7 * 3600) * 1000}", None),
+        (f"{NOW}000000", 21600),  # nobody's seconds
+        ("999999999", 21600),
+    ],
+)
+def test_a_number_that_large_is_a_date(clock, value, seconds):
+    """Docker Hub's API says when, not how long."""
+    date = email.utils.formatdate(NOW, usegmt=True)
+    assert parse_retry_after(Headers([("Retry-After", value), ("Date", date)])) == seconds
+    clock.now = NOW - 1_700_000_000.0
     assert parse_retry_after(Headers([("Retry-After", value)])) == seconds
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "seconds"),
+    [
+        ("", "retry-after: 985.86\u00b5s, allowed: 44000/minute", 0.00098586),
+        ("soon", "too many. Retry-After: 1m30s", 90),
+        ("7", "retry-after: 1m30s", 7),
+        ("", "retry-after: 40", 40),
+        ("", "retry-after: soon", None),
+        ("", "retry-after:" * 5000, None),
+        ("", "slow down", None),
+    ],
+)
+def test_a_time_in_the_message_counts_where_no_field_tells_one(said, message, seconds):
+    """GHCR's."""
+    found = parse_retry_after(Headers([("Retry-After", said)]), message)
+    assert found == (seconds and pytest.approx(seconds))
+
+
+async def test_a_limit_of_microseconds_is_over_in_a_second(registry):
+    body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS", "message": "retry-after: 985.86\u00b5s"}]})
+    client, _ = await registry(lambda _: reply(429, body, [("Content-Type", "application/json")]))
+    with pytest.raises(RateLimited) as raised:
+        await client.manifest("org/app")
+    assert raised.value.retry_in_seconds <= 1
 
 
 def test_a_date_is_seen_from_upstreams_own_clock():

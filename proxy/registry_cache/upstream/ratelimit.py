@@ -23,7 +23,19 @@ _DEFAULT_SECONDS = 60.0
 _DEFAULT_MAX_SECONDS = 900.0
 _MAX_SECONDS = 6 * 3600.0
 _QUOTA_MAX = 10**9
-_SECONDS = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(?:s|sec|seconds)?\s*(?:,|$)", re.IGNORECASE)
+_NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_SECONDS = re.compile(rf"([+-]?{_NUMBER}(?:e[+-]?[0-9]+)?)\s*(?:s|sec|seconds)?\s*(?:,|$)", re.IGNORECASE)
+# As Go writes one: 1m30s, 1.889377ms, 985.86µs. Whatever became of the micro sign on its way, it is a u here.
+_DURATION = re.compile(rf"((?:{_NUMBER}(?:h|ms|m|us|ns|s))+)\s*(?:,|$)")
+_PART = re.compile(rf"({_NUMBER})([a-z]+)")
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_IN_MESSAGE = re.compile(r"retry-after:\s*(.*)", re.IGNORECASE)
+_MESSAGE_MAX_CHARACTERS = 500
+# Numbers from here on are points in time, those from there on in milliseconds: 2001, in either.
+_UNIX_SECONDS = 1e9
+_UNIX_MILLISECONDS = 1e12
+_UNIX_MAX = 1e15
 # Whatever upstream says, GHCR names microseconds: it is asked once a second at most, then backing off.
 _FLOOR_SECONDS = 1.0
 _FLOOR_MAX_SECONDS = 60.0
@@ -59,22 +71,40 @@ def _small(text: str) -> int | None:
     return found if found is not None and found < _QUOTA_MAX else None
 
 
-def parse_retry_after(headers: Headers) -> float | None:
-    """Seconds that ``Retry-After`` names as a number or a date; None where it is neither.
+def parse_retry_after(headers: Headers, message: str = "") -> float | None:
+    """Seconds that ``Retry-After`` names as a number, a duration or a date; None where it is none of them.
 
     A date is compared with the answer's own ``Date``: the clocks need not agree. Of several numbers the first counts,
-    and a unit behind it is read over if it is seconds.
+    and a unit behind it is read over if it is seconds. A number too large for a wait is a Unix time, as Docker Hub's
+    API names one.
+
+    Args:
+        message: the error's, which counts where the field tells nothing: GHCR has no field.
     """
-    value = headers.first("retry-after")
-    if not value.isascii():
-        return None
+    seconds = _seconds(headers.first("retry-after"), headers.first("date"))
+    if seconds is None and (match := _IN_MESSAGE.search(message[:_MESSAGE_MAX_CHARACTERS])):
+        seconds = _seconds(match[1], headers.first("date"))
+    return seconds
+
+
+def _seconds(said: str, date: str) -> float | None:
+    value = _NOT_ASCII.sub("u", said)
     if match := _SECONDS.match(value):
-        return min(max(0.0, float(match[1])), _MAX_SECONDS)
+        number = float(match[1])
+        if _UNIX_SECONDS <= number < _UNIX_MAX:
+            wait = number / (1000 if number >= _UNIX_MILLISECONDS else 1) - _now(date)
+            return max(0.0, wait) if wait <= _MAX_SECONDS else None
+        return min(max(0.0, number), _MAX_SECONDS)
+    if match := _DURATION.match(value):
+        return min(sum(float(part) * _UNITS[unit] for part, unit in _PART.findall(match[1])), _MAX_SECONDS)
     at = _unix_seconds(value)
-    if at is None:
-        return None
-    now = _unix_seconds(headers.first("date"))
-    return min(max(0.0, at - (time.time() if now is None else now)), _MAX_SECONDS)
+    return None if at is None else min(max(0.0, at - _now(date)), _MAX_SECONDS)
+
+
+def _now(date: str) -> float:
+    """Unix seconds by upstream's own clock; by this one where it does not tell."""
+    now = _unix_seconds(date)
+    return time.time() if now is None else now
 
 
 def _unix_seconds(date: str) -> float | None:
@@ -222,7 +252,7 @@ class RateLimit:
         if quota := parse_quota(headers, self._redactor):
             self.quota = quota
         gate = self.pulls if question != "other" else self.requests
-        seconds = gate.close(message, parse_retry_after(headers), question)
+        seconds = gate.close(message, parse_retry_after(headers, message), question)
         self._limited(seconds, message)
         self.closed()
         return gate.refusal()
