@@ -32,6 +32,7 @@ class Account:
     """
 
     follows_redirects = True  # of a token service, to another one that may see it
+    doubts_realms = True  # that the registry has not just named: what they refuse may be no news
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Account:
         self._events = events
         self._rejected: tuple[str, float] | None = None  # the Basic header that was rejected, until (monotonic)
         self._works: tuple[str, float] | None = None  # the one that a probe found good, until
-        self._refused_scopes: TTLCache[str, str] = TTLCache(1024, _SCOPE_SECONDS, timer=time.monotonic)
+        self._refused_scopes: TTLCache[Challenge, str] = TTLCache(1024, _SCOPE_SECONDS, timer=time.monotonic)
 
     @property
     def exists(self) -> bool:
@@ -84,13 +85,15 @@ class Account:
         secret = login.secret.decode(errors="replace")
         self._redactor.learn_login(login.username, secret)
         basic = f"{IDENTITY_TOKEN} {secret}" if login.is_identity_token else login.basic
-        if self._rejected is not None:
-            header, until = self._rejected
-            if header == basic and time.monotonic() < until:
-                if self._anonymous_fallback:
-                    return None
-                raise self._refusal()
+        if self._is_known_rejected(basic):
+            if self._anonymous_fallback:
+                return None
+            raise self._refusal()
         return basic
+
+    def _is_known_rejected(self, basic: str) -> bool:
+        header, until = self._rejected or ("", 0.0)
+        return header == basic and time.monotonic() < until
 
     def _refusal(self) -> CredentialRefused:
         name = self._credential.name if self._credential else ""
@@ -120,7 +123,7 @@ class Account:
 
     def reject(self, basic: str, realm: str, body: bytes) -> None:
         """It does not work; nothing is sent with it for a while, unless its secret changes."""
-        if self._credential is None:
+        if self._credential is None or self._is_known_rejected(basic):
             return
         self._rejected = (basic, time.monotonic() + REJECTED_SECONDS)
         self._works = None
@@ -136,9 +139,9 @@ class Account:
             )
         )
 
-    def check_scope(self, scope: str) -> None:
-        """Raise Denied if the token service has just refused *scope*, so that it is not asked for each pull."""
-        if (message := self._refused_scopes.get(scope)) is not None:
+    def check_scope(self, challenge: Challenge) -> None:
+        """Raise Denied if its token service has just refused *challenge*, so that it is not asked for each pull."""
+        if (message := self._refused_scopes.get(challenge)) is not None:
             raise Denied(message)
 
     async def refused_scope(
@@ -159,7 +162,7 @@ class Account:
                 raise self._refusal()
             return
         text = self._redactor.clean(refusal_message(body))[:_MESSAGE_MAX_CHARACTERS]
-        message = self._refused_scopes[challenge.scope] = f"the token service refuses this name to the account: {text}"
+        message = self._refused_scopes[challenge] = f"the token service refuses this name to the account: {text}"
         raise Denied(message)
 
     async def refused_by_registry(self, basic: str, login_works: Callable[[], Awaitable[bool]]) -> None:

@@ -56,6 +56,7 @@ class ClientAccount(Account):
     """A client's login in place of an account: a refusal is its own affair, and no fault of the cache's."""
 
     follows_redirects = False
+    doubts_realms = False
 
     def __init__(self, client: "_Client", *, registry: str, redactor: Redactor, events: Events) -> None:
         super().__init__(None, anonymous_fallback=False, registry=registry, redactor=redactor, events=events)

@@ -14,14 +14,23 @@ from cachetools import LRUCache, TLRUCache
 
 from registry_cache.model import events
 from registry_cache.model.bus import Events
-from registry_cache.model.errors import NameUnknown, RateLimited, UpstreamError, UpstreamRefused
+from registry_cache.model.errors import (
+    CredentialRefused,
+    NameUnknown,
+    RateLimited,
+    RegistryCacheError,
+    UpstreamError,
+    UpstreamRefused,
+)
 from registry_cache.runtime.singleflight import SingleFlight
 from registry_cache.upstream.account import Account
 from registry_cache.upstream.ask import Ask
 from registry_cache.upstream.challenges import Challenge
 from registry_cache.upstream.credential import IDENTITY_TOKEN, RealmTrust
+from registry_cache.upstream.ratelimit import is_limit
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.redirected import REDIRECTS, check_downgrade, check_host
+from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.shapes import is_page, oci_error, parsed_json
 from registry_cache.upstream.tokens import parse_token
 from registry_cache.upstream.urls import joined, origin_of, shown
@@ -44,6 +53,16 @@ class _Token(NamedTuple):
     header: str
     received_at: float  # monotonic seconds
     expires_at: float
+
+
+class Unconfirmed(CredentialRefused):
+    """A token service refuses the account, and the registry may name another one by now."""
+
+    def __init__(self, basic: str, realm: str, body: bytes) -> None:
+        super().__init__("a token service that upstream named before rejects the credential")
+        self.basic = basic
+        self.realm = realm
+        self.body = body
 
 
 class TokenReply(NamedTuple):
@@ -109,8 +128,8 @@ class Authenticator:
 
     # --- upstream's own -----------------------------------------------------------------------------------------
 
-    async def header(self, repository: str) -> str | None:
-        """The ``Authorization`` that upstream is expected to want for *repository*; None when it has not said yet.
+    def assumed(self, repository: str) -> Challenge | None:
+        """What upstream is expected to challenge with for *repository*; None when it has not said yet.
 
         Saves the round trip of a 401 for each new repository: what was learnt from one holds for the next.
         """
@@ -118,21 +137,41 @@ class Authenticator:
         if challenge is None and self.known_way is not None:
             known, template = self.known_way
             challenge = template._replace(scope=template.scope.replace(f":{known}:", f":{repository}:"))
-        return await self.answer(challenge, []) if challenge is not None else None
+        return challenge
 
-    def candidates(self, challenges: Iterable[Challenge], ask: Ask, sent: str | None) -> list[Challenge]:
+    def is_doubtful(self, error: RegistryCacheError) -> bool:
+        """Whether *error*, of an assumed challenge, is no news if the registry has another one by now."""
+        if isinstance(error, RateLimited):
+            return False
+        if isinstance(error, UpstreamError):
+            return True
+        # What the account itself says holds for every realm.
+        return self._account.doubts_realms and (
+            isinstance(error, Unconfirmed) or not isinstance(error, CredentialRefused)
+        )
+
+    def believes_nobody(self, reply: Reply) -> bool:
+        """Whether *reply*, to nobody where a login was to be sent, is an answer: not a no, others may see more."""
+        if reply.status // 100 == 5 or is_limit(reply.status, reply.headers):  # noqa: PLR2004 -- HTTP
+            return True
+        return self._account.doubts_realms and reply.status // 100 in (2, 3)
+
+    def offered(self, challenges: Iterable[Challenge], ask: Ask) -> list[Challenge]:
+        """What of *challenges* can be answered, in the order of preference."""
+        found = [_keyed(challenge, ask.repository) for challenge in challenges if challenge.scheme in _SCHEMES]
+        return sorted(dict.fromkeys(found), key=lambda challenge: _SCHEMES.index(challenge.scheme))
+
+    def candidates(
+        self, offered: Sequence[Challenge], ask: Ask, sent: str | None, *, with_known: bool
+    ) -> list[Challenge]:
         """What may answer a 401, in the order to try; one that is there twice gets a second fresh token.
 
-        The challenge that worked before comes first: after its token has expired, some registries name a realm that
-        refuses everybody (nvcr.io).
+        The challenge that worked before (*with_known*) comes first: after its token has expired, some registries name
+        a realm that refuses everybody (nvcr.io).
         """
-        offered = [_keyed(challenge, ask.repository) for challenge in challenges if challenge.scheme in _SCHEMES]
-        offered.sort(key=lambda challenge: _SCHEMES.index(challenge.scheme))
-        known = self._challenges.get(ask.repository)
+        known = self._challenges.get(ask.repository) if with_known else None
         was_fresh = sent is not None and self._is_fresh(sent)
-        if known is not None:
-            offered.insert(0, known)
-        found = list(dict.fromkeys(offered))[:_MAX_CANDIDATES]
+        found = list(dict.fromkeys([*([known] if known is not None else []), *offered]))[:_MAX_CANDIDATES]
         if (
             self._tries_again
             and len(found) == 1
@@ -143,10 +182,14 @@ class Authenticator:
             found.append(found[0])
         return found
 
-    async def answer(self, challenge: Challenge, tried: Sequence[str]) -> str | None:
+    async def answer(self, challenge: Challenge, tried: Sequence[str], *, is_named: bool) -> str | None:
         """The ``Authorization`` that answers *challenge* and is not among *tried*; None when there is none to give.
 
+        Args:
+            is_named: the registry has just made this challenge.
+
         Raises:
+            Unconfirmed: the account is not accepted where the registry has not just named it.
             CredentialRefused: the account is not accepted.
             NameUnknown, Denied: the token service gives none for this name.
             UpstreamError: the token service does not answer as it should.
@@ -159,14 +202,23 @@ class Authenticator:
         cached = self._tokens.get(key)
         if cached is not None and cached.header in tried:
             self._tokens.pop(key, None)
-        header = await self._bearer(key)
+        header = await self._bearer(key, is_named=is_named)
         return None if header in tried else header
+
+    def confirmed(self, error: Unconfirmed) -> None:
+        """The registry names that token service still."""
+        self._account.reject(error.basic, error.realm, error.body)
 
     def worked(self, repository: str, challenge: Challenge) -> None:
         """Upstream accepted what answered *challenge*."""
         self._challenges[repository] = challenge
         if f":{repository}:" in challenge.scope or challenge.scheme == "basic":
             self.known_way = (repository, challenge)
+
+    def forget(self, repository: str) -> None:
+        """What was known of challenges for *repository* is out of date; so may be what holds for new ones."""
+        self._challenges.pop(repository, None)
+        self.known_way = None
 
     async def refused(self, tried: Sequence[str]) -> None:
         """Upstream accepts none of *tried*: whether that is the account's fault is found out here.
@@ -226,19 +278,27 @@ class Authenticator:
 
     # --- tokens -------------------------------------------------------------------------------------------------
 
-    async def _bearer(self, key: _Key) -> str:
+    async def _bearer(self, key: _Key, *, is_named: bool = True) -> str:
         token = self._tokens.get(key)
         if token is None:
-            token = (await self._fetching.do(key, lambda: self._token(key))).value
+            try:
+                token = (await self._fetching.do(key, lambda: self._token(key))).value
+            except Unconfirmed as error:
+                if not is_named:
+                    raise
+                self.confirmed(error)
+                token = (await self._fetching.do(key, lambda: self._token(key))).value  # without the account, or not
         return token.header
 
     async def _token(self, key: _Key) -> _Token:
         basic = await self._account.proof() if key.with_account else None
         if basic is not None and key.challenge.scope:
-            self._account.check_scope(key.challenge.scope)
+            self._account.check_scope(key.challenge)
         reply, was_sent = await self._ask_realm(key.challenge, basic)
         if was_sent and basic is not None:
             if _is_rejected(reply, basic):
+                if self._account.doubts_realms:
+                    raise Unconfirmed(basic, key.challenge.realm, reply.body)
                 self._account.reject(basic, key.challenge.realm, reply.body)
                 reply, _ = await self._ask_realm(key.challenge, await self._account.proof())
             elif reply.status == 403:  # noqa: PLR2004 -- HTTP
