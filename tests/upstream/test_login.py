@@ -14,6 +14,7 @@ MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []})
 NAME = "org/app"
 NO = json.dumps({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]})
 DENIED = json.dumps({"errors": [{"code": "DENIED", "message": "requested access is denied"}]})
+LIMITED = json.dumps({"errors": [{"code": "TOOMANYREQUESTS", "message": "slow down"}]})
 JSON = ("Content-Type", "application/json")
 PASSWORD = "secret-of-the-account"
 
@@ -232,6 +233,36 @@ async def test_a_token_service_that_limits_is_left_alone(tokens, fields):
         with pytest.raises(RateLimited):
             await client.manifest(NAME)
     assert len(scopes(server)) == 1
+
+
+@pytest.mark.parametrize("account", [True, False])
+@pytest.mark.parametrize(
+    ("status", "body"), [(429, "slow down"), *((status, LIMITED) for status in (400, 401, 403, 429))]
+)
+async def test_a_token_service_elsewhere_that_limits_is_left_alone_and_no_other(
+    tokens, registry, status, body, account
+):
+    _, other = await registry(lambda _: reply(status, body, [JSON]))
+    client, server, said = await tokens(account=account)
+    said.challenges = [f'Bearer realm="{other.url}/token",service="x"']
+    for number in range(8):
+        with pytest.raises(RateLimited):
+            await client.manifest(f"org/app{number}")
+    assert len(other.seen) == 1
+    assert len(server.seen) == 8
+    assert not client.upstream.auth.credential_rejected
+    (limited,) = client.seen(events.UpstreamLimited)
+    assert limited.origin == other.url
+
+
+async def test_what_a_limit_is_for_is_read_from_its_message(tokens, registry):
+    body = LIMITED.replace("slow down", "retry-after: 40s, allowed: 44000/minute")
+    _, other = await registry(lambda _: reply(429, body, [JSON]))
+    client, _, said = await tokens()
+    said.challenges = [f'Bearer realm="{other.url}/token",service="x"']
+    with pytest.raises(RateLimited) as raised:
+        await client.manifest(NAME)
+    assert 30 < raised.value.retry_in_seconds <= 40
 
 
 async def test_a_registry_that_limits_logins_is_left_alone(tokens):

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from registry_cache.model import events
 from registry_cache.model.errors import NameUnknown, RangeRefused, RateLimited, UpstreamError
 from registry_cache.upstream import addresses, transport
 from tests.hub import Fault
@@ -17,6 +18,7 @@ MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []})
 NO = json.dumps({"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]})
 JSON = ("Content-Type", "application/json")
 NAME = "org/app"
+LIMITED = json.dumps({"errors": [{"code": "TOOMANYREQUESTS", "message": "slow down"}]})
 
 LOCATIONS = [
     "/a%2fb/%2F%41?sig=a%2fb%3D&x={y}|z^`",
@@ -167,6 +169,28 @@ async def test_a_cdns_limit_is_heeded_and_is_not_the_registrys(registry):
         assert 25 < raised.value.retry_in_seconds <= 30
     assert len(cdn.seen) == 1
     assert (await client.manifest(NAME)).body.decode() == MANIFEST
+
+
+LIMITS = [(429, "slow down"), *((status, LIMITED) for status in (400, 401, 403))]
+
+
+@pytest.mark.parametrize(("status", "body"), LIMITS)
+@pytest.mark.parametrize("question", ["blob", "manifest"])
+async def test_however_it_is_told_the_cdn_alone_is_left_alone(registry, status, body, question):
+    _, cdn = await registry(lambda _: reply(status, body, [JSON]))
+    client, server = await registry(
+        lambda request: (
+            reply(307, fields=[("Location", cdn.url + "/x")]) if NAME in request.path else reply(200, MANIFEST)
+        )
+    )
+    for _ in range(5):
+        with pytest.raises(RateLimited):
+            await (client.blob(NAME, DIGEST) if question == "blob" else client.manifest(NAME))
+    assert len(cdn.seen) == 1
+    assert len(server.seen) == 5
+    assert (await client.manifest("org/other")).body.decode() == MANIFEST
+    (limited,) = client.seen(events.UpstreamLimited)
+    assert limited.origin == cdn.url
 
 
 REBOUND = ["127.0.0.2", "10.1.2.3", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "::ffff:127.0.0.1", "fd00::1"]

@@ -71,11 +71,13 @@ class TokenReply(NamedTuple):
     status: int
     body: bytes
     location: str = ""
-    retry_in_seconds: float = 0.0
 
 
 class FetchToken(Protocol):
-    """GET of a token URL with an ``Authorization`` header, or without one; POST of a form, where there is one."""
+    """GET of a token URL with an ``Authorization`` header, or without one; POST of a form, where there is one.
+
+    Raises RateLimited where the token service says so.
+    """
 
     def __call__(self, url: str, authorization: str | None, form: bytes = b"", /) -> Awaitable[TokenReply]: ...
 
@@ -356,8 +358,6 @@ class Authenticator:
         return False
 
     def _parsed(self, reply: TokenReply) -> _Token:
-        if reply.status == 429:  # noqa: PLR2004 -- HTTP
-            raise RateLimited("the token service limits us", retry_in_seconds=max(1.0, reply.retry_in_seconds))
         if reply.status in (401, 403):
             if oci_error(reply.body) is not None:
                 raise NameUnknown("no such image, or one that nobody may read without an account: set USERNAME")

@@ -60,9 +60,11 @@ class BulkReply:
         response: urllib3.BaseHTTPResponse,
         threads: Threads,
         *,
+        url: str,
         read_timeout_seconds: float,
         explain: Callable[[Exception], str],
     ) -> None:
+        self.url = url
         self.status = response.status
         self.headers = Headers(response.headers.items())
         self._explain = explain
@@ -269,7 +271,11 @@ class BulkClient:
             decode_content=False,
         )
         return BulkReply(
-            response, self._threads, read_timeout_seconds=self._dialling.read_timeout_seconds, explain=self._explain
+            response,
+            self._threads,
+            url=url,
+            read_timeout_seconds=self._dialling.read_timeout_seconds,
+            explain=self._explain,
         )
 
     def _pool(self, url: str, proxy: ForwardProxy | None) -> urllib3.HTTPConnectionPool:

@@ -44,7 +44,7 @@ from registry_cache.upstream.forward import chosen_proxy
 from registry_cache.upstream.headers import Link, age_seconds, content_digest, content_length, is_page, media_type
 from registry_cache.upstream.helper import HelperCredential
 from registry_cache.upstream.judged import WHOLE, message_of
-from registry_cache.upstream.ratelimit import RateLimit, is_limit, parse_retry_after
+from registry_cache.upstream.ratelimit import RateLimit, is_limit
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.reply import Reply, error_body
 from registry_cache.upstream.resilience import backoff_seconds
@@ -188,7 +188,7 @@ class Upstream:
         And which of its origins does: that of its token service or its CDN; empty for its own.
         """
         own = max(self.limits.pulls.closed_for_seconds, self.limits.requests.closed_for_seconds)
-        return max((own, ""), self.breakers.limited, key=lambda limit: limit[0])
+        return max((own, ""), self.breakers.longest_limit, key=lambda limit: limit[0])
 
     def _own(self, watched: Send) -> Send:
         """The step that authorizes what goes to upstream's own origin."""
@@ -412,11 +412,10 @@ class Upstream:
                 try:
                     status = reply.status
                     body = await self._token_body(reply)
-                    is_limited = is_limit(status, reply.headers, body)
-                    if is_limited and origin_of(url) == self.origin:
-                        raise self.limits.refused(reply.headers, message_of(body, self.redactor), "other")
-                    wait = parse_retry_after(reply.headers) or 0.0
-                    return TokenReply(429 if is_limited else status, body, reply.headers.first("location"), wait)
+                    if is_limit(status, reply.headers, body):
+                        raise self._token_limit(reply, body)
+                    self.breakers.passed(url)
+                    return TokenReply(status, body, reply.headers.first("location"))
                 finally:
                     await reply.aclose()
         finally:
@@ -426,6 +425,12 @@ class Upstream:
                     kind="token", method=ask.method, url=url.partition("?")[0], status=status, duration_ms=duration_ms
                 )
             )
+
+    def _token_limit(self, reply: Reply, body: bytes) -> RateLimited:
+        message = message_of(body, self.redactor) or "the token service limits us"
+        if origin_of(reply.url) == self.origin:
+            return self.limits.refused(reply.headers, message, "other")
+        return self.breakers.limited(reply.url, reply.headers, message)
 
     @staticmethod
     async def _token_body(reply: Reply) -> bytes:

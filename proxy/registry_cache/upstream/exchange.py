@@ -31,6 +31,7 @@ from registry_cache.upstream.ratelimit import Question, RateLimit, is_limit
 from registry_cache.upstream.redact import Redactor
 from registry_cache.upstream.redirected import Redirected
 from registry_cache.upstream.reply import Reply, error_body
+from registry_cache.upstream.urls import origin_of
 from registry_cache.upstream.watched import Breakers, pause_after
 
 _SUCCESSES = (*WHOLE, 206)
@@ -76,7 +77,6 @@ class Exchange:
             base_url=self.base_url,
             addresses=self._addresses,
             redactor=self._redactor,
-            limited=self._breakers.refusal,
         )
 
     async def ask(
@@ -120,6 +120,7 @@ class Exchange:
         if is_limit(reply.status, reply.headers, body):
             self._answered()
             raise self._limited(reply, body, question)
+        self._breakers.passed(reply.url)
         if reply.status < 500:  # noqa: PLR2004 -- HTTP
             self._limits.observe(reply.headers, question)
         if is_success:
@@ -148,8 +149,10 @@ class Exchange:
         return None
 
     def _limited(self, reply: Reply, body: bytes, question: Question) -> RegistryCacheError:
-        message = message_of(body, self._redactor) or "too many requests"
-        return self._limits.refused(reply.headers, message, question)
+        message = message_of(body, self._redactor)
+        if origin_of(reply.url) != origin_of(self.base_url):
+            return self._breakers.limited(reply.url, reply.headers, message)
+        return self._limits.refused(reply.headers, message or "too many requests", question)
 
     def _no(self, kind: events.UpstreamKind, ask: Ask, status: int, body: bytes) -> RegistryCacheError:
         key, is_own = (ask.repository, ask.url), own_words(status, body) is not None

@@ -1,9 +1,8 @@
 """The step that follows redirects: to the CDN without the account, to another name of upstream's with it."""
 
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from registry_cache.model.errors import RegistryCacheError, UpstreamError
+from registry_cache.model.errors import UpstreamError
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.ask import Ask, Send
 from registry_cache.upstream.headers import is_json
@@ -23,7 +22,6 @@ class Redirected:
         own: to upstream's own origin.
         elsewhere: to any other.
         redactor: learns queries that may be signatures, which are credentials.
-        limited: the error for a URL whose origin limits us.
     """
 
     def __init__(
@@ -34,14 +32,12 @@ class Redirected:
         base_url: str,
         addresses: AddressRules,
         redactor: Redactor,
-        limited: Callable[[str], RegistryCacheError],
     ) -> None:
         self._own = own
         self._elsewhere = elsewhere
         self._origin = origin_of(base_url)
         self._addresses = addresses
         self._redactor = redactor
-        self._limited = limited
 
     async def __call__(self, ask: Ask) -> Reply:
         """See :data:`registry_cache.upstream.ask.Send`."""
@@ -62,15 +58,13 @@ class Redirected:
         await reply.aclose()
         raise UpstreamError(f"upstream redirects more than {_MAX_REDIRECTS} times")
 
-    def _trouble(self, ask: Ask, reply: Reply) -> RegistryCacheError | None:
+    def _trouble(self, ask: Ask, reply: Reply) -> UpstreamError | None:
         """What another host's refusal means, if it is no registry's: a new redirect may work.
 
         Signed URLs expire, and CDNs refuse for reasons of their own.
         """
-        if is_limit(reply.status, reply.headers):
-            return self._limited(ask.url)
         is_question = ask.method == "HEAD" or "Range" in ask.headers or is_json(reply.headers)
-        if reply.status // 100 != 4 or is_question:  # noqa: PLR2004 -- HTTP
+        if reply.status // 100 != 4 or is_question or is_limit(reply.status, reply.headers):  # noqa: PLR2004 -- HTTP
             return None
         return UpstreamError(f"{origin_of(ask.url)} refuses a redirected request with status {reply.status}")
 

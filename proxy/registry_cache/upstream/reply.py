@@ -18,6 +18,10 @@ class Reply(Protocol):
     """An answer whose body has not been read. Whoever got it closes it."""
 
     @property
+    def url(self) -> str:
+        """What was asked, which redirects may have led to."""
+
+    @property
     def status(self) -> int:
         """HTTP status."""
 

@@ -74,7 +74,7 @@ class SmallClient:
                 raise HeadRefused(self._redactor.clean(str(error))[:300]) from error
             except httpx.ReadError as error:
                 raise AnswerLost(self._redactor.clean(str(error))[:300]) from error
-        return SmallReply(response, self._redactor)
+        return SmallReply(ask.url, response, self._redactor)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -84,7 +84,8 @@ class SmallClient:
 class SmallReply:
     """See :class:`registry_cache.upstream.reply.Reply`."""
 
-    def __init__(self, response: httpx.Response, redactor: Redactor) -> None:
+    def __init__(self, url: str, response: httpx.Response, redactor: Redactor) -> None:
+        self.url = url
         self._response = response
         self._redactor = redactor
         self.status = response.status_code

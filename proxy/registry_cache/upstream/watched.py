@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from registry_cache.model import events
 from registry_cache.model.bus import Events
-from registry_cache.model.errors import HeadFailed, HeadRefused, RegistryCacheError, UpstreamError
+from registry_cache.model.errors import HeadFailed, HeadRefused, RateLimited, RegistryCacheError, UpstreamError
 from registry_cache.upstream.ask import AnswerLost, Ask, NotConnected, Send
-from registry_cache.upstream.ratelimit import Gate, is_limit, parse_retry_after
+from registry_cache.upstream.headers import Headers
+from registry_cache.upstream.ratelimit import Gate, parse_retry_after
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.resilience import Breaker
 from registry_cache.upstream.urls import origin_of
@@ -53,7 +54,7 @@ class Breakers:
         return [breaker.origin for breaker in self._breakers.values() if breaker.is_open]
 
     @property
-    def limited(self) -> tuple[float, str]:
+    def longest_limit(self) -> tuple[float, str]:
         """For how long, in seconds, another origin than *own* wants to be left alone at most; and which one."""
         limits = ((gate.closed_for_seconds, origin) for origin, gate in self._gates.items())
         return max(limits, default=(0.0, ""))
@@ -142,8 +143,6 @@ class Breakers:
                 self._note(breaker)
             else:
                 passage.succeeded()
-            if breaker.origin != self._own:
-                self._limit(breaker.origin, reply)
             return reply
 
     def fails_as_head(self, ask: Ask, reply: Reply) -> bool:
@@ -155,21 +154,19 @@ class Breakers:
         if breaker.is_open or breaker.is_suspect:
             self.troubled.set()
 
-    def _limit(self, origin: str, reply: Reply) -> None:
-        gate = self._gates.get(origin)
-        if is_limit(reply.status, reply.headers):
-            gate = self._gates.setdefault(origin, Gate())
-            seconds = gate.close(f"{origin} limits us", parse_retry_after(reply.headers))
-            self._events.emit(
-                events.UpstreamLimited(origin=origin, retry_after_seconds=seconds, message="too many requests")
-            )
-        elif gate is not None:
-            gate.passed()
+    def limited(self, url: str, headers: Headers, message: str) -> RateLimited:
+        """Take note that the origin of *url*, another than upstream's own, limits us; the error to raise."""
+        origin = origin_of(url)
+        gate = self._gates.setdefault(origin, Gate())
+        message = message or f"{origin} limits us"
+        seconds = gate.close(message, parse_retry_after(headers, message))
+        self._events.emit(events.UpstreamLimited(origin=origin, retry_after_seconds=seconds, message=message))
+        return gate.refusal()
 
-    def refusal(self, url: str) -> RegistryCacheError:
-        """The error for a limit of another origin than upstream's own."""
-        gate = self._gates.get(origin_of(url))
-        return gate.refusal() if gate is not None else UpstreamError("upstream's limit was met elsewhere")
+    def passed(self, url: str) -> None:
+        """The origin of *url* gave an answer that is no limit."""
+        if (gate := self._gates.get(origin_of(url))) is not None:
+            gate.passed()
 
 
 class Prober:
