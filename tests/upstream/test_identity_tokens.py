@@ -1,5 +1,6 @@
 """Identity tokens, as Azure's helper and docker login have them: a POST to the token service, and nowhere else."""
 
+import contextlib
 import json
 import logging
 from urllib.parse import parse_qs
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from registry_cache.model import events
-from registry_cache.model.errors import CredentialRefused, NameUnknown, RegistryCacheError
+from registry_cache.model.errors import CredentialRefused, NameUnknown, RegistryCacheError, UpstreamError
 from registry_cache.upstream.credential import IDENTITY_TOKEN
 from tests.hub.stand_in import StandIn, reply
 from tests.proof.leaks import forms_of
@@ -60,6 +61,15 @@ async def azure(registry, tmp_path):
     return start
 
 
+@pytest.fixture
+async def other():
+    """A host that may not see the account."""
+    server = StandIn(lambda _: b"", "127.0.0.9")
+    await server.start()
+    yield server
+    await server.close()
+
+
 def posts(server):
     return [request for request in server.seen if request.method == "POST"]
 
@@ -85,27 +95,51 @@ async def test_the_registry_itself_never_sees_it(azure):
     assert {request.authorization[0] for request in server.seen} == {""}
 
 
-async def test_nor_does_a_token_service_that_is_not_trusted(azure):
-    other = StandIn(lambda _: reply(401, NO, [JSON]), "127.0.0.9")
-    await other.start()
+async def test_nor_does_a_token_service_that_is_not_trusted(azure, other):
+    other.says = lambda _: reply(401, NO, [JSON])
     asked, _, said = await azure(private_hosts="127.0.0.9")
     said.realm = other.url + "/oauth2/token"
     with pytest.raises(RegistryCacheError):
         await asked.manifest(NAME)
     assert [(request.method, request.body) for request in other.seen] == [("GET", b"")] * len(other.seen)
     assert asked.seen(events.CredentialWithheld)
-    await other.close()
 
 
-async def test_a_redirect_is_not_followed_with_it(azure):
-    other = StandIn(lambda _: reply(200, '{"access_token":"access"}', [JSON]), "127.0.0.9")
-    await other.start()
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_to_another_host_is_not_followed_with_it(azure, other, status):
+    other.says = lambda _: reply(200, '{"access_token":"access"}', [JSON])
     asked, _, said = await azure(private_hosts="127.0.0.9")
-    said.give = lambda _: reply(307, fields=[("Location", other.url + "/token")])
-    with pytest.raises(RegistryCacheError):
+    said.give = lambda _: reply(status, fields=[("Location", other.url + "/token")])
+    with pytest.raises(UpstreamError, match="may not see the account"):
         await asked.manifest(NAME)
     assert other.seen == []
-    await other.close()
+    assert asked.seen(events.CredentialWithheld)
+
+
+async def test_one_that_is_not_trusted_does_not_get_it_by_leading_back(azure, other):
+    asked, server, said = await azure(private_hosts="127.0.0.9")
+    other.says = lambda _: reply(307, fields=[("Location", server.url + "/oauth2/token")])
+    said.realm = other.url + "/oauth2/token"
+    with contextlib.suppress(RegistryCacheError):
+        await asked.manifest(NAME)
+    assert {request.method for request in other.seen} == {"GET"}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_it_is_posted_again_where_the_token_service_leads_if_that_may_see_it(azure, status):
+    asked, server, said = await azure()
+
+    def moved(request):
+        if request.path == "/oauth2/token":
+            return reply(status, fields=[("Location", "/moved?tenant=x")])
+        return Azure.give(said, request) if request.path == "/moved" else said(request)
+
+    server.says = moved
+    assert (await asked.manifest(NAME)).body == MANIFEST.encode()
+    first, second = posts(server)
+    assert (first.target, second.target) == ("/oauth2/token", "/moved?tenant=x")
+    assert parse_qs(second.body.decode()) == parse_qs(first.body.decode())
+    assert TOKEN not in "".join(server.targets())
 
 
 REFUSALS = {

@@ -120,6 +120,42 @@ async def test_a_renamed_repository_keeps_the_login_for_its_new_name(registry):
     assert server.seen[-1].authorization == ("bearer", "for-repository-new-app-pull")
 
 
+def leads_on(hops, answer):
+    """Behind /hop/0 it leads on as many times."""
+
+    def says(request):
+        hop = int(request.path.rpartition("/")[2]) if "/hop/" in request.path else 0
+        return answer if hop == hops else reply(307, fields=[("Location", f"/hop/{hop + 1}")])
+
+    return says
+
+
+async def test_ten_redirects_are_followed_and_no_more(registry):
+    client, server = await registry(leads_on(10, reply(200, BLOB)))
+    assert await client.blob(NAME, DIGEST) == BLOB
+    server.says = leads_on(11, reply(200, BLOB))
+    server.seen.clear()
+    with pytest.raises(UpstreamError, match="more than 10"):
+        await client.blob(NAME, DIGEST)
+    assert len(server.seen) == 11
+
+
+async def test_so_are_those_of_a_token_service(registry):
+    client, server = await registry(lambda _: b"")
+    challenge = ("WWW-Authenticate", f'Bearer realm="{server.url}/token"')
+
+    def says(request, hops):
+        if request.path == "/token" or "/hop/" in request.path:
+            return leads_on(hops, reply(200, '{"token":"x"}'))(request)
+        return reply(200, MANIFEST) if request.authorization[0] else reply(401, NO, [JSON, challenge])
+
+    server.says = lambda request: says(request, 11)
+    with pytest.raises(UpstreamError, match="more than 10"):
+        await client.manifest(NAME)
+    server.says = lambda request: says(request, 10)
+    assert (await client.manifest(NAME)).body.decode() == MANIFEST
+
+
 async def test_another_registry_that_challenges_gets_an_anonymous_token(registry, tmp_path):
     (tmp_path / "secret").write_text("secret-of-the-account")
     _, other = await registry(with_tokens(lambda _: reply(200, MANIFEST)))

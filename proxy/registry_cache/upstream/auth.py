@@ -29,13 +29,12 @@ from registry_cache.upstream.challenges import Challenge
 from registry_cache.upstream.credential import IDENTITY_TOKEN, RealmTrust
 from registry_cache.upstream.ratelimit import is_limit
 from registry_cache.upstream.redact import Redactor
-from registry_cache.upstream.redirected import REDIRECTS, check_downgrade, check_host
+from registry_cache.upstream.redirected import MAX_REDIRECTS, REDIRECTS, check_downgrade, check_host
 from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.shapes import is_page, oci_error, parsed_json
 from registry_cache.upstream.tokens import parse_token
 from registry_cache.upstream.urls import joined, origin_of, shown
 
-_MAX_REDIRECTS = 3
 # A token that is younger and yet refused is not refused for its age.
 _FRESH_SECONDS = 5.0
 _MAX_CANDIDATES = 3
@@ -335,21 +334,27 @@ class Authenticator:
         url = joined(challenge.realm, challenge.realm) if challenge.realm else ""
         if not url:
             raise UpstreamError("upstream's challenge does not say where a token can be had")
-        bare, query_of = url, urlencode(query)
-        url += ("&" if "?" in url else "?") + query_of if query else ""
-        for hop in range(_MAX_REDIRECTS):
+        form = b""
+        if proof is not None and proof.startswith(IDENTITY_TOKEN):
+            form = _refresh_form(query, proof) if await self._may_see(url) else b""
+            proof = None
+        if query and not form:
+            url += ("&" if "?" in url else "?") + urlencode(query)
+        for hop in range(MAX_REDIRECTS + 1):
             check_host(url, self._redactor)
-            goes_along = hop == 0 or self._account.follows_redirects
-            sent = proof if proof is not None and goes_along and await self._may_see(url) else None
-            if sent is not None and sent.startswith(IDENTITY_TOKEN):
-                return await self._fetch(bare, None, _refresh_form(query, sent)), True
-            reply = await self._fetch(url, sent)
+            sent = None
+            if form and hop and not await self._may_see(url):
+                raise UpstreamError("the token service redirects to a host that may not see the account")
+            if proof is not None and (hop == 0 or self._account.follows_redirects) and await self._may_see(url):
+                sent = proof
+            # Whatever the redirect, a POST stays one: a GET would ask as nobody, or have the identity token in its URL.
+            reply = await self._fetch(url, sent, form)
             if reply.status not in REDIRECTS or not reply.location:
-                return reply, sent is not None
+                return reply, sent is not None or bool(form)
             after = joined(url, reply.location)
             check_downgrade(url, after)
             url = after
-        raise UpstreamError(f"the token service redirects more than {_MAX_REDIRECTS} times")
+        raise UpstreamError(f"the token service redirects more than {MAX_REDIRECTS} times")
 
     async def _may_see(self, url: str) -> bool:
         if await asyncio.to_thread(self._trust.allows, url):

@@ -12,7 +12,7 @@ from registry_cache.upstream.reply import Reply
 from registry_cache.upstream.urls import joined, origin_of, repository_in, shown
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_MAX_REDIRECTS = 5
+MAX_REDIRECTS = 10  # as Go's clients, which docker and containerd are, have it
 
 
 class Redirected:
@@ -42,11 +42,13 @@ class Redirected:
     async def __call__(self, ask: Ask) -> Reply:
         """See :data:`registry_cache.upstream.ask.Send`."""
         reply = await self._own(ask)
-        for _ in range(_MAX_REDIRECTS):
-            if reply.status not in REDIRECTS:
-                return reply
+        followed = 0
+        while reply.status in REDIRECTS:
             location = reply.headers.first("location")
             await reply.aclose()
+            if followed == MAX_REDIRECTS:
+                raise UpstreamError(f"upstream redirects more than {MAX_REDIRECTS} times")
+            followed += 1
             ask = self._followed(ask, location)
             if origin_of(ask.url) == self._origin:
                 reply = await self._own(ask)
@@ -55,8 +57,7 @@ class Redirected:
                 if (error := self._trouble(ask, reply)) is not None:
                     await reply.aclose()
                     raise error
-        await reply.aclose()
-        raise UpstreamError(f"upstream redirects more than {_MAX_REDIRECTS} times")
+        return reply
 
     def _trouble(self, ask: Ask, reply: Reply) -> UpstreamError | None:
         """What another host's refusal means, if it is no registry's: a new redirect may work.
