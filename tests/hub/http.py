@@ -206,6 +206,10 @@ class Listener:
     def running(self) -> bool:
         return self._server is not None
 
+    @property
+    def connections(self) -> int:
+        return len(self._tasks)
+
     async def start(self, *, unknown_ca: bool = False) -> None:
         """Listen; with *unknown_ca* the certificate comes from a CA that nobody trusts."""
         if self._server is not None:

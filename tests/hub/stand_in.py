@@ -40,6 +40,11 @@ class StandIn:
     async def close(self) -> None:
         await self._listener.close()
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return self._listener.connections
+
     async def disconnect(self) -> None:
         """Cut every open connection, as a relay that has forgotten them."""
         await self._listener.disconnect()

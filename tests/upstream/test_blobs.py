@@ -9,12 +9,20 @@ import pytest
 
 from registry_cache.model.errors import UpstreamError
 from registry_cache.model.oci import Digest, Repository
+from registry_cache.runtime.threads import Threads
 from registry_cache.upstream import wire
+from tests.fakes import until
 from tests.hub.stand_in import reply
 
 BLOB = bytes(range(256)) * 2000
 DIGEST = "sha256:" + hashlib.sha256(BLOB).hexdigest()
 NAME = "org/app"
+
+
+@pytest.fixture(params=[b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Long: "])
+def dripping(request):
+    """The begin of a head that drips for ever."""
+    return request.param
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "aws-chunked", "none", "", "identity", "br, gzip", "\u00ff"])
@@ -135,3 +143,68 @@ async def test_a_thread_that_waits_for_a_head_lets_go_at_once(registry):
         client.upstream.interrupt()
         with pytest.raises(UpstreamError):
             await asking
+
+
+async def test_a_head_that_never_ends_keeps_no_thread_once_nobody_waits(registry, dripping):
+    """Each byte comes within the read timeout, so that only the interruption ends it."""
+    client, server = await registry(lambda _: dripping, read_timeout="1h")
+    server.drips = True
+    asking = asyncio.create_task(client.blob(NAME, DIGEST))
+    await until(lambda: server.seen)
+    asking.cancel()
+    await until(lambda: not server.connections)
+
+
+async def test_a_head_that_never_ends_is_none(registry, dripping):
+    client, server = await registry(lambda _: dripping, connect_timeout="400ms", read_timeout="200ms")
+    server.drips = True
+    async with asyncio.timeout(30):
+        with pytest.raises(UpstreamError):
+            await client.blob(NAME, DIGEST)
+    await until(lambda: not server.connections)
+
+
+async def test_a_head_on_a_kept_connection_is_asked_no_second_time_for_nobody(registry):
+    client, server = await registry(lambda _: reply(200, BLOB), read_timeout="1h")
+    assert await client.blob(NAME, DIGEST) == BLOB
+    server.says, server.holds = lambda _: b"HTTP/1.1 200 OK\r\n", True
+    asking = asyncio.create_task(client.blob(NAME, DIGEST))
+    await until(lambda: len(server.seen) == 2)
+    asking.cancel()
+    await until(lambda: not server.connections)
+    server.says = lambda _: reply(200, BLOB)
+    assert await client.blob(NAME, DIGEST) == BLOB
+    assert len(server.seen) == 3
+
+
+async def test_what_nobody_waits_for_is_not_asked(registry):
+    """Its turn comes when a thread is free; until then its caller may have left."""
+    client, server = await registry(lambda _: b"HTTP/1.1 200 OK\r\n", read_timeout="1h")
+    server.holds = True
+    client.upstream._bulk._threads = Threads("one", 1)
+    first = asyncio.create_task(client.blob(NAME, DIGEST))
+    await until(lambda: server.seen)
+    second = asyncio.create_task(client.blob("org/other", DIGEST))
+    await asyncio.sleep(0)  # it is in the queue
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    first.cancel()
+    server.says = lambda _: reply(200, BLOB)
+    assert await client.blob(NAME, DIGEST) == BLOB
+    assert [request.target.split("/")[3] for request in server.seen] == ["app", "app"]
+
+
+@pytest.mark.parametrize("early", [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_what_comes_before_an_answer_comes_to_an_end(registry, early):
+    client, server = await registry(lambda _: early * 20 + reply(200, BLOB))
+    assert await client.blob(NAME, DIGEST) == BLOB
+    server.says = lambda _: early * 21 + reply(200, BLOB)
+    with pytest.raises(UpstreamError, match="before an answer"):
+        await client.blob(NAME, DIGEST)
+
+
+async def test_a_head_of_megabytes_is_none(registry):
+    line = b"X-Long: " + b"y" * 60_000 + b"\r\n"
+    client, _ = await registry(lambda _: b"HTTP/1.1 200 OK\r\n" + line * 20 + b"\r\n")
+    with pytest.raises(UpstreamError, match="longer than"):
+        await client.blob(NAME, DIGEST)

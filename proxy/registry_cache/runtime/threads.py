@@ -45,8 +45,10 @@ class Threads:
                 _dispose(future, dispose)
             raise
 
-    async def run_or_abandon(self, work: Callable[[], T], *, dispose: Callable[[T], None]) -> T:
-        """As :meth:`run` for what cannot be interrupted (a name lookup, a connect) and may take long.
+    async def run_or_abandon(
+        self, work: Callable[[], T], *, interrupt: Callable[[], None], dispose: Callable[[T], None]
+    ) -> T:
+        """As :meth:`run_interruptible` for what has parts that nothing interrupts (a name lookup, a connect).
 
         A cancelled caller does not wait; what *work* gives later is handed to *dispose*.
         """
@@ -54,6 +56,7 @@ class Threads:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
+            interrupt()
             future.add_done_callback(lambda done: _dispose(done, dispose))
             raise
 

@@ -5,6 +5,7 @@ A 256 MB body over TLS into a hash and a file took 0.7 s this way, 1.0 s with ai
 pools, proxies and TLS.
 """
 
+import asyncio
 import contextlib
 import functools
 import http.client
@@ -27,7 +28,7 @@ from registry_cache.upstream.forward import ForwardProxy
 from registry_cache.upstream.headers import Headers, content_length
 from registry_cache.upstream.reply import SHORT_MAX_BYTES, drained
 from registry_cache.upstream.urls import path_and_query
-from registry_cache.upstream.wire import CALL, Call, OpenSockets, drop_idle, narrow, pools, shut, window
+from registry_cache.upstream.wire import CALL, Call, OpenSockets, below, drop_idle, narrow, pools, shut, window
 
 READ_MAX_BYTES = 1024 * 1024
 # A body of up to this size comes with the head, in one hop to a thread: challenges, redirects, configs.
@@ -178,12 +179,8 @@ class BulkReply:
     def interrupt(self) -> None:
         """End the waiting of whichever thread reads the body, at once and from any thread."""
         self._interrupted = True  # after a shutdown there may still be megabytes to receive
-        sock = getattr(self._connection, "sock", None)
-        if isinstance(sock, socket.socket):
+        if (sock := below(getattr(self._connection, "sock", None))) is not None:
             shut(sock)
-        else:  # TLS to a forward proxy with TLS inside: urllib3's own object
-            with contextlib.suppress(ValueError, OSError, RuntimeError, AttributeError):
-                self._response.shutdown()
 
     async def read_small(self, limit: int) -> bytes:
         """See :class:`registry_cache.upstream.reply.Reply`: the body is small when it is an error."""
@@ -238,31 +235,41 @@ class BulkClient:
             proxy = self._dialling.proxy(ask.url)
             if proxy is not None and proxy.username is not None:
                 self._dialling.redactor.learn_login(proxy.username, proxy.password)
-            return await self._threads.run_or_abandon(
-                functools.partial(self._get, ask.url, {**HEADERS, **ask.headers}, proxy),
-                dispose=lambda late: late.close(),
-            )
+            forwards = proxy is not None and ask.url.startswith("http:")
+            target = ask.url if forwards else path_and_query(ask.url)
+            call = Call(target, self._dialling.addresses, self._sockets)
+            headers = {**HEADERS, **ask.headers, **(proxy.headers if proxy and forwards else {})}
+            # The sockets' own timeout is of each read: a head that trickles in would never end.
+            async with asyncio.timeout(self._dialling.answer_timeout_seconds):
+                return await self._threads.run_or_abandon(
+                    functools.partial(self._get, call, ask.url, headers, proxy),
+                    interrupt=call.interrupt,
+                    dispose=lambda late: late.close(),
+                )
+        except TimeoutError as error:
+            raise UpstreamError("upstream took too long to answer") from error
         except _FAILURES as error:
             kind = NotConnected if isinstance(error, _UNCONNECTED) else UpstreamError
             raise kind(self._explain(error)) from error
 
-    def _get(self, url: str, headers: Mapping[str, str], proxy: ForwardProxy | None) -> BulkReply:
+    def _get(self, call: Call, url: str, headers: Mapping[str, str], proxy: ForwardProxy | None) -> BulkReply:
         """In a thread."""
+        CALL.set(call)
+        if call.interrupted:  # while it was in the queue
+            raise UpstreamError("nobody waits for the answer")
         try:
-            return self._once(url, headers, proxy)
+            return self._once(call, url, headers, proxy)
         except (urllib3.exceptions.ProtocolError, OSError):
-            if CALL.get().connected:
+            if call.connected or call.interrupted:
                 raise
             drop_idle(self._pool(url, proxy))  # what else was kept for this origin is as old
-            return self._once(url, headers, proxy)
+            return self._once(call, url, headers, proxy)
 
-    def _once(self, url: str, headers: Mapping[str, str], proxy: ForwardProxy | None) -> BulkReply:
-        forwards = proxy is not None and url.startswith("http:")
-        CALL.set(Call(url if forwards else path_and_query(url), self._dialling.addresses, self._sockets))
+    def _once(self, call: Call, url: str, headers: Mapping[str, str], proxy: ForwardProxy | None) -> BulkReply:
         response = self._pool(url, proxy).urlopen(
             "GET",
-            url if forwards else "/",  # the line is written by the connection, exactly
-            headers={**headers, **(proxy.headers if proxy and forwards else {})},
+            url if call.target == url else "/",  # the line is written by the connection, exactly
+            headers=headers,
             timeout=self._timeout,
             redirect=False,
             assert_same_host=False,  # a proxy's pool is for any host

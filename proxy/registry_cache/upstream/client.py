@@ -140,8 +140,7 @@ class Upstream:
         )
         self._client = SmallClient(dialling, connections=connections + 32)
         self._bulk = BulkClient(dialling, connections=connections)
-        # The slowest whole small exchange: a body that trickles in is as bad as one that stalls.
-        self._small_timeout_seconds = registry.connect_timeout + 2 * registry.read_timeout
+        self._small_timeout_seconds = dialling.answer_timeout_seconds  # the slowest whole exchange
         self._watched = self.breakers.around(self._client.send)
         account = Account(
             _credential(registry),

@@ -31,6 +31,11 @@ class Dialling(NamedTuple):
     own_tls: ssl.SSLContext | None = None
     own_hosts: frozenset[str] = frozenset()
 
+    @property
+    def answer_timeout_seconds(self) -> float:
+        """The longest that an answer may take: what trickles in is as bad as what stalls."""
+        return self.connect_timeout_seconds + 2 * self.read_timeout_seconds
+
     def tls_for(self, url: str) -> ssl.SSLContext:
         """For a connection to the host of *url*."""
         parts = urlsplit(url)

@@ -19,6 +19,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import NewConnectionError
 from urllib3.util.connection import create_connection
+from urllib3.util.ssltransport import SSLTransport
 
 from registry_cache.upstream.addresses import AddressRefused, AddressRules
 from registry_cache.upstream.transport import HEADER_LINES_MAX
@@ -28,6 +29,8 @@ http.client._MAXHEADERS = HEADER_LINES_MAX  # type: ignore[attr-defined]  # noqa
 
 IDLE_MAX_SECONDS = 30.0
 _NARROW_BYTES = 512 * 1024
+_EARLY_MAX = 20
+_HEAD_MAX_BYTES = 1024 * 1024
 _KEEPALIVE: list[tuple[int, int, int | bytes]] = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -47,8 +50,28 @@ class Call:
     def __init__(self, target: str, addresses: AddressRules, open_sockets: "OpenSockets") -> None:
         self.target = target
         self.addresses = addresses
-        self.open_sockets = open_sockets
         self.connected = False  # it has a connection of its own, not one that was kept
+        self.interrupted = False
+        self._open_sockets = open_sockets
+        self._socket: socket.socket | None = None
+
+    def opened(self, sock: Any) -> None:
+        """It goes by the new *sock*."""
+        if (plain := below(sock)) is not None:
+            self._open_sockets.add(plain)
+        self.goes_by(sock)
+
+    def goes_by(self, sock: Any) -> None:
+        """It goes by *sock* from now on."""
+        self._socket = below(sock)
+        if self.interrupted:  # the other thread has looked too early
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """End the waiting of its thread, at once and from any thread: nobody waits for the answer."""
+        self.interrupted = True
+        if (sock := self._socket) is not None:
+            shut(sock)
 
 
 CALL: ContextVar[Call] = ContextVar("CALL")
@@ -78,6 +101,12 @@ def shut(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
+def below(sock: Any) -> socket.socket | None:
+    """The socket itself, be it below TLS that runs in a forward proxy's TLS."""
+    sock = sock.socket if isinstance(sock, SSLTransport) else sock
+    return sock if isinstance(sock, socket.socket) else None
+
+
 def window(sock: socket.socket) -> int:
     """How many bytes the other side may have under way, or the kernel have here, unread."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
@@ -94,6 +123,7 @@ class _Head:
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self._left_bytes = _HEAD_MAX_BYTES
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -102,6 +132,9 @@ class _Head:
         line: bytes = self._file.readline(limit)
         if not line:
             raise http.client.RemoteDisconnected("the connection ended before an answer")
+        self._left_bytes -= len(line)
+        if self._left_bytes < 0:
+            raise http.client.HTTPException(f"the head of the answer is longer than {_HEAD_MAX_BYTES} bytes")
         return line
 
 
@@ -122,12 +155,13 @@ class _Response(http.client.HTTPResponse):
             raise http.client.HTTPException("the head of the answer is broken")
 
     def _read_status(self) -> tuple[str, int, str]:
-        """The status of the answer itself: 102 and 103 come before it (RFC 9110, section 15.2)."""
-        version, status, reason = super()._read_status()  # type: ignore[misc]
-        while 101 < status < 200:  # noqa: PLR2004 -- HTTP
-            http.client._read_headers(self.fp)  # type: ignore[attr-defined]  # noqa: SLF001
+        """The status of the answer itself: 100, 102 and 103 come before it (RFC 9110, section 15.2)."""
+        for _ in range(_EARLY_MAX + 1):
             version, status, reason = super()._read_status()  # type: ignore[misc]
-        return version, status, reason
+            if status >= 200 or status == 101:  # noqa: PLR2004 -- HTTP
+                return version, status, reason
+            http.client._read_headers(self.fp)  # type: ignore[attr-defined]  # noqa: SLF001
+        raise http.client.HTTPException(f"more than {_EARLY_MAX} answers came before an answer that is one")
 
 
 class _Wire(HTTPConnection):
@@ -135,6 +169,7 @@ class _Wire(HTTPConnection):
     idle_since: float | None = None
 
     def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
+        CALL.get().goes_by(self.sock)  # a kept connection's
         super().putrequest(method, CALL.get().target or url, *args, **kwargs)
 
     @property
@@ -145,11 +180,11 @@ class _Wire(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         call = CALL.get()
         call.connected = True
-        sock = super()._new_conn() if self.proxy else self._checked(call.addresses)
-        call.open_sockets.add(sock)
+        sock = super()._new_conn() if self.proxy else self._checked(call)
+        call.opened(sock)
         return sock
 
-    def _checked(self, addresses: AddressRules) -> socket.socket:
+    def _checked(self, call: Call) -> socket.socket:
         """A connection to the first address that may be, and can be, connected to."""
         failure: OSError = OSError("the name has no address")
         try:
@@ -157,8 +192,10 @@ class _Wire(HTTPConnection):
         except (socket.gaierror, UnicodeError) as error:
             raise NewConnectionError(self, f"Failed to resolve: {error}") from error
         for *_, address in found:
+            if call.interrupted:
+                break
             try:
-                addresses.check(self.host, str(address[0]))
+                call.addresses.check(self.host, str(address[0]))
                 sock = create_connection(
                     (str(address[0]), self.port),
                     self.timeout,
@@ -179,8 +216,7 @@ class _Wire(HTTPConnection):
 class _TlsWire(_Wire, HTTPSConnection):
     def connect(self) -> None:
         super().connect()
-        if isinstance(self.sock, socket.socket):
-            CALL.get().open_sockets.add(self.sock)
+        CALL.get().opened(self.sock)
 
 
 class _Pool(HTTPConnectionPool):
