@@ -113,11 +113,16 @@ async def test_an_idle_connection_is_not_used_again_and_others_are_watched_by_th
 @pytest.mark.parametrize("how", ["body", "upstream"])
 @pytest.mark.parametrize(
     "said",
-    [reply(200, BLOB[:100_000], length=len(BLOB)), reply(200, b"", [("Transfer-Encoding", "chunked")], length=None)],
+    [
+        reply(200, BLOB[:100_000], length=len(BLOB)),
+        reply(200, BLOB[:100_000], [("Connection", "close")], length=len(BLOB)),
+        reply(200, b"", [("Transfer-Encoding", "chunked")], length=None),
+    ],
 )
 async def test_a_thread_that_waits_for_a_silent_upstream_lets_go_at_once(registry, how, said):
     """The read timeout is an hour: only the interruption can end it, quietly or with an error."""
-    client, _ = await registry(lambda _: said, read_timeout="1h")
+    client, server = await registry(lambda _: said, read_timeout="1h")
+    server.holds = True
     taken = threading.Event()
     async with asyncio.timeout(30), client.upstream.blob(Repository.parse(NAME), Digest(DIGEST)) as body:
         draining = asyncio.create_task(body.drain(lambda _: taken.set()))
@@ -208,3 +213,39 @@ async def test_a_head_of_megabytes_is_none(registry):
     client, _ = await registry(lambda _: b"HTTP/1.1 200 OK\r\n" + line * 20 + b"\r\n")
     with pytest.raises(UpstreamError, match="longer than"):
         await client.blob(NAME, DIGEST)
+
+
+def challenged(request, short):
+    """A token, a redirect and a blob at one host; *short* makes the answers that need no body."""
+    if request.target.startswith("/token"):
+        return reply(200, b'{"token": "t"}')
+    if request.target == "/blob":
+        return reply(200, BLOB)
+    if "authorization" in request.headers:
+        return short(307, ("Location", "/blob"))
+    return short(401, ("WWW-Authenticate", f'Bearer realm="http://{request.headers["host"]}/token",service="s"'))
+
+
+@pytest.mark.parametrize("fields", [[], [("Connection", "close")]])
+async def test_a_challenge_and_a_redirect_count_without_their_bodies(registry, monkeypatch, fields):
+    """Each may be one server's of many; the read timeout is an hour."""
+    for module in ("reply", "bulk"):
+        monkeypatch.setattr(f"registry_cache.upstream.{module}.SHORT_MAX_SECONDS", 0.2)
+    client, server = await registry(
+        lambda request: challenged(request, lambda status, field: reply(status, b"", [field, *fields], length=100)),
+        read_timeout="1h",
+    )
+    server.holds = True
+    async with asyncio.timeout(30):
+        assert await client.blob(NAME, DIGEST) == BLOB
+
+
+async def test_a_connection_is_used_again_after_a_challenge_and_a_redirect_with_a_body(registry):
+    client, server = await registry(
+        lambda request: challenged(request, lambda status, field: reply(status, b"x" * 100, [field]))
+    )
+    for _ in range(3):
+        assert await client.blob(NAME, DIGEST) == BLOB
+    (manager,) = client.upstream._bulk._pools.values()
+    assert manager.connection_from_url(server.url).num_connections == 1
+    assert [request.target.split("/")[1] for request in server.seen].count("blob") == 3

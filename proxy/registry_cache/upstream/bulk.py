@@ -26,9 +26,10 @@ from registry_cache.upstream.ask import Ask, NotConnected
 from registry_cache.upstream.dialling import HEADERS, Dialling
 from registry_cache.upstream.forward import ForwardProxy
 from registry_cache.upstream.headers import Headers, content_length
-from registry_cache.upstream.reply import SHORT_MAX_BYTES, drained
+from registry_cache.upstream.judged import WHOLE
+from registry_cache.upstream.reply import SHORT_MAX_BYTES, SHORT_MAX_SECONDS, drained
 from registry_cache.upstream.urls import path_and_query
-from registry_cache.upstream.wire import CALL, Call, OpenSockets, below, drop_idle, narrow, pools, shut, window
+from registry_cache.upstream.wire import CALL, Call, OpenSockets, drop_idle, narrow, pools, window
 
 READ_MAX_BYTES = 1024 * 1024
 # A body of up to this size comes with the head, in one hop to a thread: challenges, redirects, configs.
@@ -62,6 +63,7 @@ class BulkReply:
         threads: Threads,
         *,
         url: str,
+        call: Call,
         read_timeout_seconds: float,
         explain: Callable[[Exception], str],
     ) -> None:
@@ -71,6 +73,7 @@ class BulkReply:
         self._explain = explain
         self._connection = getattr(response, "connection", None)
         self._response = response
+        self._call = call
         self._threads = threads
         self._read_timeout_seconds = read_timeout_seconds
         self._socket: socket.socket | None = None  # once what came with the head has been read, the rest is here
@@ -82,13 +85,27 @@ class BulkReply:
         self._ahead: list[Piece] = []  # what comes next, with b"" for the end
         self._interrupted = False
         length = content_length(self.headers)
-        # That of another error may never come, and its status counts without it.
-        is_due = self.status < 400 or self.status == 401  # noqa: PLR2004 -- HTTP
-        if is_due and length is not None and length <= _WITH_HEAD_BYTES:
-            with contextlib.suppress(UpstreamError):  # the first read() meets it again
-                self._ahead.append(self._next())
-                if getattr(response, "length_remaining", None) == 0:
-                    self._ahead.append(b"")
+        if length is not None and length <= _WITH_HEAD_BYTES:
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """What comes of a short body with the head."""
+        is_content = self.status in WHOLE or self.status == 206  # noqa: PLR2004 -- HTTP
+        if not is_content:
+            # A challenge or redirect counts without its body, which matters to the connection only; another error too.
+            is_due = self.status < 400 or self.status == 401  # noqa: PLR2004 -- HTTP
+            if not is_due or not self._is_kept:
+                return
+            self._connection.sock.settimeout(min(SHORT_MAX_SECONDS, self._read_timeout_seconds))
+        with contextlib.suppress(UpstreamError):  # the first read() meets it again
+            self._ahead.append(self._next())
+            if getattr(self._response, "length_remaining", None) == 0:
+                self._ahead.append(b"")
+
+    @property
+    def _is_kept(self) -> bool:
+        """Whether the connection can be used again."""
+        return getattr(self._connection, "sock", None) is not None
 
     async def read(self) -> Piece:
         """The next piece of the body, empty at its end: what is there, up to 1 MiB. The one before it is overwritten.
@@ -179,8 +196,8 @@ class BulkReply:
     def interrupt(self) -> None:
         """End the waiting of whichever thread reads the body, at once and from any thread."""
         self._interrupted = True  # after a shutdown there may still be megabytes to receive
-        if (sock := below(getattr(self._connection, "sock", None))) is not None:
-            shut(sock)
+        if self._response.connection is not None:  # else it is others' already
+            self._call.interrupt()
 
     async def read_small(self, limit: int) -> bytes:
         """See :class:`registry_cache.upstream.reply.Reply`: the body is small when it is an error."""
@@ -192,7 +209,8 @@ class BulkReply:
     async def aclose(self) -> None:
         """See :class:`registry_cache.upstream.reply.Reply`."""
         length = content_length(self.headers)
-        self.close(reuse=length is not None and length <= SHORT_MAX_BYTES and await drained(self))
+        is_short = length is not None and length <= SHORT_MAX_BYTES
+        self.close(reuse=is_short and self._is_kept and await drained(self))
 
     def close(self, *, reuse: bool = False) -> None:
         """Give the connection back if its body was read to the end (*reuse*), else close it."""
@@ -281,6 +299,7 @@ class BulkClient:
             response,
             self._threads,
             url=url,
+            call=call,
             read_timeout_seconds=self._dialling.read_timeout_seconds,
             explain=self._explain,
         )
