@@ -249,3 +249,18 @@ async def test_a_connection_is_used_again_after_a_challenge_and_a_redirect_with_
     (manager,) = client.upstream._bulk._pools.values()
     assert manager.connection_from_url(server.url).num_connections == 1
     assert [request.target.split("/")[1] for request in server.seen].count("blob") == 3
+
+
+@pytest.mark.parametrize("length", [10, len(BLOB), len(BLOB) + 1000])
+@pytest.mark.parametrize("order", [1, -1])
+async def test_chunks_say_where_a_body_ends_whatever_its_length_says(start_cache, stand_in, length, order):
+    """RFC 9112, section 6.3."""
+    fields = [("Content-Length", str(length)), ("Transfer-Encoding", "chunked")][::order]
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BLOB), BLOB)
+    said = reply(200, chunks, fields, length=None)
+    stand_in.says = lambda request: reply(200, BLOB) if request.method == "HEAD" else said
+    cache = await start_cache(upstream=stand_in.url, retries=0)
+    for _ in range(2):
+        found = await cache.blob(NAME, DIGEST)
+        assert (found.status, found.body) == (200, BLOB)
+    assert len(stand_in.targets("GET")) == 1

@@ -94,18 +94,14 @@ class BulkReply:
         if not is_content:
             # A challenge or redirect counts without its body, which matters to the connection only; another error too.
             is_due = self.status < 400 or self.status == 401  # noqa: PLR2004 -- HTTP
-            if not is_due or not self._is_kept:
+            sock = getattr(self._connection, "sock", None)
+            if not is_due or sock is None:
                 return
-            self._connection.sock.settimeout(min(SHORT_MAX_SECONDS, self._read_timeout_seconds))
+            sock.settimeout(min(SHORT_MAX_SECONDS, self._read_timeout_seconds))
         with contextlib.suppress(UpstreamError):  # the first read() meets it again
             self._ahead.append(self._next())
             if getattr(self._response, "length_remaining", None) == 0:
                 self._ahead.append(b"")
-
-    @property
-    def _is_kept(self) -> bool:
-        """Whether the connection can be used again."""
-        return getattr(self._connection, "sock", None) is not None
 
     async def read(self) -> Piece:
         """The next piece of the body, empty at its end: what is there, up to 1 MiB. The one before it is overwritten.
@@ -209,8 +205,9 @@ class BulkReply:
     async def aclose(self) -> None:
         """See :class:`registry_cache.upstream.reply.Reply`."""
         length = content_length(self.headers)
+        is_kept = getattr(self._connection, "sock", None) is not None  # else it ends with this answer
         is_short = length is not None and length <= SHORT_MAX_BYTES
-        self.close(reuse=is_short and self._is_kept and await drained(self))
+        self.close(reuse=is_kept and is_short and await drained(self))
 
     def close(self, *, reuse: bool = False) -> None:
         """Give the connection back if its body was read to the end (*reuse*), else close it."""

@@ -66,7 +66,12 @@ def number(text: str) -> int | None:
 
 
 def content_length(headers: Headers) -> int | None:
-    """Bytes that upstream announced; None if it did not, or not in a way that can be believed."""
+    """Bytes that upstream announced; None if it did not, or not in a way that can be believed.
+
+    Source: RFC 9112, section 6.3: chunks end where they say.
+    """
+    if headers.get("transfer-encoding", "identity").lower() != "identity":
+        return None
     return headers.number("content-length")
 
 
