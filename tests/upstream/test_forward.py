@@ -43,15 +43,21 @@ def test_no_proxy(no_proxy, bypassed, not_bypassed):
         ({"HTTPS_PROXY": "http://a:1"}, "http://a:1"),
         ({"https_proxy": "http://a:1", "HTTPS_PROXY": "http://b:1"}, "http://a:1"),
         ({"ALL_PROXY": "http://a:1"}, "http://a:1"),
-        ({"all_proxy": "http://b:1", "https_proxy": ""}, None),
+        ({"all_proxy": "http://b:1", "https_proxy": ""}, "http://b:1"),
+        ({"https_proxy": "", "HTTPS_PROXY": "http://a:1", "all_proxy": "http://b:1"}, "http://a:1"),
+        ({"all_proxy": "", "ALL_PROXY": "http://b:1"}, "http://b:1"),
+        ({"https_proxy": " ", "HTTPS_PROXY": "", "all_proxy": "", "ALL_PROXY": ""}, None),
         ({"http_proxy": "http://a:1"}, None),
         ({"HTTPS_PROXY": "a"}, "http://a:1080"),
         ({"HTTPS_PROXY": "https://a"}, "https://a:443"),
         ({"HTTPS_PROXY": "http://[fd00::1]:3128"}, "http://[fd00::1]:3128"),
         ({"HTTPS_PROXY": "http://a:1", "NO_PROXY": "b.example"}, None),
+        ({"HTTPS_PROXY": "http://a:1", "no_proxy": "", "NO_PROXY": "b.example"}, None),
+        ({"HTTPS_PROXY": "http://a:1", "no_proxy": "c.example", "NO_PROXY": "b.example"}, "http://a:1"),
     ],
 )
 def test_which_variable(environ, expected):
+    """The first that is not empty, as curl 7.88 does."""
     proxy = proxy_for("https://b.example/v2/", environ)
     assert (proxy.url if proxy else None) == expected
 

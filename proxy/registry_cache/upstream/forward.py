@@ -1,14 +1,14 @@
 """The forward proxy of the host, by the standard variables and curl's rules: one answer for both HTTP clients.
 
 Source: curl(1), "Environment"; its NO_PROXY knows hosts, domains, addresses and networks. Ports are understood too, as
-Go's and Python's programs do.
+Go's and Python's programs do; so is HTTP_PROXY, which curl leaves alone for the sake of CGI.
 """
 
 import base64
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -50,10 +50,16 @@ def proxy_for(url: str, environ: Mapping[str, str] = os.environ) -> ForwardProxy
     """
     parts = urlsplit(url)
     names = (f"{parts.scheme}_proxy", f"{parts.scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
-    name, value = next(((name, environ[name].strip()) for name in names if name in environ), ("", ""))
+    name, value = _first(names, environ)
     if not value or _is_bypassed(parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme), environ):
         return None
     return _parse(name, value)
+
+
+def _first(names: Iterable[str], environ: Mapping[str, str]) -> tuple[str, str]:
+    """The first variable that is not empty, with its value."""
+    said = ((name, environ.get(name, "").strip()) for name in names)
+    return next(((name, value) for name, value in said if value), ("", ""))
 
 
 def chosen_proxy(setting: str | None) -> Callable[[str], ForwardProxy | None]:
@@ -79,7 +85,7 @@ def _parse(name: str, value: str) -> ForwardProxy:
 
 
 def _is_bypassed(host: str, port: int | None, environ: Mapping[str, str]) -> bool:
-    listed = environ.get("no_proxy", environ.get("NO_PROXY", ""))
+    _, listed = _first(("no_proxy", "NO_PROXY"), environ)
     host = host.lower().rstrip(".")
     return any(_matches(entry, host, port) for entry in re.split(r"[,\s]+", listed.lower()) if entry)
 
