@@ -12,7 +12,7 @@ from registry_cache.model.oci import Digest, Repository
 from registry_cache.runtime.threads import Threads
 from registry_cache.upstream import wire
 from tests.fakes import until
-from tests.hub.stand_in import reply
+from tests.hub.stand_in import StandIn, reply
 
 BLOB = bytes(range(256)) * 2000
 DIGEST = "sha256:" + hashlib.sha256(BLOB).hexdigest()
@@ -264,3 +264,29 @@ async def test_chunks_say_where_a_body_ends_whatever_its_length_says(start_cache
         found = await cache.blob(NAME, DIGEST)
         assert (found.status, found.body) == (200, BLOB)
     assert len(stand_in.targets("GET")) == 1
+
+
+async def test_a_part_in_chunks_is_asked_for_once(registry):
+    """Its last byte is not the last of the answer, whose connection cannot be used again before that."""
+    part = b"%x\r\n%s\r\n0\r\n\r\n" % (1000, BLOB[:1000])
+    fields = [("Content-Range", f"bytes 0-999/{len(BLOB)}"), ("Transfer-Encoding", "chunked")]
+    client, server = await registry(lambda _: reply(206, part, fields, length=None))
+    for _ in range(2):
+        async with client.upstream.blob(Repository.parse(NAME), Digest(DIGEST), stop=1000) as body:
+            assert await body.read() == BLOB[:1000]
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_forward_proxy_whose_word_never_ends_keeps_no_thread(ask, hub, monkeypatch, tls):
+    proxy = StandIn(lambda _: b"HTTP/1.1 200 OK\r\nX: ", contexts=hub._authority.context if tls else None)
+    proxy.drips = True
+    await proxy.start()
+    monkeypatch.setenv("https_proxy", proxy.url)
+    monkeypatch.setenv("no_proxy", "none.example")
+    client = ask(upstream="https://127.0.0.1:1", username=None, password_file=None, read_timeout="1h")
+    asking = asyncio.create_task(client.blob(NAME, DIGEST))
+    await until(lambda: proxy.seen)
+    asking.cancel()
+    await until(lambda: not proxy.connections)
+    await proxy.close()

@@ -210,8 +210,11 @@ class BulkReply:
         self.close(reuse=is_kept and is_short and await drained(self))
 
     def close(self, *, reuse: bool = False) -> None:
-        """Give the connection back if its body was read to the end (*reuse*), else close it."""
-        if reuse and not self._interrupted:
+        """Give the connection back if its body was read to the end (*reuse*), else close it.
+
+        Where no length was announced, the last byte is not the end.
+        """
+        if reuse and not self._interrupted and content_length(self.headers) is not None:
             if self._socket is not None:  # http.client has not seen the end of the body
                 self._socket.settimeout(self._read_timeout_seconds)
                 self._response._fp.close()  # type: ignore[attr-defined]  # noqa: SLF001

@@ -172,6 +172,10 @@ class _Wire(HTTPConnection):
         CALL.get().goes_by(self.sock)  # a kept connection's
         super().putrequest(method, CALL.get().target or url, *args, **kwargs)
 
+    def _tunnel(self) -> None:
+        CALL.get().opened(self.sock)
+        super()._tunnel()  # type: ignore[misc]
+
     @property
     def is_connected(self) -> bool:
         idle = self.idle_since is not None and time.monotonic() - self.idle_since > IDLE_MAX_SECONDS
