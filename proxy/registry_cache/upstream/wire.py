@@ -174,7 +174,7 @@ class _Wire(HTTPConnection):
 
     def _tunnel(self) -> None:
         CALL.get().opened(self.sock)
-        super()._tunnel()  # type: ignore[misc]
+        super()._tunnel()
 
     @property
     def is_connected(self) -> bool:
