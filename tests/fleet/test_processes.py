@@ -198,6 +198,20 @@ async def test_a_purge_and_a_pin_at_one_replica_are_those_of_six(fleet):
     await listed([])
 
 
+async def test_a_purge_of_a_digest_at_one_replica_is_that_of_all(fleet):
+    digest, _ = await fleet.blob(1000)
+    first, other = fleet.living[:2]
+    for process in (first, other):
+        await fleet.get(process, digest)
+    done = await run(first.command, "purge", digest, "--yes")
+    assert (done.returncode, done.stderr) == (0, "")
+    path = other.command.cache_dir / "blobs" / "sha256" / digest[7:9] / digest[7:]
+    async with asyncio.timeout(30):
+        while path.exists():
+            await asyncio.sleep(0.01)
+    assert not first.command.lines(event="crashed")
+
+
 async def test_who_asks_for_a_manifest_and_is_killed_costs_three_seconds_and_one_get_more(fleet):
     image = await fleet.hub.images.image("library/killed", "1")
     fleet.hub.reset_counters()

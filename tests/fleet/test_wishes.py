@@ -11,6 +11,7 @@ from registry_cache.fleet.sealed import Sealed
 from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pattern, Pin
 from registry_cache.model.oci import Digest, Repository
+from tests.fleet.conftest import shared
 
 NAME = "library/wished"
 TAG = Pattern.parse(f"{NAME}:1")
@@ -64,6 +65,32 @@ async def test_a_purge_is_one_of_all_replicas(hub, image, members):
     hub.reset_counters()
     await members[1].cache.manifest(NAME, "1")  # what Redis has of the tag is older than the purge
     assert hub.counters.manifest_gets() == 1
+
+
+async def evicted(members, keys, stand_in):
+    """What is condemned in the bucket goes from it."""
+    tier = members[0].fleet.tier
+    async with asyncio.timeout(20):
+        while keys & stand_in.objects.keys():
+            for member in members:
+                await member.fleet.wishes.look()
+            await Evictor(tier.bucket, tier.index, cap_bytes=10**9, counts=Counts(), bus=Events()).evict()
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["", f"{NAME}@"])
+async def test_a_purge_of_a_digest_is_one_of_all_replicas_and_of_the_bucket(start_sharing, image, stand_in, name):
+    members = [await start_sharing() for _ in range(3)]
+    for member in members:
+        await pull(member, image)
+    for member in members:
+        await shared(member)
+    layer = image.layers[0].digest
+    await curator(members[0]).purge([Pattern.parse(f"{name}{layer}"), Pattern.parse(f"{NAME}:other")], apply=True)
+    async with asyncio.timeout(10):
+        while any([layer in (await has(member, image))[0] for member in members]):
+            await asyncio.sleep(0.01)
+    await evicted(members, {members[0].fleet.tier.bucket.key(Digest(layer))}, stand_in)
 
 
 async def test_a_purge_that_was_only_planned_is_nobodys(image, members):
@@ -222,10 +249,4 @@ async def test_what_is_purged_goes_from_the_bucket_too(start_sharing, stand_in, 
     await curator(members[1]).purge([TAG], apply=True)
     await gone_everywhere(members, image)
     kept = {members[0].fleet.tier.bucket.key(Digest(blob.digest)) for blob in image.blobs}
-    async with asyncio.timeout(20):
-        while kept & stand_in.objects.keys():
-            for member in members:
-                await member.fleet.wishes.look()
-            tier = members[0].fleet.tier
-            await Evictor(tier.bucket, tier.index, cap_bytes=10**9, counts=Counts(), bus=Events()).evict()
-            await asyncio.sleep(0.01)
+    await evicted(members, kept, stand_in)

@@ -58,6 +58,10 @@ class _Purge(NamedTuple):
     at_us: int
 
 
+def _encoded(*parts: str | None) -> bytes:
+    return msgspec.json.encode(parts, enc_hook=str)  # a Digest is no plain str to it
+
+
 def _as_tag(repository: Repository, tag: str) -> Tag:
     return Tag(repository, tag, _NO_DIGEST, 0.0)
 
@@ -114,7 +118,7 @@ class Wishes:
         at_us = self._now_us()
         self._purges.append(_Purge(tuple(patterns), at_us))
         for pattern in patterns:
-            payload = msgspec.json.encode([pattern.registry, pattern.repository, pattern.tag, pattern.digest])
+            payload = _encoded(pattern.registry, pattern.repository, pattern.tag, pattern.digest)
             entry = Sealed(at_us, "-", payload).seal(self._signer, _PURGE_NAME)
             self._untold_purges.append(entry)
             self._own.append(entry)
@@ -241,7 +245,7 @@ class Wishes:
             return
         args: list[str | int | bytes] = [secrets.token_hex(8)]
         for pin, (mark, at_us) in pins.items():
-            payload = msgspec.json.encode([*pin.repository, pin.target])
+            payload = _encoded(*pin.repository, pin.target)
             args += [f"{pin.repository}@{pin.target}", Sealed(at_us, mark, payload).seal(self._signer, _PIN_NAME)]
         await self._redis.run(scripts.PIN, self._keys("pins", "pins_at", NEWS), args, patiently=True)
         for pin, said in pins.items():
