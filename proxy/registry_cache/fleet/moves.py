@@ -16,6 +16,7 @@ from registry_cache.fleet.leases import Redis
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.spaces import Spaces
+from registry_cache.fleet.stream_scripts import HEARD
 from registry_cache.model.bus import Events
 from registry_cache.model.errors import DigestInvalid, NameInvalid, RegistryCacheError, TagInvalid
 from registry_cache.model.oci import Digest, Reference, Repository
@@ -88,12 +89,12 @@ class Moves:
         Raises:
             RedisDown: not now.
         """
-        if not self._last:
-            self._last = str(max(0, int((self._redis.now() - self._backlog_seconds) * 1000)))
+        beginning = str(max(0, int((self._redis.now() - self._backlog_seconds) * 1000)))
+        self._last = self._last or beginning
         is_more = True
         while is_more:
             last, entries = await self._redis.run(
-                scripts.MOVED, [self._key], [self._last, _AT_ONCE, scripts.MOVE_MAX_BYTES], patiently=True
+                HEARD, [self._key], [self._last, _AT_ONCE, scripts.MOVE_MAX_BYTES, beginning], patiently=True
             )
             self._last = last.decode(errors="replace")
             for entry in entries:

@@ -4,6 +4,7 @@ Whatever is under a key that no replica would have written there, of another typ
 """
 
 from registry_cache.fleet.scripts import NO_MAX_BYTES, PREFACE
+from registry_cache.fleet.stream_scripts import STREAM
 
 LEASE_MS = 3_000
 LEASE_MAX_BYTES = 200
@@ -43,7 +44,7 @@ return reply('yours', '')
 # or '', most bytes of an answer. The answer to an earlier question replaces none to a later one; a no takes away what
 # it is later than.
 TELL = (
-    PREFACE
+    STREAM
     + f"""
 local before = kept(KEYS[1], ARGV[6])
 local was = asked(before)
@@ -53,8 +54,7 @@ if ARGV[2] ~= '' and asked(ARGV[2]) >= was then
   redis.call('DEL', KEYS[2])
   local function mark(value) return value and string.match(value, '^%d+ (%S+) ') end
   if ARGV[5] ~= '' and mark(before) ~= mark(ARGV[2]) then
-    local added = redis.pcall('XADD', KEYS[4], 'MAXLEN', '~', {MOVES}, '*', 'e', ARGV[5])
-    if type(added) == 'table' then redis.call('DEL', KEYS[4]) end
+    append(KEYS[4], {MOVES}, ARGV[5])
     tell(KEYS[5])
   end
 end
@@ -109,25 +109,3 @@ end
 return 1
 """
 )
-
-# KEYS: moves. ARGV: the id of the last one that was seen, how many at most, most bytes of one.
-# Gives the id to go on from, and the entries. Behind an id of the future none could follow.
-MOVED = """
-local found = redis.pcall('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
-if found.err then
-  redis.call('DEL', KEYS[1])
-  return {ARGV[1], {}}
-end
-local last, entries = ARGV[1], {}
-for _, one in ipairs(found) do
-  last = one[1]
-  local value = one[2][2]
-  if value and #value <= tonumber(ARGV[3]) then entries[#entries + 1] = value end
-end
-local now = redis.call('TIME')[1] * 1000
-if tonumber(string.match(last, '^%d+')) > now + 1000 then
-  redis.call('DEL', KEYS[1])
-  last = string.format('%.0f', now)
-end
-return {last, entries}
-"""

@@ -36,8 +36,7 @@ _CALL = (
     PREFACE
     + f"""
 local key, mine, word = KEYS[1], ARGV[1], ARGV[2]
-local number = redis.pcall('HLEN', key)
-if type(number) ~= 'number' or number > {_MEMBERS_MAX} then redis.call('UNLINK', key) end
+if is_kind(key, 'hash') and redis.call('HLEN', key) > {_MEMBERS_MAX} then redis.call('UNLINK', key) end
 if word == '' then
   redis.call('HDEL', key, mine)
 else

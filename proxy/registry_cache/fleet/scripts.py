@@ -11,12 +11,21 @@ AT_SECONDS = 7 * 86_400
 NO_MAX_BYTES = 2_000
 NEWS_MAX_BYTES = 100
 
-# What nobody of the fleet would have written, of another type or too long, is deleted unread. asked: the time in clear
+# What nobody of the fleet would have written, of another type or too long, is deleted unread. is_kind: whether a key is
+# of the type that it should be; if not, it goes. The type is asked for, no error is taken for it: a Redis that is full
+# or may not be written says no as well, and then the script ends with that, and nothing goes. asked: the time in clear
 # at the beginning of what is sealed, or -1. tell: all are to hear what has been written here (news.py).
 PREFACE = """
+local function is_kind(key, kind)
+  local found = redis.call('TYPE', key).ok
+  if found == kind or found == 'none' then return true end
+  redis.call('UNLINK', key)
+  return false
+end
 local function kept(key, most)
-  local size = redis.pcall('STRLEN', key)
-  if type(size) ~= 'number' or size > tonumber(most) then
+  if not is_kind(key, 'string') then return false end
+  local size = redis.call('STRLEN', key)
+  if size > tonumber(most) then
     redis.call('UNLINK', key)
     return false
   end
@@ -49,11 +58,7 @@ end
 local function heal(size, lru, going, bytes, gen, meta)
   local lost = false
   for key, kind in pairs({[size] = 'hash', [lru] = 'zset', [going] = 'zset', [meta] = 'hash'}) do
-    local found = redis.call('TYPE', key).ok
-    if found ~= kind and found ~= 'none' then
-      redis.call('UNLINK', key)
-      lost = true
-    end
+    lost = not is_kind(key, kind) or lost
   end
   local total = number(bytes)
   local sizes = redis.call('HLEN', size)

@@ -144,7 +144,7 @@ return 1
 CONDEMN = (
     _INDEX
     + """
-if type(redis.pcall('SCARD', KEYS[7])) ~= 'number' then redis.call('UNLINK', KEYS[7]) end
+is_kind(KEYS[7], 'set')
 local now = redis.call('TIME')[1]
 local gone = redis.call('ZRANGE', going, 0, ARGV[2] - 1)
 local left = number(bytes) or 0

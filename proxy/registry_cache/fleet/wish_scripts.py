@@ -1,6 +1,7 @@
 """What is asked of Redis for purges and pins, as in :mod:`.question_scripts`."""
 
 from registry_cache.fleet.scripts import PREFACE
+from registry_cache.fleet.stream_scripts import STREAM
 
 WISH_MAX_BYTES = 2_000
 PINS_MAX = 10_000
@@ -9,13 +10,9 @@ _PURGES_KEPT_MS = 30 * 86_400_000
 
 # KEYS: purges, news. ARGV: one.
 PURGED = (
-    PREFACE
+    STREAM
     + f"""
-local function add() return redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', {_PURGES_MAX}, '*', 'e', ARGV[1]) end
-if type(add()) == 'table' then
-  redis.call('UNLINK', KEYS[1])
-  add()
-end
+append(KEYS[1], {_PURGES_MAX}, ARGV[1])
 redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now_us() / 1000 - {_PURGES_KEPT_MS}))
 tell(KEYS[2])
 return 1
@@ -26,7 +23,7 @@ return 1
 PIN = (
     PREFACE
     + f"""
-if type(redis.pcall('HLEN', KEYS[1])) ~= 'number' then redis.call('UNLINK', KEYS[1]) end
+is_kind(KEYS[1], 'hash')
 for number = 2, #ARGV, 2 do
   local field, value = ARGV[number], ARGV[number + 1]
   local before = redis.call('HSTRLEN', KEYS[1], field) <= {WISH_MAX_BYTES} and redis.call('HGET', KEYS[1], field)
@@ -46,13 +43,10 @@ PINS = (
     + f"""
 local version, values = kept(KEYS[2], 100) or '0', {{}}
 if version == ARGV[1] then return {{version, values}} end
+is_kind(KEYS[1], 'hash')
 local cursor, steps = '0', 0
 repeat
-  local found = redis.pcall('HSCAN', KEYS[1], cursor, 'COUNT', 500)
-  if found.err then
-    redis.call('UNLINK', KEYS[1])
-    break
-  end
+  local found = redis.call('HSCAN', KEYS[1], cursor, 'COUNT', 500)
   cursor, steps = found[1], steps + 1
   for number = 2, #found[2], 2 do
     local value = found[2][number]

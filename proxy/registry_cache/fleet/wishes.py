@@ -18,9 +18,9 @@ import msgspec
 from registry_cache.fleet import wish_scripts as scripts
 from registry_cache.fleet.leases import Redis, RedisDown
 from registry_cache.fleet.news import NEWS
-from registry_cache.fleet.question_scripts import MOVED
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
+from registry_cache.fleet.stream_scripts import HEARD
 from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pattern, Pin, Tag
 from registry_cache.model.errors import DigestInvalid, NameInvalid, TagInvalid
@@ -183,7 +183,7 @@ class Wishes:
         is_more = True
         while is_more:
             last, entries = await self._redis.run(
-                MOVED, [self._prefix + "purged"], [self._last, _AT_ONCE, scripts.WISH_MAX_BYTES], patiently=True
+                HEARD, self._keys("purged"), [self._last, _AT_ONCE, scripts.WISH_MAX_BYTES, "0"], patiently=True
             )
             said = [self._purge(entry) for entry in entries if entry not in self._own]
             for at_us, together in groupby((one for one in said if one is not None), lambda one: one[0]):
