@@ -7,7 +7,9 @@ import pytest
 from registry_cache.fleet import wish_scripts
 from registry_cache.fleet.counts import Counts
 from registry_cache.fleet.eviction import Evictor
+from registry_cache.fleet.purges import Purges
 from registry_cache.fleet.sealed import Sealed
+from registry_cache.model import events
 from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pattern, Pin
 from registry_cache.model.oci import Digest, Repository
@@ -121,7 +123,7 @@ async def test_a_replica_that_starts_hears_of_purges_from_before(image, members)
     await first.fleet.wishes.look()
     wishes = away.fleet.wishes
     wishes._last, wishes._version = "0", b""  # as in a new process
-    wishes._purges.clear()
+    wishes._purges = Purges()
     wishes.start(curator(away))
     await gone_everywhere([away], image)
     assert wishes.since_us(Repository.parse(NAME), tag="1")
@@ -146,6 +148,56 @@ async def test_a_purge_while_redis_is_away_is_told_when_it_is_back(image, member
     assert (await has(members[1], image))[1] == {"1"}
     await redis_wire.set("works")
     await gone_everywhere(members, image)
+
+
+OTHERS = [Pattern.parse(f"library/other:{number}") for number in range(1500)]
+
+
+async def test_more_purges_at_once_than_one_message_has_reach_all(image, members):
+    for member in members:
+        await pull(member, image)
+    await curator(members[0]).purge([TAG, *OTHERS], apply=True)
+    await gone_everywhere(members, image)
+    for member in members:
+        await member.fleet.wishes.look()
+        for pattern in (OTHERS[0], OTHERS[-1]):
+            assert member.fleet.wishes.since_us(Repository.parse(pattern.repository), tag=pattern.tag)
+    assert not members[0].fleet.wishes._own
+
+
+async def test_who_was_away_hears_of_the_first_of_many_purges(image, members):
+    first, away, _ = members
+    await pull(away, image)
+    await away.fleet.wishes.aclose()
+    for patterns in ([TAG], OTHERS[:500], OTHERS[500:1000], OTHERS[1000:]):
+        await curator(first).purge(patterns, apply=True)
+        await first.fleet.wishes.look()
+    away.fleet.wishes.start(curator(away))
+    await gone_everywhere([away], image)
+    assert not first.cache.seen(events.Warned)
+
+
+async def test_more_purges_than_are_kept_are_told_once(members, monkeypatch):
+    monkeypatch.setattr(wish_scripts, "PURGED", wish_scripts.PURGED.replace("10000", "1000"))
+    for _ in range(2):
+        await curator(members[0]).purge(OTHERS, apply=True)
+        await members[0].fleet.wishes.look()
+    [warned] = members[0].cache.seen(events.Warned)
+    assert "purges in thirty days" in warned.message
+
+
+async def test_a_purge_is_heard_after_redis_has_lost_the_others(image, members, database, fleet_name):
+    first, other, _ = members
+    await curator(first).purge([TAG], apply=True)
+    for member in members:
+        await member.fleet.wishes.look()
+    await database.delete(f"{{rc1:{fleet_name}}}:purged")
+    await pull(other, image)
+    await curator(first).purge([OTHERS[0]], apply=True)
+    for member in members:
+        await member.fleet.wishes.look()
+        assert member.fleet.wishes.since_us(Repository.parse("library/other"), tag="0")
+    assert (await has(other, image))[1] == {"1"}
 
 
 async def test_pins_are_those_of_all_replicas(image, members):

@@ -64,7 +64,7 @@ class Fleet:
         self.membership = membership
         self.spaces = spaces
         self.tls = tls
-        self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, events=bus)
+        self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, bus=bus)
         self.news = News(redis, prefix=prefix)
         self.limits = SharedLimits(redis, signer, prefix=prefix)
         self.questions = Questions(

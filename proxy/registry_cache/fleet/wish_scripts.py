@@ -5,17 +5,19 @@ from registry_cache.fleet.stream_scripts import STREAM
 
 WISH_MAX_BYTES = 2_000
 PINS_MAX = 10_000
-_PURGES_MAX = 1_000
+# More than that in thirty days, and who was away for so long misses the first.
+PURGES_MAX = 10_000
+PURGES_AT_ONCE = 100
 _PURGES_KEPT_MS = 30 * 86_400_000
 
-# KEYS: purges, news. ARGV: one.
+# KEYS: purges, news. ARGV: some of them, in their order. Whether there is no more room: the first ones go.
 PURGED = (
     STREAM
     + f"""
-append(KEYS[1], {_PURGES_MAX}, ARGV[1])
+for _, one in ipairs(ARGV) do append(KEYS[1], {PURGES_MAX}, one) end
 redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', now_us() / 1000 - {_PURGES_KEPT_MS}))
 tell(KEYS[2])
-return 1
+return redis.call('XLEN', KEYS[1]) >= {PURGES_MAX} and 1 or 0
 """
 )
 

@@ -1,28 +1,29 @@
 """What an operator wishes at one replica, for all of them: purges, and pins.
 
 Purges are a stream of thirty days, heard from its beginning when a replica starts: who was away drops what was purged
-after it was stored. Pins are a hash with a time for each, so that unpinning reaches those that were away, too. What
-cannot be told now is told when Redis is back.
+after it was stored. To hear one again does no harm: what was stored later stays. Pins are a hash with a time for each,
+so that unpinning reaches those that were away, too. What cannot be told now is told when Redis is back.
 """
 
 import asyncio
 import contextlib
 import secrets
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from itertools import groupby
-from typing import NamedTuple, Protocol
+from itertools import islice
+from typing import Protocol
 
 import msgspec
 
 from registry_cache.fleet import wish_scripts as scripts
 from registry_cache.fleet.leases import Redis, RedisDown
 from registry_cache.fleet.news import NEWS
+from registry_cache.fleet.purges import Purges
 from registry_cache.fleet.sealed import Sealed, opened
 from registry_cache.fleet.signature import Signer
 from registry_cache.fleet.stream_scripts import HEARD
+from registry_cache.model import events
 from registry_cache.model.bus import Events
-from registry_cache.model.contents import Pattern, Pin, Tag
+from registry_cache.model.contents import Pattern, Pin
 from registry_cache.model.errors import DigestInvalid, NameInvalid, TagInvalid
 from registry_cache.model.oci import Digest, Reference, Repository
 from registry_cache.runtime.background import Background
@@ -33,10 +34,9 @@ _TELL_AGAIN_SECONDS = 0.5
 _AT_ONCE = 100
 _PURGE_NAME, _PIN_NAME = "purged", "pins"
 _PINNED, _UNPINNED = "+", "-"
-# Of orders that wait for Redis, and of purges that are kept in mind.
-_WAITING_MAX = 1_000
+# Of purges that wait for Redis, which keeps no more either.
+_WAITING_MAX = scripts.PURGES_MAX
 _PINS_AT_ONCE = 200
-_NO_DIGEST = Digest.of(b"")
 _ODD = (msgspec.MsgspecError, UnicodeDecodeError, NameInvalid, DigestInvalid, TagInvalid)
 
 
@@ -53,17 +53,8 @@ class Curator(Protocol):
         """Pin and unpin."""
 
 
-class _Purge(NamedTuple):
-    patterns: tuple[Pattern, ...]
-    at_us: int
-
-
 def _encoded(*parts: str | None) -> bytes:
     return msgspec.json.encode(parts, enc_hook=str)  # a Digest is no plain str to it
-
-
-def _as_tag(repository: Repository, tag: str) -> Tag:
-    return Tag(repository, tag, _NO_DIGEST, 0.0)
 
 
 class Wishes:
@@ -81,22 +72,24 @@ class Wishes:
         *,
         prefix: str,
         condemn: Callable[[Collection[Digest]], Awaitable[None]],
-        events: Events,
+        bus: Events,
     ) -> None:
         self._redis = redis
         self._signer = signer
         self._prefix = prefix
         self._condemn = condemn
         self._curator: Curator | None = None
-        self._purges: deque[_Purge] = deque(maxlen=_WAITING_MAX)
+        self._events = bus
+        self._purges = Purges()
         self._last = "0"  # of the stream
         self._version = b""  # of the pins
-        self._untold_purges: deque[bytes] = deque(maxlen=_WAITING_MAX)
+        self._untold_purges: dict[bytes, None] = {}
+        self._own: dict[bytes, None] = {}  # purges that are done here, and not yet heard of
+        self._is_warned = False  # of too many purges
         self._untold_pins: dict[Pin, tuple[str, int]] = {}
         self._doomed: dict[Digest, None] = {}  # purged here, and not yet condemned for all
-        self._own: deque[bytes] = deque(maxlen=_WAITING_MAX)
         self._looking = asyncio.Lock()
-        self._listening = Background("fleet wishes", self._round, interval_seconds=_LOOK_SECONDS, events=events)
+        self._listening = Background("fleet wishes", self._round, interval_seconds=_LOOK_SECONDS, events=bus)
 
     def __repr__(self) -> str:
         waiting = len(self._untold_purges) + len(self._untold_pins)
@@ -116,12 +109,16 @@ class Wishes:
     def purged(self, patterns: Sequence[Pattern], digests: Sequence[Digest]) -> None:
         """See :class:`registry_cache.catalog.curator.Herald`."""
         at_us = self._now_us()
-        self._purges.append(_Purge(tuple(patterns), at_us))
         for pattern in patterns:
+            self._purges.add(pattern, at_us)
             payload = _encoded(pattern.registry, pattern.repository, pattern.tag, pattern.digest)
             entry = Sealed(at_us, "-", payload).seal(self._signer, _PURGE_NAME)
-            self._untold_purges.append(entry)
-            self._own.append(entry)
+            self._untold_purges[entry] = self._own[entry] = None
+        while len(self._untold_purges) > _WAITING_MAX:
+            del self._untold_purges[next(iter(self._untold_purges))]
+            self._too_many()
+        while len(self._own) > _WAITING_MAX:
+            del self._own[next(iter(self._own))]
         self._doomed.update(dict.fromkeys(digests))
         self._listening.wake()
 
@@ -133,16 +130,7 @@ class Wishes:
 
     def since_us(self, repository: Repository, *, tag: str = "", digest: Digest | None = None) -> int:
         """What was heard from upstream before that (the fleet's time, microseconds) has been purged; 0 for never."""
-
-        def is_meant(pattern: Pattern) -> bool:
-            if pattern.digest is not None or digest is not None:
-                named = pattern.digest is not None and pattern.digest == digest
-                return named or (pattern.names_repositories and pattern.matches(repository))
-            if not tag:
-                return pattern.names_repositories and pattern.matches(repository)
-            return pattern.matches_tag(_as_tag(repository, tag))
-
-        return max((purge.at_us for purge in self._purges if any(map(is_meant, purge.patterns))), default=0)
+        return self._purges.since_us(repository, tag=tag, digest=digest)
 
     # --- heard --------------------------------------------------------------------------------------------------
 
@@ -167,9 +155,7 @@ class Wishes:
             await self._look()
 
     async def _look(self) -> None:
-        while self._untold_purges:
-            await self._redis.run(scripts.PURGED, self._keys("purged", NEWS), [self._untold_purges[0]], patiently=True)
-            self._untold_purges.popleft()
+        await self._tell_purges()
         await self._hear_purges()
         doomed = list(self._doomed)
         if doomed:
@@ -179,25 +165,49 @@ class Wishes:
         await self._tell_pins(dict(list(self._untold_pins.items())[:_PINS_AT_ONCE]))
         await self._hear_pins()
 
+    async def _tell_purges(self) -> None:
+        while self._untold_purges:
+            some = list(islice(self._untold_purges, scripts.PURGES_AT_ONCE))
+            if await self._redis.run(scripts.PURGED, self._keys("purged", NEWS), some, patiently=True):
+                self._too_many()
+            for entry in some:
+                self._untold_purges.pop(entry, None)
+
+    def _too_many(self) -> None:
+        if not self._is_warned:
+            self._is_warned = True
+            text = f"more than {scripts.PURGES_MAX} purges in thirty days: who was away misses the first of them"
+            self._events.emit(events.Warned(message=text))
+
     async def _hear_purges(self) -> None:
-        is_more = True
+        heard: dict[int, dict[Pattern, None]] = {}  # what was purged together, by when that was
+        own: list[bytes] = []
+        until, is_more = self._last, True
         while is_more:
             last, entries = await self._redis.run(
-                HEARD, self._keys("purged"), [self._last, _AT_ONCE, scripts.WISH_MAX_BYTES, "0"], patiently=True
+                HEARD, self._keys("purged"), [until, _AT_ONCE, scripts.WISH_MAX_BYTES, "0"], patiently=True
             )
-            said = [self._purge(entry) for entry in entries if entry not in self._own]
-            for at_us, together in groupby((one for one in said if one is not None), lambda one: one[0]):
-                await self._do(_Purge(tuple(pattern for _, pattern in together), at_us))
-            self._last = last.decode(errors="replace")
+            own += [entry for entry in entries if entry in self._own]
+            for at_us, pattern in filter(None, map(self._purge, entries)):
+                heard.setdefault(at_us, {})[pattern] = None
+            until = last.decode(errors="replace")
             is_more = len(entries) == _AT_ONCE
+        for at_us, patterns in heard.items():
+            await self._do(list(patterns), at_us)
+        self._last = until
+        for entry in own:
+            self._own.pop(entry, None)
 
-    async def _do(self, purge: _Purge) -> None:
-        self._purges.append(purge)
+    async def _do(self, patterns: Sequence[Pattern], at_us: int) -> None:
+        for pattern in patterns:
+            self._purges.add(pattern, at_us)
         if self._curator is not None:
-            before = purge.at_us / 1e6 - self._redis.ahead_seconds
-            self._doomed.update(dict.fromkeys(await self._curator.purge_older(purge.patterns, before)))
+            before = at_us / 1e6 - self._redis.ahead_seconds
+            self._doomed.update(dict.fromkeys(await self._curator.purge_older(patterns, before)))
 
-    def _purge(self, entry: object) -> tuple[int, Pattern] | None:
+    def _purge(self, entry: bytes) -> tuple[int, Pattern] | None:
+        if entry in self._own:
+            return None
         said = opened(self._signer, _PURGE_NAME, entry)
         if said is None:
             return None
