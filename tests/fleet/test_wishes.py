@@ -13,7 +13,7 @@ from registry_cache.model import events
 from registry_cache.model.bus import Events
 from registry_cache.model.contents import Pattern, Pin
 from registry_cache.model.oci import Digest, Repository
-from tests.fleet.conftest import shared
+from tests.fleet.conftest import shared, soon
 
 NAME = "library/wished"
 TAG = Pattern.parse(f"{NAME}:1")
@@ -302,3 +302,21 @@ async def test_what_is_purged_goes_from_the_bucket_too(start_sharing, stand_in, 
     await gone_everywhere(members, image)
     kept = {members[0].fleet.tier.bucket.key(Digest(blob.digest)) for blob in image.blobs}
     await evicted(members, kept, stand_in)
+
+
+@pytest.mark.parametrize("by", ["tag", "digest"])
+async def test_what_is_purged_on_its_way_into_the_bucket_does_not_stay_there(start_sharing, stand_in, image, by):
+    members = [await start_sharing() for _ in range(2)]
+    stand_in.hangs = {"PUT"}
+    await pull(members[0], image)
+    await soon(lambda: stand_in.count("PUT") >= 2)
+    digests = [blob.digest for blob in image.blobs]
+    patterns = [TAG] if by == "tag" else [Pattern.parse(digest) for digest in digests]
+    await curator(members[1]).purge(patterns, apply=True)
+    async with asyncio.timeout(10):
+        while (await has(members[0], image))[0] or members[0].fleet.wishes._doomed:
+            await asyncio.sleep(0.01)
+    stand_in.hangs = set()
+    stand_in.goes_on.set()
+    await shared(members[0])
+    await evicted(members, {members[0].fleet.tier.bucket.key(Digest(digest)) for digest in digests}, stand_in)

@@ -133,6 +133,7 @@ class Fleet:
     async def _condemn(self, digests: Collection[Digest]) -> None:
         """They have been purged: they go from the bucket, too."""
         if self.tier is not None:
+            self.tier.shelf.purged(digests)  # before: what comes into the index meanwhile is looked at afterwards
             await self.tier.index.purged(digests)
 
     async def _listen(self) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import functools
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 from registry_cache.fleet.bucket import Bucket
@@ -64,6 +64,7 @@ class Shelf:
         self._events = bus
         self._slots = asyncio.Semaphore(_AT_A_TIME)
         self._tasks: dict[Digest, asyncio.Task[None]] = {}
+        self._purged: set[Digest] = set()  # of those on their way
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -83,6 +84,10 @@ class Shelf:
         """As :meth:`share`, of what is in memory."""
         self._begin(digest, lambda: self._share_manifest(digest, body, headers))
 
+    def purged(self, digests: Collection[Digest]) -> None:
+        """They are not to be in the bucket: what of them is on its way goes again once it is there."""
+        self._purged |= self._tasks.keys() & digests
+
     def _begin(self, digest: Digest, share: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if digest not in self._tasks and len(self._tasks) < _WAITING_MAX:
             task = self._tasks[digest] = asyncio.create_task(share(), name=f"share {digest}")
@@ -90,6 +95,7 @@ class Shelf:
 
     def _done(self, digest: Digest, task: "asyncio.Task[None]") -> None:
         self._tasks.pop(digest, None)
+        self._purged.discard(digest)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._events.emit(events.Crashed(message=f"share {digest}", traceback=repr(error)))
 
@@ -123,6 +129,8 @@ class Shelf:
                 await self._index.shared([(digest, size_bytes, None)])
                 self._counts.shared += 1
                 self._counts.shared_bytes += size_bytes
+                if digest in self._purged:
+                    await self._index.purged([digest])
         except RedisDown:
             return  # the sweep finds it
         except (StoreTrouble, ObjectRefused, ReadFailed, _Rotten) as error:
