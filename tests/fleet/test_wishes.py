@@ -304,6 +304,51 @@ async def test_what_is_purged_goes_from_the_bucket_too(start_sharing, stand_in, 
     await evicted(members, kept, stand_in)
 
 
+async def evict_here(member, digests):
+    """As where MAX_SIZE is small."""
+    await member.cache.proxy.store.purge([Digest(digest) for digest in digests])
+
+
+async def test_a_purge_of_a_digest_that_only_the_bucket_has(stocked, stand_in):
+    digest, _, fresh = stocked
+    key = fresh.fleet.tier.bucket.key(Digest(digest))
+    assert key in stand_in.objects
+    for apply in (False, True):
+        plan, missing, shared_ones = await curator(fresh).purge([Pattern.parse(digest)], apply=apply)
+        assert (plan.digests, missing, shared_ones) == ([], [], [digest])
+    await evicted([fresh], {key}, stand_in)
+    assert (await curator(fresh).purge([Pattern.parse(digest)], apply=True)).missing == [0]
+
+
+async def test_a_purge_of_a_tag_takes_what_only_the_bucket_has_of_it(start_sharing, stand_in, image, patient):
+    member = await start_sharing()
+    await pull(member, image)
+    await shared(member)
+    await evict_here(member, [blob.digest for blob in image.blobs])
+    answer = await curator(member).purge([TAG], apply=True)
+    assert {*answer.shared} == {blob.digest for blob in image.blobs}
+    await evicted([member], {member.fleet.tier.bucket.key(Digest(blob.digest)) for blob in image.blobs}, stand_in)
+
+
+async def test_what_another_tag_needs_or_a_pin_keeps_stays_in_the_bucket(start_sharing, stand_in, hub, image, patient):
+    """Also where it is not here any more."""
+    member = await start_sharing()
+    await hub.images.image(NAME, "2", extra_layers=image.layers)
+    await pull(member, image)
+    assert (await member.cache.manifest(NAME, "2")).status == 200
+    await shared(member)
+    layer = image.layers[0].digest
+    await evict_here(member, [layer])
+    answer = await curator(member).purge([TAG], apply=True)
+    assert answer.plan.tags
+    assert layer not in answer.shared
+    await curator(member).pin([Pattern.parse(f"{NAME}:2")])
+    kept = await curator(member).purge([Pattern.parse(layer)], apply=True)
+    assert (kept.shared, len(kept.plan.kept)) == ([], 1)
+    await member.fleet.wishes.look()
+    assert await member.fleet.tier.index.known([Digest(layer)]) == [layer]
+
+
 @pytest.mark.parametrize("by", ["tag", "digest"])
 async def test_what_is_purged_on_its_way_into_the_bucket_does_not_stay_there(start_sharing, stand_in, image, by):
     members = [await start_sharing() for _ in range(2)]

@@ -3,6 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 from cachetools import LRUCache
@@ -21,6 +22,8 @@ from registry_cache.runtime.threads import Threads
 _PARSED_MAX_BYTES = 24 * 1024 * 1024
 _DIGEST_BYTES = 160
 _MANIFESTS_AT_ONCE = 32  # each may name thousands of digests that are of no interest
+# So many digests that are not here are looked for in a bucket that is shared; what a purge names beyond them stays there.
+_ABSENT_MAX = 100_000
 # A round that failed is tried again after this time.
 _AGAIN_SECONDS = 60.0
 
@@ -73,10 +76,13 @@ class Proven(Protocol):
 
 
 class Herald(Protocol):
-    """Whom the operator's orders are told to: the other replicas of a fleet."""
+    """Whom the operator's orders are told to: the other replicas of a fleet, and the bucket that they share."""
+
+    async def shared(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Those that are in the bucket, as far as that is known now."""
 
     def purged(self, patterns: Sequence[Pattern], digests: Sequence[Digest]) -> None:
-        """What *patterns* name has been purged; here that was *digests*."""
+        """What *patterns* name has been purged: *digests*, here or not."""
 
     def pinned(self, pins: Sequence[Pin], *, pinned: bool) -> None:
         """These are pinned, or are no more."""
@@ -97,10 +103,14 @@ class PinAnswer(NamedTuple):
 
 
 class PurgeAnswer(NamedTuple):
-    """What goes, or went; ``missing`` are the places of the patterns that name nothing cached."""
+    """What goes, or went; ``missing`` are the places of the patterns that name nothing cached.
+
+    ``shared`` is what is not here, and goes from the bucket that a fleet shares.
+    """
 
     plan: PurgePlan
     missing: list[int]
+    shared: list[Digest]
 
 
 class Curator:
@@ -177,13 +187,33 @@ class Curator:
         async with self._changing:
             inventory = await self._index.inventory()
             whole = await self._whole(patterns, inventory)
-            missing = [one for one, pattern in enumerate(whole) if contents.names_nothing(inventory, pattern)]
-            plan = await self._thread.run(contents.plan_purge, inventory, whole, await self._needs(inventory))
+            plan = await self._plan(inventory, whole)
+            shared = await self.herald.shared(plan.absent) if self.herald is not None else []
+            found = set(shared)
+            missing = [
+                one
+                for one, pattern in enumerate(whole)
+                if pattern.digest not in found and contents.names_nothing(inventory, pattern)
+            ]
             if apply:
                 self._events.emit(await self._take(whole, plan.tags, plan.digests))
                 if self.herald is not None:
-                    self.herald.purged(whole, plan.digests)
-        return PurgeAnswer(plan, missing)
+                    self.herald.purged(whole, [*plan.digests, *plan.absent])
+        return PurgeAnswer(plan, missing, shared)
+
+    async def _plan(self, inventory: Inventory, patterns: Sequence[Pattern]) -> PurgePlan:
+        """What purging *patterns* takes; in a fleet with all that the manifests that go name, here or not."""
+        plan = await self._thread.run(contents.plan_purge, inventory, patterns, await self._needs(inventory))
+        if self.herald is None:
+            return plan
+        absent = set(plan.absent)
+        async for read in self._read([one for one in plan.digests if inventory.blobs[one].media_type is not None]):
+            named = (part for parts in read.values() for part in parts if part not in inventory.blobs)
+            absent.update(islice(named, max(0, _ABSENT_MAX - len(absent))))
+        if not absent:
+            return plan
+        needs = await self._needs(inventory, absent)
+        return await self._thread.run(contents.plan_purge, inventory, patterns, needs)
 
     async def purge_older(self, patterns: Sequence[Pattern], before: float) -> list[Digest]:
         """What another replica has purged: what of it was here at that time. Gives the digests.
@@ -296,10 +326,10 @@ class Curator:
                 level.update(part for parts in read.values() for part in parts if part not in wanted)
         return wanted, held_bytes
 
-    async def _needs(self, inventory: Inventory) -> contents.Needs:
-        """What the manifests of *inventory* need of what is in it."""
-        # One object for each digest, however often it is named; what is not here is nobody's need.
-        here = await self._thread.run(lambda: {digest: digest for digest in inventory.blobs})
+    async def _needs(self, inventory: Inventory, absent: Collection[Digest] = ()) -> contents.Needs:
+        """What the manifests of *inventory* need of what is in it, and of *absent*."""
+        # One object for each digest, however often it is named; what else is not here is nobody's need.
+        here = await self._thread.run(lambda: {digest: digest for digest in chain(inventory.blobs, absent)})
         known: dict[Digest, tuple[Digest, ...]] = {}
 
         def remember(read: Mapping[Digest, tuple[Digest, ...]]) -> None:

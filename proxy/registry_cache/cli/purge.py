@@ -52,10 +52,12 @@ def _show(plan: dict[str, Any]) -> None:
         say(f"stays: {reason}")
     for tag in plan["tags"]:
         say(f"{'removed' if plan['applied'] else 'would go'}: {tag}")
-    count = len(plan["digests"])
+    count, shared = len(plan["digests"]), len(plan["shared"])
     for pattern in plan["missing"]:
         say(f"nothing cached is named {pattern}", err=True)
-    if not (plan["tags"] or count):
+    if shared:
+        say(f"{counted(shared, 'object')} not here {'went' if plan['applied'] else 'would go'} from the fleet's bucket.")
+    if not (plan["tags"] or count or shared):
         say(f"Nothing to remove{': it is pinned' if plan['kept'] else ''}.")
         return
     objects = f"{counted(count, 'object')} ({format_size(plan['size_bytes'])})"

@@ -64,7 +64,7 @@ class Fleet:
         self.membership = membership
         self.spaces = spaces
         self.tls = tls
-        self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, bus=bus)
+        self.wishes = Wishes(redis, signer, prefix=prefix, condemn=self._condemn, known=self._known, bus=bus)
         self.news = News(redis, prefix=prefix)
         self.limits = SharedLimits(redis, signer, prefix=prefix)
         self.questions = Questions(
@@ -129,6 +129,10 @@ class Fleet:
             await listening.aclose()
             await self.wishes.aclose()
             await self.moves.aclose()
+
+    async def _known(self, digests: Collection[Digest]) -> list[Digest]:
+        """Those that are in the bucket."""
+        return await self.tier.index.known(digests) if self.tier is not None else []
 
     async def _condemn(self, digests: Collection[Digest]) -> None:
         """They have been purged: they go from the bucket, too."""

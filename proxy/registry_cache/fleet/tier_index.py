@@ -93,6 +93,14 @@ class TierIndex:
         """What is to be deleted: what was begun before, and the least lately used down to *target_bytes*."""
         return [digest_of(data) for data in await self._run(scripts.CONDEMN, [target_bytes, BATCH], "keep")]
 
+    async def known(self, digests: Collection[Digest]) -> list[Digest]:
+        """Those that are in the bucket, and are not being deleted."""
+        found: list[Digest] = []
+        for batch in _batches(list(digests)):
+            answer = await self._run(scripts.KNOWN, [raw(digest) for digest in batch])
+            found += [digest for digest, is_there in zip(batch, answer, strict=True) if is_there]
+        return found
+
     async def purged(self, digests: Collection[Digest]) -> None:
         """They are to be deleted, as far as they are in the bucket."""
         for batch in _batches(list(digests)):

@@ -125,6 +125,18 @@ return 1
 """
 )
 
+# ARGV: digests. For each whether it is there, and is not being deleted.
+KNOWN = (
+    _INDEX
+    + """
+local found = {}
+for number, digest in ipairs(ARGV) do
+  found[number] = redis.call('HEXISTS', size, digest) == 1 and not redis.call('ZSCORE', going, digest) and 1 or 0
+end
+return found
+"""
+)
+
 # ARGV: digests that an operator has purged: whoever evicts deletes them.
 PURGED = (
     _INDEX

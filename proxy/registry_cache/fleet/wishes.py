@@ -63,6 +63,7 @@ class Wishes:
     Args:
         prefix: of all keys of the fleet.
         condemn: what is purged goes from the shared bucket too, if there is one.
+        known: what of some digests is there.
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class Wishes:
         *,
         prefix: str,
         condemn: Callable[[Collection[Digest]], Awaitable[None]],
+        known: Callable[[Collection[Digest]], Awaitable[list[Digest]]],
         bus: Events,
     ) -> None:
         self._redis = redis
         self._signer = signer
         self._prefix = prefix
         self._condemn = condemn
+        self._known = known
         self._curator: Curator | None = None
         self._events = bus
         self._purges = Purges()
@@ -105,6 +108,13 @@ class Wishes:
         await self._listening.aclose()
 
     # --- told ---------------------------------------------------------------------------------------------------
+
+    async def shared(self, digests: Sequence[Digest]) -> list[Digest]:
+        """See :class:`registry_cache.catalog.curator.Herald`."""
+        try:
+            return await self._known(digests)
+        except RedisDown:
+            return []
 
     def purged(self, patterns: Sequence[Pattern], digests: Sequence[Digest]) -> None:
         """See :class:`registry_cache.catalog.curator.Herald`."""

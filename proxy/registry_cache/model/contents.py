@@ -183,12 +183,16 @@ def roots_of(pinned: Iterable[tuple[Pin, Digest | None]]) -> list[Digest]:
 
 
 class PurgePlan(NamedTuple):
-    """What a purge takes: names, and content with its bytes; ``kept`` says what stays although it was named."""
+    """What a purge takes: names, and content with its bytes; ``kept`` says what stays although it was named.
+
+    ``absent`` is what it means as well and is not here: a bucket that is shared may have it.
+    """
 
     tags: list[Tag]
     digests: list[Digest]
     size_bytes: int
     kept: list[str]
+    absent: list[Digest]
 
 
 def plan_purge(inventory: Inventory, patterns: Collection[Pattern], needs: Needs) -> PurgePlan:
@@ -202,7 +206,8 @@ def plan_purge(inventory: Inventory, patterns: Collection[Pattern], needs: Needs
 
 def _joined(inventory: Inventory, one: PurgePlan, other: PurgePlan) -> PurgePlan:
     tags = [*one.tags, *(tag for tag in other.tags if tag not in one.tags)]
-    return _plan(inventory, tags, {*one.digests, *other.digests}, [*one.kept, *other.kept])
+    gone = {*one.digests, *one.absent, *other.digests, *other.absent}
+    return _plan(inventory, tags, gone, [*one.kept, *other.kept])
 
 
 def _plan_names(
@@ -241,7 +246,7 @@ def _plan_names(
 
 def _plan_digest(inventory: Inventory, digest: Digest, needs: Needs, pinned: set[Digest]) -> PurgePlan:
     if digest in pinned:
-        return PurgePlan([], [], 0, [f"{digest} is pinned, or needed by something pinned"])
+        return PurgePlan([], [], 0, [f"{digest} is pinned, or needed by something pinned"], [])
     tags = [tag for tag in inventory.tags if tag.digest == digest]
     others = [d for d, blob in inventory.blobs.items() if blob.media_type is not None]
     going = closure([digest], needs)
@@ -251,7 +256,8 @@ def _plan_digest(inventory: Inventory, digest: Digest, needs: Needs, pinned: set
 
 def _plan(inventory: Inventory, tags: list[Tag], gone: set[Digest], kept: list[str]) -> PurgePlan:
     here = sorted(gone & inventory.blobs.keys())
-    return PurgePlan(tags, here, sum(inventory.blobs[digest].size_bytes for digest in here), kept)
+    size_bytes = sum(inventory.blobs[digest].size_bytes for digest in here)
+    return PurgePlan(tags, here, size_bytes, kept, sorted(gone - inventory.blobs.keys()))
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -85,7 +85,7 @@ class Admin(web.Server):
 
     async def _purge(self, request: web.BaseRequest) -> object:
         apply = request.query.get("apply") == "1"
-        plan, missing = await self._curator.purge(_patterns(request), apply=apply)
+        plan, missing, shared = await self._curator.purge(_patterns(request), apply=apply)
         tags = [familiar(tag.repository, tag.name) for tag in plan.tags]
         return {
             "applied": apply,
@@ -93,6 +93,7 @@ class Admin(web.Server):
             "digests": plan.digests,
             "size_bytes": plan.size_bytes,
             "kept": plan.kept,
+            "shared": shared,
             "missing": _texts(request, missing),
         }
 
