@@ -115,8 +115,15 @@ ANSWERS = {
         "items": [{"name": "n", "size_bytes": 5, "last_use": 1.0, "digest": "d", "pinned": True}],
         "size_bytes": 5,
     },
-    "purge": {"applied": False, "tags": ["t"], "digests": ["d"], "size_bytes": 5, "kept": ["k"], "missing": ["m"],
-              "shared": ["s"]},
+    "purge": {
+        "applied": False,
+        "tags": ["t"],
+        "digests": ["d"],
+        "size_bytes": 5,
+        "kept": ["k"],
+        "missing": ["m"],
+        "shared": ["s"],
+    },
     "pin": {"names": ["n"], "pinned_bytes": 5, "max_size_bytes": 6, "not_cached": ["n"], "missing": ["m"]},
     "unpin": {"names": ["n"], "missing": ["m"]},
 }

@@ -128,6 +128,28 @@ async def test_pinned_images_outlive_a_flood(start_cache, hub):
     assert not cache.proxy.store.path(Digest(image.layers[0].digest)).exists()
 
 
+async def test_thousands_of_names_are_one_question(cache, hub):
+    """As of ``registry-cache list … | xargs registry-cache purge``."""
+    await pull(cache, hub, "library/one")
+    names = ["one:1", *(f"library/some-longer-name-of-an-image:{number}" for number in range(2000))]
+    code, out, err = await run(cache.root, "list", "--json", *names)
+    assert (code, [item["name"] for item in json.loads(out)["items"]]) == (0, ["one:1"]), err
+    for command in ("pin", "unpin"):
+        code, _, err = await run(cache.root, command, *names)
+        assert code in (0, 1), err
+    code, out, err = await run(cache.root, "purge", "--yes", "--json", *names)
+    answer = json.loads(out)
+    assert (code, answer["tags"], answer["missing"]) == (1, ["one:1"], names[1:]), err
+
+
+async def test_more_names_than_that_are_refused_with_the_number(cache):
+    for command in ("list", "pin", "unpin", "purge"):
+        code, _, err = await run(cache.root, command, *(f"a:{number}" for number in range(5001)))
+        assert code == 2
+        assert "5001 names at once, allowed are 5000: xargs -n 5000" in err
+    assert not cache.seen(events.Crashed)
+
+
 async def test_a_pin_says_of_a_digest_too_that_it_is_not_cached(cache, hub):
     image = await pull(cache, hub, "library/here")
     absent = f"here@sha256:{'0' * 64}"

@@ -117,8 +117,12 @@ async def test_hostile_json_hurts_nothing(start_cache, hub, monkeypatch):
     assert (await cache.manifest(NAME, "true")).headers["Docker-Content-Digest"] == image.digest
     connector = aiohttp.UnixConnector(str(cache.root / "admin.sock"))
     async with aiohttp.ClientSession(connector=connector) as session:
-        for method, path in (("GET", "/list"), ("GET", "/stats"), ("POST", f"/pin?pattern={NAME}:true"),
-                             ("POST", "/purge?pattern=library/*&apply=1")):  # fmt: skip
-            async with session.request(method, "http://cache" + path) as response:
+        for method, path, body in (
+            ("POST", "/list", ""),
+            ("GET", "/stats", ""),
+            ("POST", "/pin", f"pattern={NAME}:true"),
+            ("POST", "/purge", "pattern=library/*&apply=1"),
+        ):
+            async with session.request(method, "http://cache" + path, data=body) as response:
                 assert response.status == 200, (path, await response.text())
     assert cache.seen(events.Crashed) == []

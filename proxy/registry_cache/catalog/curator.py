@@ -22,7 +22,7 @@ from registry_cache.runtime.threads import Threads
 _PARSED_MAX_BYTES = 24 * 1024 * 1024
 _DIGEST_BYTES = 160
 _MANIFESTS_AT_ONCE = 32  # each may name thousands of digests that are of no interest
-# So many digests that are not here are looked for in a bucket that is shared; what a purge names beyond them stays there.
+# So many digests that are not here are looked for in a bucket that is shared; the rest of what a purge names stays there.
 _ABSENT_MAX = 100_000
 # A round that failed is tried again after this time.
 _AGAIN_SECONDS = 60.0
@@ -189,12 +189,7 @@ class Curator:
             whole = await self._whole(patterns, inventory)
             plan = await self._plan(inventory, whole)
             shared = await self.herald.shared(plan.absent) if self.herald is not None else []
-            found = set(shared)
-            missing = [
-                one
-                for one, pattern in enumerate(whole)
-                if pattern.digest not in found and contents.names_nothing(inventory, pattern)
-            ]
+            missing = await self._thread.run(contents.name_nothing, inventory, whole, set(shared))
             if apply:
                 self._events.emit(await self._take(whole, plan.tags, plan.digests))
                 if self.herald is not None:
@@ -264,7 +259,7 @@ class Curator:
         async with self._changing:
             inventory = await self._index.inventory()
             whole = await self._whole(patterns, inventory)
-            found = [meant(inventory, pattern) for pattern in whole]
+            found = await self._thread.run(lambda: [meant(*one) for one in contents.each(inventory, whole)])
             pins = list(dict.fromkeys(pin for each in found for pin in each))
             await self._index.change_pins(**{"add" if pinned else "remove": pins})
             names = sorted(map(str, pins))

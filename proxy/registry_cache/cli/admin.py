@@ -61,16 +61,18 @@ class Service:
         self._directory = directory
 
     def ask(self, question: str, method: str = "GET", **query: str | Sequence[str]) -> Any:
-        """The parsed answer; of a list in *query* each is sent.
+        """The parsed answer.
+
+        Args:
+            query: goes in the body, of any length; of a list each is sent.
 
         Raises:
             ServiceUnreachable: it is not running, or does not let this user ask.
         """
         connection = _Connection(self._directory)
         try:
-            connection.request(
-                method, f"/{question}" + (f"?{urlencode(query, doseq=True, errors='surrogateescape')}" if query else "")
-            )
+            body = urlencode(query, doseq=True, errors=_AS_TYPED) if query else None
+            connection.request(method, f"/{question}", body)
             response = connection.getresponse()
             answer = json.loads(response.read())
         except PermissionError as error:

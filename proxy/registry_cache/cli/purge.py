@@ -56,7 +56,9 @@ def _show(plan: dict[str, Any]) -> None:
     for pattern in plan["missing"]:
         say(f"nothing cached is named {pattern}", err=True)
     if shared:
-        say(f"{counted(shared, 'object')} not here {'went' if plan['applied'] else 'would go'} from the fleet's bucket.")
+        say(
+            f"{counted(shared, 'object')} not here {'went' if plan['applied'] else 'would go'} from the fleet's bucket."
+        )
     if not (plan["tags"] or count or shared):
         say(f"Nothing to remove{': it is pinned' if plan['kept'] else ''}.")
         return

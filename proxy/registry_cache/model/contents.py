@@ -5,7 +5,7 @@ stays. Purging a name takes only what nothing that stays needs; a digest that is
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -113,6 +113,12 @@ class Pattern(NamedTuple):
         return not re.search(r"[*?\[]", self.repository + (self.tag or ""))
 
     @property
+    def one_repository(self) -> Repository | None:
+        """The one that it names without wildcards; thousands of such patterns are looked up, not tried one by one."""
+        is_one = self.registry != "*" and self.digest is None and not self.short and self.is_exact
+        return Repository(self.registry, self.repository) if is_one else None
+
+    @property
     def names_repositories(self) -> bool:
         """Whether it means all of a repository, not one tag or digest."""
         return self.tag is None and self.digest is None and not self.short
@@ -182,6 +188,34 @@ def roots_of(pinned: Iterable[tuple[Pin, Digest | None]]) -> list[Digest]:
     return roots
 
 
+class _Meant:
+    """What any of some patterns means; of a digest, the tags that are it."""
+
+    def __init__(self, patterns: Collection[Pattern]) -> None:
+        self._wild: list[Pattern] = []
+        self._digests = {pattern.digest for pattern in patterns if pattern.digest is not None}
+        self._tags: set[tuple[Repository, str | None]] = set()  # None for all of the repository
+        self._repositories: set[Repository] = set()
+        for pattern in patterns:
+            repository = pattern.one_repository
+            if repository is None and pattern.digest is None:
+                self._wild.append(pattern)
+            elif repository is not None:
+                self._tags.add((repository, pattern.tag))
+                self._repositories.add(repository)
+
+    def tag(self, tag: Tag) -> bool:
+        is_named = not self._tags.isdisjoint(((tag.repository, tag.name), (tag.repository, None)))
+        return is_named or tag.digest in self._digests or any(one.matches_tag(tag) for one in self._wild)
+
+    def repository(self, repository: Repository) -> bool:
+        return repository in self._repositories or any(pattern.matches(repository) for pattern in self._wild)
+
+    def whole(self, repository: Repository) -> bool:
+        is_named = (repository, None) in self._tags
+        return is_named or any(one.names_repositories and one.matches(repository) for one in self._wild)
+
+
 class PurgePlan(NamedTuple):
     """What a purge takes: names, and content with its bytes; ``kept`` says what stays although it was named.
 
@@ -199,13 +233,12 @@ def plan_purge(inventory: Inventory, patterns: Collection[Pattern], needs: Needs
     """What purging all of *patterns* takes: what two of them share goes, too."""
     pinned = closure(pin_roots(inventory), needs)
     plan = _plan_names(inventory, [pattern for pattern in patterns if pattern.digest is None], needs, pinned)
-    for digest in dict.fromkeys(pattern.digest for pattern in patterns if pattern.digest is not None):
-        plan = _joined(inventory, plan, _plan_digest(inventory, digest, needs, pinned))
-    return plan
+    digests = dict.fromkeys(pattern.digest for pattern in patterns if pattern.digest is not None)
+    return _joined(inventory, plan, _plan_digests(inventory, digests, needs, pinned)) if digests else plan
 
 
 def _joined(inventory: Inventory, one: PurgePlan, other: PurgePlan) -> PurgePlan:
-    tags = [*one.tags, *(tag for tag in other.tags if tag not in one.tags)]
+    tags = list(dict.fromkeys([*one.tags, *other.tags]))
     gone = {*one.digests, *one.absent, *other.digests, *other.absent}
     return _plan(inventory, tags, gone, [*one.kept, *other.kept])
 
@@ -215,21 +248,16 @@ def _plan_names(
 ) -> PurgePlan:
     """As :func:`plan_purge`, of patterns without digests."""
 
-    def is_meant(repository: Repository) -> bool:
-        return any(pattern.matches(repository) for pattern in patterns)
-
-    def is_meant_whole(repository: Repository) -> bool:
-        return any(pattern.names_repositories and pattern.matches(repository) for pattern in patterns)
-
+    meant = _Meant(patterns)
     pinned_names = {(pin.repository, pin.target) for pin in inventory.pins}
-    named = [tag for tag in inventory.tags if any(pattern.matches_tag(tag) for pattern in patterns)]
+    named = [tag for tag in inventory.tags if meant.tag(tag)]
     tags = [tag for tag in named if (tag.repository, tag.name) not in pinned_names]
     kept = [
         f"{familiar(tag.repository, tag.name)} is pinned" for tag in named if (tag.repository, tag.name) in pinned_names
     ]
     going = closure((tag.digest for tag in tags), needs)
     if any(pattern.names_repositories for pattern in patterns):  # also what was pulled by digest
-        linked = [digest for digest, where in inventory.links.items() if all(map(is_meant_whole, where))]
+        linked = [digest for digest, where in inventory.links.items() if all(map(meant.whole, where))]
         going |= closure(linked, needs)
     gone_names = {(tag.repository, tag.name) for tag in tags}
     staying_tags = {tag.digest for tag in inventory.tags if (tag.repository, tag.name) not in gone_names}
@@ -237,21 +265,21 @@ def _plan_names(
         digest
         for digest, blob in inventory.blobs.items()
         if blob.media_type is not None
-        and (digest not in going or not all(map(is_meant, inventory.links.get(digest, ()))))
+        and (digest not in going or not all(map(meant.repository, inventory.links.get(digest, ()))))
     }
-    elsewhere = {digest for digest in going if not all(map(is_meant, inventory.links.get(digest, ())))}
+    elsewhere = {digest for digest in going if not all(map(meant.repository, inventory.links.get(digest, ())))}
     gone = going - closure(roots | elsewhere, needs) - set(pinned)
     return _plan(inventory, tags, gone, kept)
 
 
-def _plan_digest(inventory: Inventory, digest: Digest, needs: Needs, pinned: set[Digest]) -> PurgePlan:
-    if digest in pinned:
-        return PurgePlan([], [], 0, [f"{digest} is pinned, or needed by something pinned"], [])
-    tags = [tag for tag in inventory.tags if tag.digest == digest]
+def _plan_digests(inventory: Inventory, digests: Collection[Digest], needs: Needs, pinned: set[Digest]) -> PurgePlan:
+    kept = [f"{digest} is pinned, or needed by something pinned" for digest in digests if digest in pinned]
+    named = {digest for digest in digests if digest not in pinned}
+    tags = [tag for tag in inventory.tags if tag.digest in named]
     others = [d for d, blob in inventory.blobs.items() if blob.media_type is not None]
-    going = closure([digest], needs)
+    going = closure(named, needs)
     staying = closure((other for other in others if other not in going), needs)
-    return _plan(inventory, tags, {digest} | (going - staying - pinned), [])
+    return _plan(inventory, tags, named | (going - staying - pinned), kept)
 
 
 def _plan(inventory: Inventory, tags: list[Tag], gone: set[Digest], kept: list[str]) -> PurgePlan:
@@ -296,10 +324,11 @@ def listing(inventory: Inventory, patterns: Collection[Pattern] | None, needs: N
         patterns: what is meant; ``None`` for everything.
     """
     pinned = {(pin.repository, pin.target) for pin in inventory.pins}
+    meant = _Meant(patterns) if patterns is not None else None
     lines = []
     together: set[Digest] = set()
     for tag in inventory.tags:
-        if patterns is not None and not any(pattern.matches_tag(tag) for pattern in patterns):
+        if meant is not None and not meant.tag(tag):
             continue
         key = (tag.repository, tag.name)
         here = [digest for digest in closure([tag.digest], needs) if digest in inventory.blobs]
@@ -330,6 +359,25 @@ def _is_meant(pin: Pin, patterns: Collection[Pattern]) -> bool:
         else pattern.matches(pin.repository) and (pattern.tag is None or fnmatchcase(pin.target, pattern.tag))
         for pattern in patterns
     )
+
+
+def each(inventory: Inventory, patterns: Iterable[Pattern]) -> Iterator[tuple[Inventory, Pattern]]:
+    """Each of the patterns, with what of the tags it may mean."""
+    of: dict[Repository, list[Tag]] = {}
+    for tag in inventory.tags:
+        of.setdefault(tag.repository, []).append(tag)
+    for pattern in patterns:
+        repository = pattern.one_repository
+        yield (inventory if repository is None else inventory._replace(tags=of.get(repository, []))), pattern
+
+
+def name_nothing(inventory: Inventory, patterns: Iterable[Pattern], elsewhere: Collection[Digest] = ()) -> list[int]:
+    """The places of the patterns that name nothing cached, and nothing of *elsewhere*."""
+    return [
+        place
+        for place, (narrowed, pattern) in enumerate(each(inventory, patterns))
+        if pattern.digest not in elsewhere and names_nothing(narrowed, pattern)
+    ]
 
 
 def names_nothing(inventory: Inventory, pattern: Pattern) -> bool:

@@ -1,7 +1,7 @@
 """The admin interface: a Unix socket in the cache directory, for root and the service's own user. Never the pull port.
 
-``GET /about``, ``GET /stats``, ``GET /names``, ``GET /list?pattern=``, ``POST /purge|pin|unpin?pattern=``
-(``apply=1``); all answers are JSON. ``pattern`` may be there several times.
+``GET /about``, ``GET /stats``, ``GET /names``, ``POST /list|purge|pin|unpin``; all answers are JSON. What is asked for is
+in the body, as a form has it: ``pattern``, any number of times, and for purge ``apply=1``.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
 
 import msgspec
 from aiohttp import web
@@ -27,6 +28,9 @@ from registry_cache.runtime.unix_sockets import bound, is_free
 
 SOCKET_NAME = "admin.sock"
 _BACKLOG = 16
+# In one order or question. A name and its tag have 450 bytes at most.
+_PATTERNS_MAX = 5_000
+_BODY_MAX_BYTES = 4 * 1024 * 1024
 _ROOT = 0
 _AGAIN_SECONDS = 5.0
 
@@ -49,7 +53,7 @@ class Admin(web.Server):
         self._answers: dict[tuple[str, str], Callable[[web.BaseRequest], Awaitable[object]]] = {
             ("GET", "/about"): self._who,
             ("GET", "/stats"): self._stats,
-            ("GET", "/list"): self._list,
+            ("POST", "/list"): self._list,
             ("GET", "/names"): self._names,
             ("POST", "/purge"): self._purge,
             ("POST", "/pin"): self._pin,
@@ -78,44 +82,66 @@ class Admin(web.Server):
         return await self._full_stats()
 
     async def _list(self, request: web.BaseRequest) -> object:
-        return (await self._curator.listing(_patterns(request) or None))._asdict()
+        asked = await _asked(request)
+        return (await self._curator.listing(asked.patterns or None))._asdict()
 
     async def _names(self, _request: web.BaseRequest) -> object:
         return {"names": await self._curator.names()}
 
     async def _purge(self, request: web.BaseRequest) -> object:
-        apply = request.query.get("apply") == "1"
-        plan, missing, shared = await self._curator.purge(_patterns(request), apply=apply)
+        asked = await _asked(request)
+        plan, missing, shared = await self._curator.purge(asked.patterns, apply=asked.apply)
         tags = [familiar(tag.repository, tag.name) for tag in plan.tags]
         return {
-            "applied": apply,
+            "applied": asked.apply,
             "tags": tags,
             "digests": plan.digests,
             "size_bytes": plan.size_bytes,
             "kept": plan.kept,
             "shared": shared,
-            "missing": _texts(request, missing),
+            "missing": asked.at(missing),
         }
 
     async def _pin(self, request: web.BaseRequest) -> object:
-        return _pin_answer(request, await self._curator.pin(_patterns(request)))
+        asked = await _asked(request)
+        return _pin_answer(asked, await self._curator.pin(asked.patterns))
 
     async def _unpin(self, request: web.BaseRequest) -> object:
-        return _pin_answer(request, await self._curator.unpin(_patterns(request)))
+        asked = await _asked(request)
+        return _pin_answer(asked, await self._curator.unpin(asked.patterns))
 
 
-def _patterns(request: web.BaseRequest) -> list[Pattern]:
-    return [Pattern.parse(text) for text in request.query.getall("pattern", [])]
+class _Asked(NamedTuple):
+    texts: list[str]
+    patterns: list[Pattern]
+    apply: bool
+
+    def at(self, places: list[int]) -> list[str]:
+        """Those of the patterns, as they were written."""
+        return [self.texts[place] for place in places]
 
 
-def _texts(request: web.BaseRequest, places: list[int]) -> list[str]:
-    """Those of the patterns, as they were written."""
-    texts = request.query.getall("pattern", [])
-    return [texts[place] for place in places]
+async def _asked(request: web.BaseRequest) -> _Asked:
+    """What the body says.
+
+    Raises:
+        NameInvalid, DigestInvalid: a pattern cannot name anything, or there are too many.
+    """
+    body = bytearray()
+    async for piece in request.content.iter_any():
+        if len(body) <= _BODY_MAX_BYTES:  # the rest is read and left, so that the answer is heard
+            body += piece
+    form = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True)
+    texts = form.get("pattern", [])
+    if len(texts) > _PATTERNS_MAX or len(body) > _BODY_MAX_BYTES:
+        raise NameInvalid(
+            f"{len(texts)} names at once, allowed are {_PATTERNS_MAX}: xargs -n {_PATTERNS_MAX} splits them"
+        )
+    return _Asked(texts, [Pattern.parse(text) for text in texts], form.get("apply") == ["1"])
 
 
-def _pin_answer(request: web.BaseRequest, answer: PinAnswer) -> object:
-    return answer._asdict() | {"missing": _texts(request, answer.missing)}
+def _pin_answer(asked: _Asked, answer: PinAnswer) -> object:
+    return answer._asdict() | {"missing": asked.at(answer.missing)}
 
 
 def _is_allowed(request: web.BaseRequest) -> bool:
