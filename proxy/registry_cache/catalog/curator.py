@@ -22,7 +22,7 @@ from registry_cache.runtime.threads import Threads
 _PARSED_MAX_BYTES = 24 * 1024 * 1024
 _DIGEST_BYTES = 160
 _MANIFESTS_AT_ONCE = 32  # each may name thousands of digests that are of no interest
-# So many digests that are not here are looked for in a bucket that is shared; the rest of what a purge names stays there.
+# So many digests that are not here are looked for in a bucket that is shared; what a purge means beyond stays there.
 _ABSENT_MAX = 100_000
 # A round that failed is tried again after this time.
 _AGAIN_SECONDS = 60.0

@@ -56,9 +56,8 @@ def _show(plan: dict[str, Any]) -> None:
     for pattern in plan["missing"]:
         say(f"nothing cached is named {pattern}", err=True)
     if shared:
-        say(
-            f"{counted(shared, 'object')} not here {'went' if plan['applied'] else 'would go'} from the fleet's bucket."
-        )
+        goes = "goes" if plan["applied"] else "would go"
+        say(f"{goes} from the fleet's bucket, not being here: {counted(shared, 'object')}")
     if not (plan["tags"] or count or shared):
         say(f"Nothing to remove{': it is pinned' if plan['kept'] else ''}.")
         return

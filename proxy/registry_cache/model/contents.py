@@ -247,7 +247,6 @@ def _plan_names(
     inventory: Inventory, patterns: Collection[Pattern], needs: Needs, pinned: Collection[Digest]
 ) -> PurgePlan:
     """As :func:`plan_purge`, of patterns without digests."""
-
     meant = _Meant(patterns)
     pinned_names = {(pin.repository, pin.target) for pin in inventory.pins}
     named = [tag for tag in inventory.tags if meant.tag(tag)]

@@ -1,7 +1,7 @@
 """The admin interface: a Unix socket in the cache directory, for root and the service's own user. Never the pull port.
 
-``GET /about``, ``GET /stats``, ``GET /names``, ``POST /list|purge|pin|unpin``; all answers are JSON. What is asked for is
-in the body, as a form has it: ``pattern``, any number of times, and for purge ``apply=1``.
+``GET /about``, ``GET /stats``, ``GET /names``, ``POST /list|purge|pin|unpin``; all answers are JSON. What is meant is in
+the body, as a form has it: ``pattern``, any number of times, and for purge ``apply=1``.
 """
 
 import asyncio
@@ -134,9 +134,8 @@ async def _asked(request: web.BaseRequest) -> _Asked:
     form = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True)
     texts = form.get("pattern", [])
     if len(texts) > _PATTERNS_MAX or len(body) > _BODY_MAX_BYTES:
-        raise NameInvalid(
-            f"{len(texts)} names at once, allowed are {_PATTERNS_MAX}: xargs -n {_PATTERNS_MAX} splits them"
-        )
+        most = _PATTERNS_MAX
+        raise NameInvalid(f"{len(texts)} names at once, allowed are {most}: xargs -n {most} splits them")
     return _Asked(texts, [Pattern.parse(text) for text in texts], form.get("apply") == ["1"])
 
 
