@@ -1,7 +1,7 @@
 """The admin interface: a Unix socket in the cache directory, for root and the service's own user. Never the pull port.
 
-``GET /about``, ``GET /stats``, ``GET /names``, ``POST /list|purge|pin|unpin``; all answers are JSON. What is meant is in
-the body, as a form has it: ``pattern``, any number of times, and for purge ``apply=1``.
+``GET /about``, ``GET /stats``, ``GET /names``, ``POST /list|purge|pin|unpin``; all answers are JSON. The body says what
+is meant, as a form has it: ``pattern``, any number of times, and for purge ``apply=1``.
 """
 
 import asyncio
