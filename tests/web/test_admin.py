@@ -16,6 +16,9 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from registry_cache.cli.admin import Service, ServiceUnreachable
 from registry_cache.model import contents, events
 from registry_cache.model.bus import Events
 from registry_cache.model.oci import Digest
@@ -56,8 +59,14 @@ async def pull(cache, hub, name, tag="1", size=10_000):
 
 async def test_socket_is_for_its_owner_only_and_never_on_the_port(cache):
     assert stat.S_IMODE((cache.root / "admin.sock").stat().st_mode) == 0o600
-    for path in ("/list", "/purge", "/pin", "/stats"):
+    for path in ("/contents/list", "/contents/purge", "/contents/pin", "/stats"):
         assert (await cache.get(path)).status == 404
+
+
+async def test_a_command_of_another_version_hears_so(cache):
+    for path in ("list?pattern=x", "purge?pattern=x&apply=1", "pin?pattern=x"):
+        with pytest.raises(ServiceUnreachable, match="of another version than the service"):
+            await asyncio.to_thread(Service(cache.root).ask, path, "POST")
 
 
 async def test_stale_socket_is_replaced_and_removed_at_the_end(tmp_path, hub):

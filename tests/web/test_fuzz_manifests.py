@@ -118,10 +118,10 @@ async def test_hostile_json_hurts_nothing(start_cache, hub, monkeypatch):
     connector = aiohttp.UnixConnector(str(cache.root / "admin.sock"))
     async with aiohttp.ClientSession(connector=connector) as session:
         for method, path, body in (
-            ("POST", "/list", ""),
+            ("POST", "/contents/list", ""),
             ("GET", "/stats", ""),
-            ("POST", "/pin", f"pattern={NAME}:true"),
-            ("POST", "/purge", "pattern=library/*&apply=1"),
+            ("POST", "/contents/pin", f"pattern={NAME}:true"),
+            ("POST", "/contents/purge", "pattern=library/*&apply=1"),
         ):
             async with session.request(method, "http://cache" + path, data=body) as response:
                 assert response.status == 200, (path, await response.text())

@@ -66,7 +66,7 @@ def command(
     Exit codes: 0, 2 for a wrong pattern or setting, 3 when the service cannot be asked.
     """
     line = line_maker(template) if template is not None else None
-    answer = service(config, cache_dir).ask("list", "POST", pattern=patterns)
+    answer = service(config, cache_dir).ask("contents/list", "POST", pattern=patterns)
     answer["items"].sort(key=_ORDERS[order])
     now = time.time()
     if line is not None:

@@ -33,7 +33,7 @@ def command(patterns: tuple[str, ...], config: Path | None, cache_dir: Path | No
     Exit codes: 0, 1 when one PATTERN names nothing, 2 for a wrong pattern or setting, 3 when the service cannot be
     asked.
     """
-    answer = service(config, cache_dir).ask("pin", "POST", pattern=patterns)
+    answer = service(config, cache_dir).ask("contents/pin", "POST", pattern=patterns)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     for name in () if as_json else answer["names"]:

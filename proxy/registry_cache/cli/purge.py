@@ -38,7 +38,7 @@ def command(
     Exit codes: 0, 1 when nothing is cached that one PATTERN names, 2 for a wrong pattern or setting, 3 when the service
     cannot be asked.
     """
-    plan = service(config, cache_dir).ask("purge", "POST", pattern=patterns, apply="1" if yes else "0")
+    plan = service(config, cache_dir).ask("contents/purge", "POST", pattern=patterns, apply="1" if yes else "0")
     if as_json:
         click.echo(json.dumps(plan, indent=2))
     else:

@@ -215,7 +215,7 @@ def _pin(service: Service, images: list[dict[str, Any]]) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     names = [image["name"] for image in images if image["status"] in ("here", "warmed")]
     for name in names:
-        answer = service.ask("pin", "POST", pattern=name)
+        answer = service.ask("contents/pin", "POST", pattern=name)
     if answer and answer["pinned_bytes"] > answer["max_size_bytes"] / 2:
         share = answer["pinned_bytes"] / answer["max_size_bytes"]
         say(f"Pins take {share:.0%} of MAX_SIZE: raise it, or unpin something.", err=True)

@@ -1,7 +1,8 @@
 """The admin interface: a Unix socket in the cache directory, for root and the service's own user. Never the pull port.
 
-``GET /about``, ``GET /stats``, ``GET /names``, ``POST /list|purge|pin|unpin``; all answers are JSON. The body says what
-is meant, as a form has it: ``pattern``, any number of times, and for purge ``apply=1``.
+``GET /about``, ``GET /stats``, ``GET /names``, ``POST /contents/list|purge|pin|unpin``; all answers are JSON. The body
+says what is meant, as a form has it: ``pattern``, any number of times, and for purge ``apply=1``. Until 0.2.0 the query
+said it: the paths are others, so that a command of another version hears so, and is not told of what it did not ask.
 """
 
 import asyncio
@@ -53,11 +54,11 @@ class Admin(web.Server):
         self._answers: dict[tuple[str, str], Callable[[web.BaseRequest], Awaitable[object]]] = {
             ("GET", "/about"): self._who,
             ("GET", "/stats"): self._stats,
-            ("POST", "/list"): self._list,
+            ("POST", "/contents/list"): self._list,
             ("GET", "/names"): self._names,
-            ("POST", "/purge"): self._purge,
-            ("POST", "/pin"): self._pin,
-            ("POST", "/unpin"): self._unpin,
+            ("POST", "/contents/purge"): self._purge,
+            ("POST", "/contents/pin"): self._pin,
+            ("POST", "/contents/unpin"): self._unpin,
         }
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
