@@ -150,7 +150,9 @@ def test_a_time_that_the_clock_has_yet_to_reach_has_no_age(program, monkeypatch)
     stats["upstream"] |= {"answered_at": 4e9}
     stats["upstream"]["rate_limit"] |= {"observed_at": 4e9}
     stats["next_evictions"][0]["last_use"] = 4e9
-    monkeypatch.setattr(Service, "ask", lambda _, command, **__: stats if command == "stats" else {"items": [item]})
+    monkeypatch.setattr(
+        Service, "ask", lambda _, command, *__, **___: stats if command == "stats" else {"items": [item]}
+    )
     told = program("stats")
     assert "answered" not in told
     assert "all back by" not in told
@@ -167,8 +169,8 @@ def test_what_the_service_says_through_a_template(program, monkeypatch, template
 @pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
 @pytest.mark.parametrize("command", [*ANSWERS, "stats"])
 def test_what_the_service_says(program, monkeypatch, command, as_json):
-    answers = ANSWERS | {"stats": figures()}
-    monkeypatch.setattr(Service, "ask", lambda _self, question, *_, **__: hostile(answers[question]))
+    answer = hostile((ANSWERS | {"stats": figures()})[command])
+    monkeypatch.setattr(Service, "ask", lambda *_, **__: answer)
     pattern = [] if command in ("stats", "list") else [HOSTILE]
     assert harmless(program(command, *pattern, *as_json))
 
@@ -356,8 +358,8 @@ def test_nobody_is_told_to_pin_a_pattern_with_a_tag(program, monkeypatch):
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_pin_of_what_is_not_cached_says_so(program, monkeypatch, cached):
     absent = [] if cached else ["nginx:9"]
-    answers = {"pin": ANSWERS["pin"] | {"names": ["nginx:9"], "not_cached": absent, "missing": []}}
-    monkeypatch.setattr(Service, "ask", lambda _self, question, *_, **__: answers[question])
+    answer = ANSWERS["pin"] | {"names": ["nginx:9"], "not_cached": absent, "missing": []}
+    monkeypatch.setattr(Service, "ask", lambda *_, **__: answer)
     assert ("not cached yet" in program("pin", "nginx:9")) is not cached
     assert json.loads(program("pin", "nginx:9", "--json").partition("registry-cache pin:")[0])["not_cached"] == (
         [] if cached else ["nginx:9"]
