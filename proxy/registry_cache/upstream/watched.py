@@ -55,7 +55,7 @@ class Breakers:
 
     @property
     def longest_limit(self) -> tuple[float, str]:
-        """For how long, in seconds, another origin than *own* wants to be left alone at most; and which one."""
+        """For how long, in seconds, another origin than upstream's own wants to be left alone at most; and which."""
         limits = ((gate.closed_for_seconds, origin) for origin, gate in self._gates.items())
         return max(limits, default=(0.0, ""))
 
